@@ -1,0 +1,93 @@
+"""
+What a component is, and which ones there are.
+
+A component is a folder of this package that has a ``component.py`` with a ``COMPONENT``.
+Its name is alike in the package, the section of the site file, ``twistd gridnet-<name>``, the
+deployment file, the test folder and the page in the docs.  Adding one adds a folder (and
+its line in the Twisted plugin file); nothing here changes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from attrs import field, frozen
+
+import gridnet
+
+
+def load_object(reference: str) -> Any:
+    """The object that *reference*, ``"package.module:name"``, stands for."""
+    module, _, name = reference.partition(":")
+    return getattr(import_module(module), name)
+
+
+@frozen
+class Command:
+    """A subcommand of the ``gridnet`` console script."""
+
+    name: str  #: as typed
+    summary: str  #: one line for ``gridnet --help``
+    main: str  #: ``"module:function"`` of a ``main(arguments: Sequence[str]) -> int``
+
+    def load(self) -> Callable[[Sequence[str]], int]:
+        """Import and return its ``main``."""
+        main: Callable[[Sequence[str]], int] = load_object(self.main)
+        return main
+
+
+@frozen
+class Component:
+    """How a site finds, configures and makes one component."""
+
+    name: str  #: one noun
+    summary: str  #: one line
+    config: type  #: attrs class of its section
+    #: ``"module:make_noun"``, called with (config, site), gives an IService; imported late so
+    #: that listing components stays cheap
+    factory: str
+    after: tuple[str, ...] = ()  #: components that are made, and so started, before it
+    #: ``"module:section"``, called with a :class:`gridnet.demo.plan.DemoPlan`, gives the section
+    #: of the demo site as plain TOML values; empty: the demo runs without it
+    demo: str = ""
+    commands: tuple[Command, ...] = field(default=())
+
+    def make(self, config: Any, site: Any) -> Any:
+        """Make its service (:class:`twisted.application.service.IService`) in *site*."""
+        return load_object(self.factory)(config, site)
+
+
+@cache
+def components() -> Mapping[str, Component]:
+    """All components by name, each after those that it names in ``after``."""
+    found: dict[str, Component] = {}
+    for module in pkgutil.iter_modules(gridnet.__path__):
+        name = f"gridnet.{module.name}.component"
+        if module.ispkg and importlib.util.find_spec(name) is not None:
+            component: Component = import_module(name).COMPONENT
+            found[component.name] = component
+    ordered: dict[str, Component] = {}
+
+    def place(name: str, path: tuple[str, ...] = ()) -> None:
+        if name in path:
+            raise RuntimeError(f"components wait for each other: {' -> '.join((*path, name))}")
+        if name in found and name not in ordered:
+            for earlier in found[name].after:
+                place(earlier, (*path, name))
+            ordered[name] = found[name]
+
+    for name in sorted(found):
+        place(name)
+    return ordered
+
+
+def config_classes() -> Mapping[str, type]:
+    """Component name -> class of its section of the site file."""
+    return {name: component.config for name, component in components().items()}
+
+

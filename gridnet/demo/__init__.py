@@ -1,0 +1,1 @@
+"""The demo site: everything on loopback with embedded defaults, and something to find."""

@@ -1,0 +1,75 @@
+"""The error taxonomy: every error that gridnet raises on purpose derives from GridnetError."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from attrs import frozen
+
+
+class GridnetError(Exception):
+    """Base of all errors that gridnet raises on purpose."""
+
+
+@frozen
+class Fault:
+    """One thing that is wrong with what a person wrote, and where it stands."""
+
+    where: str  #: a key (``firewall.ticket_ttl_seconds``) or a place (``servrc.cfg:12:5``)
+    what: str  #: what was found and what was expected
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" if self.where else self.what
+
+
+class ConfigError(GridnetError):
+    """
+    A configuration cannot be used.  All faults of one file set are reported together.
+
+    Raised before anything starts, or at a reload, which then leaves the running
+    configuration in force.  Printed one fault a line.
+
+    :ivar faults: what is wrong, in reading order; never empty.
+    """
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        self.faults: Sequence[Fault] = tuple(faults)
+        super().__init__("\n".join(map(str, self.faults)))
+
+
+class TableError(GridnetError):
+    """The service table cannot take or give what was asked for."""
+
+
+class DescriptorError(TableError):
+    """
+    A server descriptor does not follow the grammar.
+
+    A peer that sends one sees its header ignored, as the released clients do.
+    """
+
+
+class TicketError(GridnetError):
+    """A relay ticket cannot be issued or redeemed."""
+
+
+class JobError(GridnetError):
+    """A job, job event or job query is refused; the component's page names the codes."""
+
+
+class ProtocolError(GridnetError):
+    """Octets or calls that the protocol does not allow; never raised itself, only its children."""
+
+
+class LocalProtocolError(ProtocolError):
+    """Our caller's mistake: the peer sees nothing."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """
+    The peer's mistake: it loses its request or connection, nobody else does.
+
+    :cvar http_status: status of the reply when the peer speaks HTTP.
+    """
+
+    http_status: int = 400

@@ -1,0 +1,1 @@
+"""The daemon that fills the service table."""

@@ -1,0 +1,57 @@
+"""A stream listener as a service that says where it listens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.application.internet import StreamServerEndpointService
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import (
+    IAddress,
+    IListeningPort,
+    IProtocolFactory,
+    IStreamServerEndpoint,
+)
+from twisted.python.failure import Failure
+
+
+class Listener(StreamServerEndpointService):
+    """
+    Listens at one endpoint while it runs.
+
+    An address that cannot be bound ends the start of the process (as with
+    :func:`twisted.application.strports.service`) instead of just being logged.
+
+    :ivar listening: fires with the port's address once it is bound.
+    """
+
+    listening: Deferred[IAddress]
+
+    def __init__(self, endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> None:
+        super().__init__(endpoint, factory)
+        self._raiseSynchronously = True
+        self.listening = Deferred()
+
+    def privilegedStartService(self) -> None:
+        """Bind (called by Twisted, possibly before privileges are shed)."""
+        super().privilegedStartService()
+        waiting = self._waitingForPort
+
+        def bound(port: Any) -> Any:
+            if not self.listening.called:
+                self.listening.callback(IListeningPort(port).getHost())
+            return port
+
+        def failed(failure: Failure) -> Failure:
+            if not self.listening.called:
+                self.listening.errback(failure)
+            return failure
+
+        if waiting is not None:
+            waiting.addCallbacks(bound, failed)
+
+
+def listener(endpoint: str, factory: IProtocolFactory, reactor: Any) -> Listener:
+    """A :class:`Listener` at the endpoint string *endpoint* (``tcp:8080``, ``unix:/run/x``)."""
+    return Listener(serverFromString(reactor, endpoint), factory)

@@ -1,0 +1,1 @@
+"""The status listener: pages for people, JSON and metrics for programs."""

@@ -1,0 +1,14 @@
+"""The commands that gridnet adds to twistd.  Every twistd run loads this file: keep it light."""
+
+from twisted.application.service import ServiceMaker
+
+site = ServiceMaker("gridnet", "gridnet.tap", "A whole gridnet site.", "gridnet")
+status = ServiceMaker(
+    "gridnet status", "gridnet.status.tap", "Status listener of a gridnet site.", "gridnet-status"
+)
+lbsmd = ServiceMaker(
+    "gridnet lbsmd", "gridnet.lbsmd.tap", "Daemon that fills the service table.", "gridnet-lbsmd"
+)
+dispatch = ServiceMaker(
+    "gridnet dispatch", "gridnet.dispatch.tap", "HTTP dispatcher.", "gridnet-dispatch"
+)
