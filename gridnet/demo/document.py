@@ -1,0 +1,24 @@
+"""The site file of the demo, made from what each component says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gridnet.component import components, load_object
+from gridnet.demo.plan import DemoPlan
+
+
+def demo_document(plan: DemoPlan) -> Mapping[str, Mapping[str, Any]]:
+    """Section -> plain TOML values, every component that has a demo included."""
+    document: dict[str, Mapping[str, Any]] = {
+        "site": {
+            "name": "gridnet demo",
+            "state_dir": str(plan.directory / "state"),
+            "address": "127.0.0.1",
+        }
+    }
+    for name, component in components().items():
+        if component.demo:
+            document[name] = load_object(component.demo)(plan)
+    return document

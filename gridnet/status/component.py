@@ -1,0 +1,12 @@
+"""The status listener as a component."""
+
+from gridnet.component import Component
+from gridnet.status.config import StatusConfig
+
+COMPONENT = Component(
+    name="status",
+    summary="status pages, metrics and health check",
+    config=StatusConfig,
+    factory="gridnet.status.service:make_status",
+    demo="gridnet.status.demo:section",
+)
