@@ -182,7 +182,15 @@ def site(toml: str, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
     """``twistd gridnet`` with the site file *toml*, in *directory*; log in ``twistd.log``."""
     path = directory / "site.toml"
     path.write_text(toml)
-    twistd = [sys.executable, "-m", "twisted", "--log-level=warn", "gridnet", "--config", path]
+    twistd: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "twisted",
+        "--log-level=warn",
+        "gridnet",
+        "--config",
+        path,
+    ]
     with open(directory / "twistd.log", "wb") as log:
         with running(twistd, cwd=directory, output=log) as process:
             yield process

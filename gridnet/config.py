@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import attrs
 import cattrs
 from attrs import Attribute, Factory, field, frozen
 from cattrs.errors import (
@@ -70,8 +71,8 @@ def _flatten(error: BaseException, where: str) -> Iterator[Fault]:
     elif isinstance(error, KeyError):
         yield Fault(where, "missing; a value is required")
     elif isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _flatten(inner, where)
+        for each in error.exceptions:
+            yield from _flatten(each, where)
     else:
         yield Fault(where, str(error))
 
@@ -84,9 +85,32 @@ def structure(config_class: type[T], values: Mapping[str, object], section: str)
     :raises ConfigError: with every fault found.
     """
     try:
-        return _CONVERTER.structure(dict(values), config_class)
+        # attrs stops at the first validator that objects; here every objection is wanted.
+        with attrs.validators.disabled():
+            made = _CONVERTER.structure(dict(values), config_class)
     except (BaseExceptionGroup, TypeError, ValueError, KeyError) as error:
         raise ConfigError(_flatten(error, section)) from None
+    faults = list(_objections(made, section))
+    if faults:
+        raise ConfigError(faults)
+    return made
+
+
+def _objections(made: object, where: str) -> Iterator[Fault]:
+    """What the validators of *made* and of the attrs values inside it object to."""
+    if isinstance(made, (tuple, list)):
+        for index, item in enumerate(made):
+            yield from _objections(item, f"{where}[{index}]")
+    elif attrs.has(type(made)):
+        for attribute in attrs.fields(cast(Any, type(made))):
+            value = getattr(made, attribute.name)
+            key = f"{where}.{attribute.name}"
+            if attribute.validator is not None:
+                try:
+                    attribute.validator(made, attribute, value)
+                except (TypeError, ValueError) as error:
+                    yield Fault(key, str(error.args[0] if error.args else error))
+            yield from _objections(value, key)
 
 
 def at_least(minimum: float) -> Callable[[object, Attribute[Any], Any], None]:

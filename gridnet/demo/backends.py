@@ -6,7 +6,7 @@ import shutil
 from typing import Any, cast
 
 from twisted.application.service import MultiService
-from twisted.internet.error import ProcessDone
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IProcessTransport,
@@ -26,6 +26,8 @@ from gridnet.listener import listener
 
 #: Connections that one demo service holds at once.
 MAX_CONNECTIONS = 256
+
+_DONE = Failure(ConnectionDone())
 
 ECHO_OFFSET, FILTER_OFFSET, HTTP_OFFSET = 20, 21, 22
 
@@ -72,7 +74,7 @@ class _Counted(Protocol):
         """Called by Twisted."""
         self.factory.open += 1
 
-    def connectionLost(self, reason: Failure = ProcessDone(0)) -> None:  # type: ignore[assignment]
+    def connectionLost(self, reason: Failure = _DONE) -> None:
         """Called by Twisted."""
         self.factory.open -= 1
 
@@ -84,8 +86,8 @@ class Echo(_Counted):
     def connectionMade(self) -> None:
         """Called by Twisted; a peer that does not read makes us stop reading."""
         super().connectionMade()
-        transport = cast(ITCPTransport, self.transport)
-        transport.registerProducer(transport, True)  # type: ignore[arg-type]
+        transport = cast(Any, self.transport)
+        transport.registerProducer(transport, True)
 
     def dataReceived(self, data: bytes) -> None:
         """Called by Twisted."""
@@ -93,7 +95,7 @@ class Echo(_Counted):
 
     def readConnectionLost(self) -> None:
         """Called by Twisted: the peer has finished."""
-        transport = cast(ITCPTransport, self.transport)
+        transport = cast(Any, self.transport)
         transport.unregisterProducer()
         transport.loseConnection()
 
@@ -137,7 +139,7 @@ class Filter(_Counted):
     def writeConnectionLost(self) -> None:
         """Called by Twisted."""
 
-    def connectionLost(self, reason: Failure = ProcessDone(0)) -> None:  # type: ignore[assignment]
+    def connectionLost(self, reason: Failure = _DONE) -> None:
         """Called by Twisted."""
         super().connectionLost(reason)
         self._process.loseConnection()
@@ -165,8 +167,7 @@ class Bounce(Resource):
     def render_POST(self, request: Request) -> bytes:
         """Called by twisted.web."""
         request.setHeader(b"Content-Type", b"x-ncbi-data/x-unknown")
-        body: bytes = request.content.read()
-        return body
+        return request.content.read() if request.content is not None else b""
 
     render_GET = render_POST
 

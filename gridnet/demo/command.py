@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import tomli_w
 from twisted.application.service import MultiService
@@ -90,7 +90,9 @@ def main(arguments: Sequence[str]) -> int:
     path = directory / "site.toml"
     path.write_text(tomli_w.dumps(demo_document(plan)))
     log_file = LogFile("gridnet.log", str(directory), rotateLength=LOG_OCTETS, maxRotatedFiles=3)
-    globalLogBeginner.beginLoggingTo([textFileLogObserver(log_file)], redirectStandardIO=False)
+    globalLogBeginner.beginLoggingTo(
+        [textFileLogObserver(cast(IO[Any], log_file))], redirectStandardIO=False
+    )
 
     # Imported here: importing it installs it.
     from twisted.internet import reactor

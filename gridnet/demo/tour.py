@@ -34,9 +34,7 @@ def tour(addresses: Mapping[str, Any], plan: DemoPlan, out: IO[str]) -> None:
         reply.read()
         found = [v for k, v in reply.getheaders() if k.lower().startswith("server-info-")]
         print(f"who serves {service}?  {reply.status} {found}", file=out)
-        connection.request(
-            "POST", target, body=payload, headers={"Client-Mode": "STATELESS_ONLY"}
-        )
+        connection.request("POST", target, body=payload, headers={"Client-Mode": "STATELESS_ONLY"})
         reply = connection.getresponse()
         print(f"{service}({payload!r}) -> {reply.status} {reply.read()!r}", file=out)
         connection.close()

@@ -1,0 +1,1 @@
+"""Tests of what all components share: configuration, composition, commands."""

@@ -1,0 +1,143 @@
+"""Components are found, ordered, and reachable through twistd and the console script."""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+from twisted.application.service import IServiceMaker, MultiService
+from twisted.internet.testing import MemoryReactorClock
+from twisted.plugin import getPlugins
+from twisted.python import usage
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import Interface, implementer
+
+import gridnet
+from gridnet.cli import main
+from gridnet.component import components, load_object
+from gridnet.config import parse
+from gridnet.site import Site, make_site
+from gridnet.tap import Options
+
+ROOT = Path(gridnet.__file__).parent.parent
+
+
+class ComponentTests(SynchronousTestCase):
+    """One noun for each component, everywhere."""
+
+    def test_every_component_has_its_command_plugin(self) -> None:
+        """``twistd gridnet-<name>`` exists for each, ``twistd gridnet`` for all."""
+        names = {maker.tapname for maker in getPlugins(IServiceMaker)}
+        self.assertLessEqual(
+            {"gridnet", *(f"gridnet-{name}" for name in components())},
+            names,
+        )
+
+    def test_every_component_has_a_deployment_file(self) -> None:
+        """``tac/<name>.tac`` beside its ``<name>.toml``, which reads without fault."""
+        classes = {name: component.config for name, component in components().items()}
+        for name in ("site", *components()):
+            toml = ROOT / "tac" / f"{name}.toml"
+            self.assertTrue((ROOT / "tac" / f"{name}.tac").is_file(), name)
+            parse(toml.read_text(), classes, toml.parent, str(toml))
+
+    def test_factories_demos_and_commands_can_be_loaded(self) -> None:
+        """What a component only names exists."""
+        for component in components().values():
+            self.assertTrue(callable(load_object(component.factory)))
+            if component.demo:
+                self.assertTrue(callable(load_object(component.demo)))
+            for command in component.commands:
+                self.assertTrue(callable(command.load()))
+
+    def test_components_come_after_those_they_need(self) -> None:
+        """``after`` orders the composition."""
+        order = list(components())
+        for name, component in components().items():
+            for earlier in component.after:
+                if earlier in order:
+                    self.assertLess(order.index(earlier), order.index(name))
+
+
+class IGreeter(Interface):
+    """Something to offer."""
+
+
+@implementer(IGreeter)
+class Greeter:
+    """Offers it."""
+
+
+class SiteTests(SynchronousTestCase):
+    """What components share."""
+
+    def make(self, text: str = "") -> tuple[Site, MultiService]:
+        """A site of *text* on a memory reactor."""
+        classes = {name: component.config for name, component in components().items()}
+        config = parse(text, classes, Path(self.mktemp()).absolute())
+        return make_site(config, MemoryReactorClock())
+
+    def test_an_offer_is_found_by_its_interface(self) -> None:
+        """Nothing is found before, the offer after."""
+        site, _ = self.make()
+        self.assertIsNone(site.find(IGreeter))
+        greeter = Greeter()
+        site.provide(IGreeter, greeter)
+        self.assertIs(site.find(IGreeter), greeter)
+        self.assertEqual(list(site.offers(IGreeter)), [("", greeter)])
+
+    def test_only_configured_components_run(self) -> None:
+        """A section makes its component; there is no other way."""
+        _, service = self.make("[status]\nlisten = 'tcp:1'")
+        self.assertEqual(list(service.namedServices), ["status"])
+
+    def test_the_state_directory_is_closed_to_others(self) -> None:
+        """Keys live there."""
+        site, _ = self.make()
+        self.assertEqual(site.state_dir.stat().st_mode & 0o777, 0o700)
+
+
+class OptionsTests(SynchronousTestCase):
+    """``twistd gridnet``'s one flag."""
+
+    def test_the_site_file_is_required(self) -> None:
+        """Without it: a usage error, not a traceback."""
+        self.assertRaises(usage.UsageError, Options().parseOptions, [])
+
+    def test_a_faulty_site_file_is_a_usage_error(self) -> None:
+        """One line a fault."""
+        path = Path(self.mktemp())
+        path.write_text("[nonsense]\n[site]\nname = 1\n")
+        error = self.assertRaises(usage.UsageError, Options().parseOptions, ["-c", str(path)])
+        self.assertEqual(len(str(error).splitlines()), 2)
+
+
+class ConsoleScriptTests(SynchronousTestCase):
+    """``gridnet`` without a component's help."""
+
+    def call(self, *words: str) -> tuple[int, str, str]:
+        """Exit status, standard output, standard error of one call."""
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            status = main(words)
+        return status, out.getvalue(), err.getvalue()
+
+    def test_help_lists_every_command(self) -> None:
+        """On standard output, status 0."""
+        status, out, _ = self.call("--help")
+        self.assertEqual(status, 0)
+        for component in components().values():
+            for command in component.commands:
+                self.assertIn(command.name, out)
+        self.assertIn("demo", out)
+
+    def test_an_unknown_command_is_refused(self) -> None:
+        """Status 2 and the list of commands on standard error."""
+        status, out, err = self.call("dance")
+        self.assertEqual((status, out), (2, ""))
+        self.assertIn("no command 'dance'", err)
+
+    def test_the_version_is_the_packages(self) -> None:
+        """One line."""
+        self.assertEqual(self.call("--version"), (0, gridnet.__version__ + "\n", ""))

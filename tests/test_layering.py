@@ -1,0 +1,126 @@
+"""The pure core imports no Twisted, no sockets, no logging; components keep to themselves."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+import gridnet
+
+PACKAGE = Path(gridnet.__file__).parent
+
+#: Files that are pure although they stand beside protocols: every file here must import without
+#: Twisted.  A folder stands for all its files.
+PURE = (
+    "__init__.py",
+    "errors.py",
+    "config.py",
+    "component.py",
+    "interfaces.py",
+    "table/__init__.py",
+    "table/server_info.py",
+    "table/model.py",
+    "table/selection.py",
+    "table/affinity.py",
+    "table/address_range.py",
+    "table/way_in.py",
+    "dispatch/wire.py",
+    "dispatch/model.py",
+)
+
+#: Modules that pure code has no business with.
+IMPURE = ("twisted", "socket", "logging", "asyncio")
+
+#: What a component may import of another: its configuration or value types would be a smell,
+#: so nothing but the shared parts.
+SHARED = {
+    "cli",
+    "component",
+    "config",
+    "demo",
+    "errors",
+    "http",
+    "interfaces",
+    "listener",
+    "site",
+    "status",
+    "table",
+    "tap",
+    "testing",
+}
+
+
+def _modules() -> list[str]:
+    names = []
+    for entry in PURE:
+        path = PACKAGE / entry
+        files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        for file in files:
+            parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+            names.append(".".join(p for p in parts if p != "__init__"))
+    return names
+
+
+class PureCoreTests(SynchronousTestCase):
+    """The core can be used, and tested, without a reactor."""
+
+    def test_pure_modules_import_without_twisted(self) -> None:
+        """Each pure module is imported in one fresh interpreter; Twisted never turns up."""
+        script = (
+            "import sys, importlib\n"
+            f"for name in {_modules()!r}:\n"
+            "    importlib.import_module(name)\n"
+            "    if any(m == 'twisted' or m.startswith('twisted.') for m in sys.modules):\n"
+            "        sys.exit(name + ' imports twisted')\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+
+    def test_pure_modules_import_nothing_impure_themselves(self) -> None:
+        """No pure file names a socket, logging or event-loop module."""
+        for entry in PURE:
+            path = PACKAGE / entry
+            for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+                for name in _imports(file):
+                    self.assertNotIn(name.split(".")[0], IMPURE, f"{file}: {name}")
+
+
+class ComponentBoundaryTests(SynchronousTestCase):
+    """Components meet in the shared parts, never in each other's files."""
+
+    def test_components_import_no_other_component(self) -> None:
+        """An import from one component's folder into another's is named here."""
+        found = []
+        for component in sorted(p.parent for p in PACKAGE.glob("*/component.py")):
+            for file in sorted(component.rglob("*.py")):
+                for name in _imports(file):
+                    parts = name.split(".")
+                    if (
+                        parts[0] == "gridnet"
+                        and len(parts) > 1
+                        and parts[1] not in SHARED
+                        and parts[1] != component.name
+                    ):
+                        found.append(f"{file.relative_to(PACKAGE)} imports {name}")
+        self.assertEqual(found, [])
+
+
+def _imports(file: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names.append(node.module)
+    return names
