@@ -1,0 +1,157 @@
+"""The demo site as its user meets it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from gridnet.demo.command import main
+from gridnet.demo.plan import DemoPlan
+from tests.integration.demo_process import ROOT, DemoProcess, free_block
+
+
+class PlanTests(SynchronousTestCase):
+    """Ports of the demo."""
+
+    def test_the_ports_after_the_dispatchers_stay_free(self) -> None:
+        """Whoever watches the demo may take them."""
+        plan = DemoPlan(Path("d"), 20000, Path("s"), sys.executable)
+        self.assertEqual(plan.port(0), 20000)
+        self.assertEqual(plan.port(99), 20099)
+        for offset in (1, 9, 100, -1):
+            self.assertRaises(ValueError, plan.port, offset)
+
+
+class CommandLineTests(SynchronousTestCase):
+    """Words that the demo cannot use."""
+
+    def test_bad_words_end_with_usage(self) -> None:
+        """Status 2, nothing started."""
+        for words in (
+            [],
+            ["--dir", "x", "--port-base", "0"],
+            ["--dir", "x", "--port-base", "65500"],
+            ["--dir", "x", "--port-base", "20000", "--firewall-ports", "9-1"],
+            ["--dir", "x", "--port-base", "20000", "--firewall-ports", "a-b"],
+        ):
+            done = subprocess.run(
+                [sys.executable, "-m", "gridnet.cli", "demo", *words],
+                env={"PYTHONPATH": str(ROOT)},
+                capture_output=True,
+                check=False,
+            )
+            self.assertEqual(done.returncode, 2, words)
+            self.assertIn(b"usage: gridnet demo", done.stderr)
+        self.assertTrue(callable(main))
+
+
+class DemoSiteTests(SynchronousTestCase):
+    """One demo site, started once for all of these."""
+
+    demo: DemoProcess
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.demo = DemoProcess(free_block())
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        cls.demo.kill()
+
+    def ask(self, path: str, method: str = "GET", **headers: str) -> http.client.HTTPResponse:
+        """The dispatcher's reply; its body is read."""
+        address = urlsplit(self.demo.ready["dispatch"]["http"])
+        connection = http.client.HTTPConnection("127.0.0.1", address.port, timeout=20)
+        self.addCleanup(connection.close)
+        body = headers.pop("body", None)
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, body=body, headers=names)
+        return connection.getresponse()
+
+    def test_the_dispatcher_has_the_first_port_for_both_schemes(self) -> None:
+        """Plain and TLS on one port."""
+        base = self.demo.base
+        addresses = self.demo.ready["dispatch"]
+        self.assertEqual(addresses["http"], f"http://127.0.0.1:{base}")
+        self.assertEqual(addresses["https"], f"https://127.0.0.1:{base}")
+
+    def test_each_service_is_found(self) -> None:
+        """A look-up names a server on the demo's own ports."""
+        for service in ("Echo", "Upper", "Hello", "Bounce"):
+            reply = self.ask(
+                f"/Service/dispd.cgi?service={service}", Dispatch_Mode="INFORMATION_ONLY"
+            )
+            reply.read()
+            self.assertEqual(reply.status, 200, service)
+            self.assertIn("127.0.0.1:", reply.headers["Server-Info-1"])
+
+    def test_each_service_does_its_work_through_the_relay(self) -> None:
+        """Echo echoes, the filter filters, the HTTP program answers."""
+        for service, sent, expected in (
+            ("Echo", "hello", b"hello"),
+            ("Upper", "shout", b"SHOUT"),
+            ("Bounce", "back", b"back"),
+        ):
+            reply = self.ask(
+                f"/Service/dispd.cgi?service={service}",
+                "POST",
+                body=sent,
+                Client_Mode="STATELESS_ONLY",
+            )
+            self.assertEqual((reply.status, reply.read()), (200, expected), service)
+
+    def test_the_status_listener_shows_the_services(self) -> None:
+        """HTML for people, JSON for programs, metrics, health."""
+        address = urlsplit(self.demo.ready["status"])
+        for path, part in (
+            ("/status", b"Bounce"),
+            ("/status.json", b'"service": "Echo"'),
+            ("/metrics", b"# TYPE"),
+            ("/healthz", b"ok"),
+        ):
+            connection = http.client.HTTPConnection("127.0.0.1", address.port, timeout=20)
+            connection.request("GET", path)
+            reply = connection.getresponse()
+            body = reply.read()
+            connection.close()
+            self.assertEqual(reply.status, 200, path)
+            self.assertIn(part, body, path)
+
+
+class StoppingTests(SynchronousTestCase):
+    """Signals end the demo."""
+
+    def test_sigterm_and_sigint_end_it_cleanly_and_soon(self) -> None:
+        """Status 0, and within the 5 s that it promises; nothing more on standard output."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            demo = DemoProcess(free_block())
+            status, seconds = demo.stop(number)
+            self.assertEqual(status, 0)
+            self.assertLess(seconds, 5.0)
+
+    def test_a_port_in_use_ends_it_with_a_message(self) -> None:
+        """Status 1; no line of JSON."""
+        first = DemoProcess(free_block())
+        self.addCleanup(first.kill)
+        error = self.assertRaises(AssertionError, DemoProcess, first.base)
+        self.assertIn("in use", str(error))
+
+    def test_it_serves_the_definitions_it_is_given(self) -> None:
+        """``--servrc`` takes the place of its own."""
+        path = Path(self.mktemp()).absolute()
+        path.write_text("Mine [0] STANDALONE 127.0.0.1:9 L=no\n")
+        demo = DemoProcess(free_block(), ["--servrc", str(path)])
+        self.addCleanup(demo.kill)
+        address = urlsplit(demo.ready["status"])
+        connection = http.client.HTTPConnection("127.0.0.1", address.port, timeout=20)
+        self.addCleanup(connection.close)
+        connection.request("GET", "/status.json")
+        services = json.loads(connection.getresponse().read())["services"]
+        self.assertEqual([s["service"] for s in services], ["Mine"])
