@@ -40,3 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gridnet: no command {words[0]!r}\n{_usage()}", file=sys.stderr)
         return 2
     return command.load()(words[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

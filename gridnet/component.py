@@ -89,5 +89,3 @@ def components() -> Mapping[str, Component]:
 def config_classes() -> Mapping[str, type]:
     """Component name -> class of its section of the site file."""
     return {name: component.config for name, component in components().items()}
-
-
