@@ -270,9 +270,7 @@ def is_connection_point(token: str) -> bool:
     first = token[0]
     if first in ":[":
         return True
-    return not (
-        first in string.punctuation or "=" in token or token.lower() in LOAD_WORDS
-    )
+    return not (first in string.punctuation or "=" in token or token.lower() in LOAD_WORDS)
 
 
 #: Tag letters that a type does not take; ``H`` is judged once all tags are read.
