@@ -1,0 +1,1 @@
+"""The daemon's configuration language (docs/protocols/lbsmd-config.rst), a pure reader."""
