@@ -1,8 +1,8 @@
 """
 Argument affinity: which hosts want, bear or refuse a request by one of its arguments.
 
-A host publishes lines ``argument=tokens`` in its environment; a request carries an argument that may
-be missing, empty or set (docs/protocols/load-balancing.rst, Argument affinity).
+A host publishes lines ``argument=tokens`` in its environment; a request carries an argument that
+may be missing, empty or set (docs/protocols/load-balancing.rst, Argument affinity).
 """
 
 from __future__ import annotations

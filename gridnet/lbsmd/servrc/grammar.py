@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from attrs import evolve, frozen
 
@@ -320,9 +321,9 @@ _REFUSED = {
 }
 
 
-def _parse_flags(kind: ServerType, words: Sequence[tuple[str, int]]) -> dict[str, object]:
+def _parse_flags(kind: ServerType, words: Sequence[tuple[str, int]]) -> dict[str, Any]:
     """Attribute of :class:`Service` -> value, of each flag."""
-    flags: dict[str, object] = {}
+    flags: dict[str, Any] = {}
     seen: set[str] = set()
 
     def once(letter: str, at: int) -> None:
