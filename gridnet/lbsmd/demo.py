@@ -1,0 +1,16 @@
+"""The daemon in the demo site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gridnet.demo.plan import DemoPlan
+
+
+def section(plan: DemoPlan) -> Mapping[str, object]:
+    """``[lbsmd]`` of the demo; its file may be edited while the demo runs."""
+    return {
+        "servrc": str(plan.servrc),
+        "start_dir": str(plan.servrc.parent),
+        "poll_seconds": 0.5,
+    }

@@ -1,0 +1,5 @@
+"""``twistd gridnet-lbsmd``."""
+
+from gridnet.tap import component_tap
+
+Options, makeService = component_tap("lbsmd")
