@@ -22,6 +22,7 @@ from gridnet.table.server_info import KEYWORDS, ServerInfo, ServerType, parse_ad
 from gridnet.table.way_in import ConnectionPoint
 
 MAX_NAME_CHARACTERS = 255
+ANY_TYPE = ServerType(0)
 #: Clients below this revision read the older descriptor dialect only.
 MODERN_REVISION = 7
 
@@ -108,7 +109,7 @@ class DispatchRequest:
         ""  #: query for the service: what is left without ``service``, ``address``, ...
     )
     platform: str = ""  #: of the client
-    accepted: ServerType = ServerType(0)  #: wanted types; 0: any but DNS
+    accepted: ServerType = ANY_TYPE  #: wanted types; 0: any but DNS
     firewall_mode: bool = False
     #: None: not said; empty: regular ports only; else ports that the client can reach
     fallback_ports: frozenset[int] | None = None

@@ -510,7 +510,8 @@ def write_legacy(info: ServerInfo) -> str | None:
     if info.secure or info.interzone or info.vhost or ":" in info.host:
         return None
     words = _head(info)
-    words.append("Blast" if info.algorithm is Algorithm.BLAST else "Regular")
+    if info.algorithm is Algorithm.BLAST:  # Regular is what they take when nothing is said
+        words.append("Blast")
     if info.bonus:
         words.append(f"B={format_number(info.bonus, 2)}")
     if info.content_type:
