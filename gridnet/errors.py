@@ -46,7 +46,18 @@ class DescriptorError(TableError):
     A server descriptor does not follow the grammar.
 
     A peer that sends one sees its header ignored, as the released clients do.
+
+    :ivar what: what was found.
+    :ivar expected: what the grammar wants there; may be empty.
+    :ivar column: where in the text, from 1; 0: the text as a whole.
     """
+
+    def __init__(self, what: str, expected: str = "", column: int = 0) -> None:
+        self.what = what
+        self.expected = expected
+        self.column = column
+        text = f"{what}; expected {expected}" if expected else what
+        super().__init__(f"column {column}: {text}" if column else text)
 
 
 class TicketError(GridnetError):

@@ -86,6 +86,8 @@ def address_text(number: int, version: int) -> str:
         return quad(number)
     if number >> 32 == 0xFFFF:
         return quad(number & 0xFFFFFFFF)
+    if number >> 32 == 0 and number >> 16:
+        return f"::{quad(number)}"  # as inet_ntop writes the IPv4-compatible block
     return IPv6Address(number).compressed
 
 
