@@ -38,10 +38,10 @@ from gridnet.table.selection import (
     usable_band,
 )
 from gridnet.table.server_info import (
+    KEYWORDS,
     STANDBY_RATE,
     ServerInfo,
     ServerType,
-    type_name,
     write,
     write_legacy,
 )
@@ -463,7 +463,7 @@ def used_lines(entries: Iterable[Entry], until: int) -> bytes:
 def relay_path(entry: Entry) -> bytes:
     """``Relay-Path``: by whom the reply was made."""
     host = f"[{entry.info.host}]" if ":" in entry.info.host else entry.info.host
-    return header("Relay-Path", f"DISPD -> {type_name(entry.info.type)} {host}:{entry.info.port}")
+    return header("Relay-Path", f"DISPD -> {KEYWORDS[entry.info.type]} {host}:{entry.info.port}")
 
 
 __all__ = [

@@ -18,7 +18,7 @@ from attrs import field, frozen
 
 from gridnet.errors import RemoteProtocolError
 from gridnet.table.affinity import Affinity
-from gridnet.table.server_info import KEYWORDS, ServerInfo, ServerType, parse_advisory
+from gridnet.table.server_info import TYPES, ServerInfo, ServerType, parse_advisory
 from gridnet.table.way_in import ConnectionPoint
 
 MAX_NAME_CHARACTERS = 255
@@ -30,7 +30,8 @@ _NAME = re.compile(r"[A-Za-z0-9_.*?\[\]/!^-]+")
 _MASK_CHARACTERS = frozenset("*?[")
 _SKIP_HEADER = re.compile(r"skip-info-([0-9]{1,9})")
 _PREFERENCE = re.compile(
-    r"(?:\[?([0-9A-Fa-f.:]*?[0-9A-Fa-f.])\]?)?(?::([0-9]{1,5}))?[ \t]+(-?[0-9]+(?:\.[0-9]*)?)%?"
+    r"(?:\[([0-9A-Fa-f.:]+)\]|([0-9]+(?:\.[0-9]+){3}|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*))?"
+    r"(?::([0-9]{1,5}))?[ \t]+(-?[0-9]+(?:\.[0-9]*)?)%?"
 )
 _REVISION = re.compile(r"([0-9]{1,4})(?:\.[0-9]+)?")
 
@@ -170,7 +171,7 @@ def _accepted(value: str | None) -> tuple[ServerType, bool]:
         return ServerType(0), False
     types = ServerType(0)
     for word in value.upper().split():
-        types |= KEYWORDS.get(word, ServerType(0))
+        types |= TYPES.get(word, ServerType(0))
     firewall = bool(types & ServerType.FIREWALL)
     return types & ~ServerType.FIREWALL, firewall
 
@@ -184,14 +185,17 @@ def _ports(value: str | None) -> frozenset[int] | None:
 
 def _preference(value: str | None) -> Preference | None:
     match = _PREFERENCE.fullmatch(value) if value is not None else None
-    if match is None or (match[1] is None and match[2] is None):
+    if match is None:
         return None
-    percent = float(match[3])
-    port = int(match[2] or 0)
+    host = match[1] or match[2] or ""
+    percent = float(match[4])
+    port = int(match[3] or 0)
+    if not host and not port:
+        return None
     if port > 65535:
         return None
     share = -1.0 if percent < 0 or percent >= 100 else percent / 100
-    return Preference(match[1] or "", port, share)
+    return Preference(host, port, share)
 
 
 def _affinity(value: str | None) -> Affinity | None:
@@ -215,11 +219,11 @@ def _count(value: str | None) -> int | None:
 
 def _skip(value: str, named: bool) -> Skip | None:
     first, _, rest = value.partition(" ")
-    if named and first.upper() not in KEYWORDS:
+    if named and first.upper() not in TYPES:
         info = parse_advisory(rest.strip(" \t"))
         return None if info is None else Skip(info, first.lower())
     info = parse_advisory(value)
-    if info is None and rest and first.upper() not in KEYWORDS:
+    if info is None and rest and first.upper() not in TYPES:
         info = parse_advisory(rest.strip(" \t"))
         return None if info is None else Skip(info, first.lower())
     return None if info is None else Skip(info)
@@ -276,11 +280,13 @@ def parse_request(
     platform = next((value for name, value, _ in arguments if name == "platform"), "")
     revision = _REVISION.fullmatch(found.get("client-revision", ""))
     dispatching = kind is not Kind.BROWSER and kind is not Kind.NCBID
-    mode = found.get("connection-mode", "").upper()
-    if kind is Kind.NCBID and mode not in ("", "STATEFUL", "STATELESS"):
-        raise RemoteProtocolError(
-            f"Connection-Mode: expected STATEFUL or STATELESS, found {mode[:40]!r}"
-        )
+    mode = found.get("connection-mode", "STATELESS").upper()
+    if mode not in ConnectionMode.__members__:
+        if kind is Kind.NCBID:
+            raise RemoteProtocolError(
+                f"Connection-Mode: expected STATEFUL or STATELESS, found {mode[:40]!r}"
+            )
+        mode = "STATELESS"
     return DispatchRequest(
         kind=kind,
         service=service,
@@ -294,7 +300,7 @@ def parse_request(
         include_down=dispatch_mode in ("OK_DOWN", "PROMISCUOUS"),
         include_suppressed=dispatch_mode in ("OK_SUPPRESSED", "PROMISCUOUS"),
         stateless=client_mode == "STATELESS_ONLY",
-        connection_mode=ConnectionMode(mode or "STATELESS"),
+        connection_mode=ConnectionMode(mode),
         inform=dispatch_mode != "NO_INFORMATION",
         skips=tuple(skip for _, skip in numbered),
         last_skip=numbered[-1][1] if numbered else None,

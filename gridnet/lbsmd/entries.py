@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping
 from gridnet.errors import Fault
 from gridnet.lbsmd.servrc.configuration import Configuration, Placed
 from gridnet.lbsmd.servrc.grammar import Service
+from gridnet.table.address import canonical_address
 from gridnet.table.model import DEFAULT_TIME_SECONDS, Entry
 from gridnet.table.server_info import (
     ServerInfo,
     ServerType,
-    canonical_address,
     canonical_content_type,
+    default_port,
+    is_http,
 )
 
 
@@ -65,9 +67,9 @@ def _address(service: Service, address: str, resolved: Mapping[str, str | None])
 def _entry(service: Service, host: str, owner: str, zone: int) -> Entry:
     port = service.port or 0
     if not port and service.type is not ServerType.DNS:
-        port = 443 if service.secure and service.type & ServerType.HTTP else 80
+        port = default_port(service.type, service.secure and is_http(service.type))
     vhost = service.vhost
-    if not vhost and service.type & ServerType.HTTP and canonical_address(service.host) is None:
+    if not vhost and is_http(service.type) and canonical_address(service.host) is None:
         # As on the wire: a name with a dot doubles as the virtual host.
         vhost = service.host if "." in service.host else ""
     info = ServerInfo(
@@ -77,7 +79,7 @@ def _entry(service: Service, host: str, owner: str, zone: int) -> Entry:
         arguments=service.arguments or "",
         algorithm=service.algorithm,
         bonus=service.bonus,
-        content_type=canonical_content_type(service.content_type) if service.content_type else "",
+        content_type=canonical_content_type(service.content_type) or "",
         vhost=vhost,
         local=service.local,
         private=service.private,

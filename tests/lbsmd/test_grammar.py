@@ -34,7 +34,7 @@ from gridnet.lbsmd.servrc.grammar import (
 )
 from gridnet.lbsmd.servrc.lines import logical_lines
 from gridnet.lbsmd.servrc.zone import zone_bits
-from gridnet.table.server_info import type_name
+from gridnet.table.server_info import KEYWORDS
 from gridnet.table.visibility import in_zone
 from tests.hypothesis_profile import examples
 
@@ -98,7 +98,7 @@ def fields(value: Value) -> dict[str, Any]:
             "type": "NAMEHOLD",
             "host": bracketed(value.host),
             "port": value.port,
-            "holds": type_name(value.held_type),
+            "holds": KEYWORDS[value.held_type],
         }
         return {
             "kind": "service",
@@ -108,7 +108,7 @@ def fields(value: Value) -> dict[str, Any]:
             "launcher": None,
         }
     server = {
-        "type": type_name(value.type),
+        "type": KEYWORDS[value.type],
         "host": bracketed(value.host),
         "port": value.port,
         "args": value.arguments,

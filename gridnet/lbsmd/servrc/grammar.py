@@ -11,19 +11,20 @@ from attrs import evolve, frozen
 from gridnet.errors import DescriptorError
 from gridnet.lbsmd.servrc.check_list import Check, parse_checks
 from gridnet.lbsmd.servrc.fault import LineFault
+from gridnet.table.address import canonical_address
 from gridnet.table.server_info import (
+    ALGORITHM_WORDS,
     KEYWORDS,
-    LOAD_WORDS,
+    TYPES,
     Algorithm,
     ServerType,
-    canonical_address,
     clamp_bonus,
     clamp_rate,
     format_number,
     format_rate,
+    is_http,
     parse_number,
-    split_host_port,
-    type_name,
+    split_connection_point,
 )
 
 DEFAULT_RATE = 1000.0
@@ -101,7 +102,7 @@ class Service:
         words = [self.name]
         if self.checks:
             words.append(f"[{','.join(map(str, self.checks))}]")
-        words.append(type_name(self.type))
+        words.append(KEYWORDS[self.type])
         if self.host or self.port is not None:
             host = f"[{self.host}]" if ":" in self.host else self.host
             words.append(host + ("" if self.port is None else f":{self.port}"))
@@ -221,9 +222,9 @@ def _parse_service(text: str, start: int, mail_domain: str) -> Service | NameHol
         if bar:
             raise LineFault(at + len(descriptor), "NAMEHOLD takes no launcher information")
         return _parse_namehold(match[1], tokens)
-    kind = KEYWORDS.get(keyword.upper())
+    kind = TYPES.get(keyword.upper())
     if kind is None or kind is ServerType.FIREWALL:
-        known = ", ".join([*(name for name in KEYWORDS if name != "FIREWALL"), NAMEHOLD])
+        known = ", ".join([*(name for name in TYPES if name != "FIREWALL"), NAMEHOLD])
         raise LineFault(where, f"{keyword[:40]!r}: expected one of {known}")
     server = _parse_server(match[1], kind, tokens[1:], checks, at + len(descriptor))
     command = launcher.strip(" \t")
@@ -240,20 +241,19 @@ def _parse_service(text: str, start: int, mail_domain: str) -> Service | NameHol
 
 def _is_point(token: str) -> bool:
     return token[0] in ":[" or (
-        token[0].isalnum() and "=" not in token and token.lower() not in LOAD_WORDS
+        token[0].isalnum() and "=" not in token and token.lower() not in ALGORITHM_WORDS
     )
 
 
 def _point(token: str, at: int) -> tuple[str, int | None]:
     """Host as written without brackets, port or None."""
     try:
-        host, port = split_host_port(token)
+        host, port = split_connection_point(token)
     except DescriptorError as error:
         raise LineFault(at, str(error)) from None
     if host and canonical_address(host) is None and _HOST.fullmatch(host) is None:
         raise LineFault(at, f"{token[:60]!r}: expected [host][:port]")
-    written = ":" in token and (token[0] in ":[" or token.count(":") == 1)
-    return host, port if written else None
+    return host, port
 
 
 def _parse_namehold(name: str, tokens: Sequence[tuple[str, int]]) -> NameHold:
@@ -265,7 +265,7 @@ def _parse_namehold(name: str, tokens: Sequence[tuple[str, int]]) -> NameHold:
         words = words[1:]
     if len(words) != 1:
         raise LineFault(tokens[0][1], "NAMEHOLD: expected [host][:port] and one server type")
-    kind = KEYWORDS.get(words[0][0].upper())
+    kind = TYPES.get(words[0][0].upper())
     if kind is None or kind is ServerType.FIREWALL:
         raise LineFault(words[0][1], f"{words[0][0][:40]!r}: expected a server type to hold")
     return NameHold(name, kind, host, port)
@@ -283,7 +283,7 @@ def _parse_server(
     if words and _is_point(words[0][0]):
         host, port = _point(*words.pop(0))
     arguments: str | None = None
-    web = bool(kind & ServerType.HTTP)
+    web = is_http(kind)
     if kind is ServerType.NCBID:
         arguments = ""
         if words:
@@ -292,9 +292,7 @@ def _parse_server(
     elif web:
         if not words or not words[0][0].startswith("/"):
             found = words[0] if words else ("the end", end)
-            raise LineFault(
-                found[1], f"{type_name(kind)}: expected a path, found {found[0][:40]!r}"
-            )
+            raise LineFault(found[1], f"{KEYWORDS[kind]}: expected a path, found {found[0][:40]!r}")
         arguments, at = words.pop(0)
         if arguments.endswith("?"):
             raise LineFault(at, f"{arguments[:40]!r}: the question mark has no parameters")
@@ -332,7 +330,7 @@ def _parse_flags(kind: ServerType, words: Sequence[tuple[str, int]]) -> dict[str
         seen.add(letter)
 
     for word, at in words:
-        load = LOAD_WORDS.get(word.lower())
+        load = ALGORITHM_WORDS.get(word.lower())
         if load is not None:
             once("A", at)
             flags["algorithm"] = load[0]
@@ -345,24 +343,24 @@ def _parse_flags(kind: ServerType, words: Sequence[tuple[str, int]]) -> dict[str
         if match is None or letter not in "ABCHLPRST$X":
             raise LineFault(at, f"{word[:40]!r}: expected a flag (such as R=1000 or L=no)")
         if letter in _REFUSED.get(kind, ""):
-            raise LineFault(at, f"flag {letter} does not go with {type_name(kind)}")
+            raise LineFault(at, f"flag {letter} does not go with {KEYWORDS[kind]}")
         once(letter, at)
         flags.update([_flag(letter, match[2], at)])
     return flags
 
 
 def _flag(letter: str, value: str, at: int) -> tuple[str, object]:
-    try:
-        if letter in _YES_NO:
-            if value.lower() not in ("yes", "no"):
-                raise LineFault(at, f"flag {letter}: expected yes or no, found {value[:40]!r}")
-            return _YES_NO[letter], value.lower() == "yes"
-        if letter == "R":
-            return "rate", max(0.0, clamp_rate(parse_number(value)))
+    if letter in _YES_NO:
+        if value.lower() not in ("yes", "no"):
+            raise LineFault(at, f"flag {letter}: expected yes or no, found {value[:40]!r}")
+        return _YES_NO[letter], value.lower() == "yes"
+    if letter in "RB":
+        number = parse_number(value)
+        if number is None:
+            raise LineFault(at, f"flag {letter}: expected a number, found {value[:40]!r}")
         if letter == "B":
-            return "bonus", clamp_bonus(parse_number(value))
-    except DescriptorError as error:
-        raise LineFault(at, f"flag {letter}: {error}") from None
+            return "bonus", clamp_bonus(number)
+        return "rate", max(0.0, clamp_rate(number))
     if letter == "A":
         if value not in ("B", "R"):
             raise LineFault(at, f"flag A: expected B or R, found {value[:40]!r}")

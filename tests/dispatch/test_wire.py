@@ -1,0 +1,283 @@
+"""Extension headers: what real clients send, and what anybody might."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from gridnet.dispatch.wire import (
+    ConnectionMode,
+    DispatchRequest,
+    Kind,
+    Preference,
+    connection_info,
+    failures,
+    header,
+    parse_request,
+)
+from gridnet.errors import RemoteProtocolError
+from gridnet.table.affinity import Affinity
+from gridnet.table.server_info import ServerType
+from gridnet.table.way_in import ConnectionPoint
+from tests.hypothesis_profile import examples
+
+CAPTURES = Path(__file__).parent.parent / "vectors" / "dispatch"
+
+
+def head_of(capture: bytes) -> tuple[str, bytes, list[tuple[bytes, bytes]]]:
+    """Method, target and headers of a captured request."""
+    head = capture.partition(b"\r\n\r\n")[0]
+    first, *lines = head.split(b"\r\n")
+    method, target, _ = first.split(b" ")
+    headers = [tuple(line.split(b": ", 1)) for line in lines]
+    return method.decode(), target, headers  # type: ignore[return-value]
+
+
+def read(name: str) -> DispatchRequest:
+    """The captured request *name*, parsed."""
+    return parse_request(*head_of((CAPTURES / f"{name}.http").read_bytes()))
+
+
+def ask(*headers: tuple[bytes, bytes], service: str = "x", method: str = "GET") -> DispatchRequest:
+    """A request for *service* with *headers*."""
+    return parse_request(method, f"/Service/dispd.cgi?service={service}".encode(), headers)
+
+
+#: Capture -> (kind, service).
+KINDS = {
+    "asn2gb-firewall-1": (Kind.INFO, "SeqFetch"),
+    "asn2gb-firewall-2": (Kind.RELAY, "SeqFetch"),
+    "blastn-remote": (Kind.INFO, "blast4"),
+    "idfetch": (Kind.INFO, "ID1"),
+    "idfetch-stateless": (Kind.RELAY, "ID1"),
+    "firewall.c-1": (Kind.INFO, "DemoStand"),
+    "firewall.c-2": (Kind.AUX, "DemoStand"),
+    "firewall.cxx-2": (Kind.AUX, "DemoStand"),
+    "firewall-ncbid.c": (Kind.AUX, "DemoFilter"),
+    "lookup.c": (Kind.INFO, "DemoStand"),
+    "lookup.cxx": (Kind.INFO, "DemoStand"),
+    "lookup-mask.c-1": (Kind.INFO, "DemoSta*"),
+    "lookup-ok-down.c": (Kind.LIST, "DemoStand"),
+    "lookup-ok-suppressed.c": (Kind.LIST, "DemoStand"),
+    "lookup-promiscuous.cxx": (Kind.LIST, "DemoStand"),
+    "lookup-reverse-dns.c": (Kind.REVERSE, "DemoStand"),
+    "ncbid-stateful.c-1": (Kind.NCBID, "DemoNcbid"),
+    "ncbid-stateless.c": (Kind.NCBID, "DemoNcbid"),
+    "relay-standalone.c": (Kind.RELAY, "DemoStand"),
+    "relay-standalone.cxx": (Kind.RELAY, "DemoStand"),
+    "relay-retry.cxx-3": (Kind.RELAY, "DemoFail"),
+    "try-stateless.c-1": (Kind.AUX, "DemoStand"),
+    "try-stateless.c-2": (Kind.RELAY, "DemoStand"),
+}
+
+
+class CaptureTests(SynchronousTestCase):
+    """What NCBI's own clients send."""
+
+    def test_every_capture_is_read(self) -> None:
+        """Each names its service; none of its skip entries is lost."""
+        paths = sorted(CAPTURES.glob("*.http"))
+        self.assertGreater(len(paths), 40)
+        for path in paths:
+            data = path.read_bytes()
+            request = parse_request(*head_of(data))
+            self.assertTrue(request.service, path.name)
+            self.assertEqual(len(request.skips), data.count(b"\r\nSkip-Info-"), path.name)
+            self.assertEqual(request.used is not None, b"\r\nUsed-Server-Info:" in data, path.name)
+            self.assertFalse(request.legacy and b"Client-Revision: 7" in data, path.name)
+
+    def test_kinds_and_names(self) -> None:
+        """The request types are told apart by their headers."""
+        for name, (kind, service) in KINDS.items():
+            request = read(name)
+            self.assertEqual((request.kind, request.service), (kind, service), name)
+
+    def test_the_order_of_headers_does_not_matter(self) -> None:
+        """It varies from one request of the same client to the next."""
+        chance = random.Random(7)
+        for path in sorted(CAPTURES.glob("*.http")):
+            method, target, headers = head_of(path.read_bytes())
+            wanted = parse_request(method, target, headers)
+            chance.shuffle(headers)
+            got = parse_request(method, target, headers)
+            for attribute in wanted.__attrs_attrs__:  # type: ignore[attr-defined]
+                self.assertEqual(
+                    getattr(got, attribute.name), getattr(wanted, attribute.name), path.name
+                )
+
+    def test_details_of_some(self) -> None:
+        """Preference, affinity, types, ports, counts, arguments as clients write them."""
+        self.assertEqual(read("lookup-affinity.cxx").affinity, Affinity("color", "red"))
+        self.assertTrue(read("lookup-external.c").external)
+        self.assertEqual(read("lookup-types.c").accepted, ServerType.HTTP)
+        self.assertTrue(read("lookup-stateless.c").stateless)
+        self.assertTrue(read("lookup-firewall.c-1").firewall_mode)
+        self.assertEqual(read("firewall-regular-ports.cxx").fallback_ports, frozenset())
+        self.assertEqual(read("firewall-fallback-ports.cxx").fallback_ports, {22, 443})
+        self.assertEqual(read("relay-arguments.cxx").arguments, "alpha=1&beta")
+        self.assertEqual(read("asn2gb-firewall-2").arguments, "1234")
+        self.assertIs(read("ncbid-stateful.c-1").connection_mode, ConnectionMode.STATEFUL)
+        self.assertIsNotNone(read("lookup-server-count.cxx").server_count)
+        self.assertIn("client-host", read("lookup-client-host.cxx").identity)
+        used = read("relay-standalone.c").used
+        assert used is not None
+        self.assertIs(used.type, ServerType.STANDALONE)
+
+
+class RequestTests(SynchronousTestCase):
+    """Cases beyond the captures."""
+
+    def test_a_request_without_a_service_is_refused(self) -> None:
+        """So is one whose service is no name."""
+        for target in (
+            b"/",
+            b"/x?address=y",
+            b"/x?service=",
+            b"/x?service=a%20b",
+            b"/x?service=%00",
+        ):
+            self.assertRaises(RemoteProtocolError, parse_request, "GET", target, [])
+        self.assertRaises(RemoteProtocolError, ask, service="a" * 256)
+
+    def test_plus_and_percent_are_decoded(self) -> None:
+        """Masks come that way."""
+        request = ask(service="bo*e%3F%5Ba-c%5D")
+        self.assertEqual((request.service, request.is_mask), ("bo*e?[a-c]", True))
+
+    def test_only_headers_make_a_dispatching_client(self) -> None:
+        """A browser has none; one is enough."""
+        self.assertIs(ask().kind, Kind.BROWSER)
+        self.assertIs(ask((b"Client-Revision", b"6.101")).kind, Kind.RELAY)
+        self.assertIs(ask((b"skip-info-9", b"x")).kind, Kind.RELAY)
+
+    def test_revisions_choose_the_dialect(self) -> None:
+        """Absent, unreadable and below 7 mean the older one."""
+        self.assertTrue(ask((b"Client-Revision", b"6.260")).legacy)
+        self.assertTrue(ask((b"Dispatch-Mode", b"INFORMATION_ONLY")).legacy)
+        self.assertTrue(ask((b"Client-Revision", b"seven")).legacy)
+        self.assertFalse(ask((b"Client-Revision", b"7.0")).legacy)
+        self.assertFalse(ask((b"Client-Revision", b"12.3")).legacy)
+
+    def test_unreadable_advice_is_passed_over(self) -> None:
+        """It never costs the client its answer."""
+        request = ask(
+            (b"Skip-Info-1", b"nonsense"),
+            (b"Skip-Info-x", b"STANDALONE 1.2.3.4:5"),
+            (b"Skip-Info-3", b"STANDALONE 1.2.3.4:5 L=no R=1 S=no T=1795309516"),
+            (b"Preference", b"much"),
+            (b"Affinity", b"=x"),
+            (b"Server-Count", b"-3"),
+            (b"Used-Server-Info", b"HTTPS 1.2.3.4:5"),
+            (b"NCBI-Firewall-Ports", b"x 99999999 80"),
+            (b"Client-Revision", b"7.0"),
+        )
+        self.assertEqual(len(request.skips), 1)
+        self.assertIsNone(request.preference)
+        self.assertIsNone(request.affinity)
+        self.assertIsNone(request.server_count)
+        self.assertIsNone(request.used)
+        self.assertEqual(request.fallback_ports, {80})
+
+    def test_skips_may_have_gaps_and_the_highest_is_the_last(self) -> None:
+        """Whatever their order in the head."""
+        request = ask(
+            (b"Skip-Info-30", b"STANDALONE 1.2.3.4:30"),
+            (b"Skip-Info-2", b"STANDALONE 1.2.3.4:2"),
+        )
+        assert request.last_skip is not None
+        self.assertEqual(request.last_skip.info.port, 30)
+
+    def test_old_clients_skip_text_is_understood(self) -> None:
+        """Bare load words and ``Q=`` included."""
+        request = ask(
+            (b"Skip-Info-1", b"STANDALONE 1.2.3.4:5 Regular B=0.00 L=no Q=yes R=1000.00 S=no T=30"),
+        )
+        self.assertEqual(request.skips[0].info.port, 5)
+
+    def test_preferences(self) -> None:
+        """Host, port, or both; a latch is below zero or a hundred percent."""
+        for text, wanted in (
+            (b"10.2.3.4:80 95.00%", Preference("10.2.3.4", 80, 0.95)),
+            (b"10.2.3.4 50.00%", Preference("10.2.3.4", 0, 0.5)),
+            (b":80 20%", Preference("", 80, 0.2)),
+            (b"10.2.3.4 -100.00%", Preference("10.2.3.4", 0, -1.0)),
+            (b"10.2.3.4 100.00%", Preference("10.2.3.4", 0, -1.0)),
+        ):
+            self.assertEqual(ask((b"Preference", text)).preference, wanted)
+
+    def test_affinity_without_and_with_empty_value(self) -> None:
+        """A bare name means that the argument is missing."""
+        self.assertEqual(ask((b"Affinity", b"db")).affinity, Affinity("db", None))
+        self.assertEqual(ask((b"Affinity", b"db=")).affinity, Affinity("db", ""))
+
+    def test_firewall_alone_means_any_type(self) -> None:
+        """In firewall mode; beside others they count."""
+        alone = ask((b"Accepted-Server-Types", b"FIREWALL"))
+        self.assertEqual((alone.accepted, alone.firewall_mode), (ServerType(0), True))
+        both = ask((b"Accepted-Server-Types", b"STANDALONE FIREWALL"))
+        self.assertEqual((both.accepted, both.firewall_mode), (ServerType.STANDALONE, True))
+
+    def test_an_absolute_target_is_its_path(self) -> None:
+        """As proxies send it."""
+        request = parse_request("GET", b"http://h:1/p.cgi?service=x&a=1", [])
+        self.assertEqual((request.path, request.arguments), ("/p.cgi", "a=1"))
+
+    @examples(10_000)
+    @given(
+        st.binary(max_size=60),
+        st.lists(
+            st.tuples(
+                st.sampled_from(
+                    [
+                        b"Skip-Info-1",
+                        b"Preference",
+                        b"Affinity",
+                        b"Client-Mode",
+                        b"Dispatch-Mode",
+                        b"Used-Server-Info",
+                        b"Server-Count",
+                        b"Client-Revision",
+                        b"Accepted-Server-Types",
+                        b"NCBI-Firewall-Ports",
+                        b"Connection-Mode",
+                    ]
+                ),
+                st.binary(max_size=60)
+                | st.sampled_from(
+                    [b"REVERSE_DNS", b"STATELESS_ONLY", b"FIREWALL :0 HTTP", b":1 5%"]
+                ),
+            ),
+            max_size=6,
+        ),
+    )
+    def test_any_head_gives_a_request_or_the_documented_error(
+        self, name: bytes, headers: list[tuple[bytes, bytes]]
+    ) -> None:
+        """Nothing else ever comes out."""
+        try:
+            parse_request("GET", b"/Service/dispd.cgi?service=" + name, headers)
+        except RemoteProtocolError:
+            return
+
+
+class ReplyTests(SynchronousTestCase):
+    """Lines that clients read."""
+
+    def test_connection_info(self) -> None:
+        """Eight upper-case digits; a dollar for TLS."""
+        self.assertEqual(
+            connection_info(ConnectionPoint("127.0.0.1", 5861, 0xAB)),
+            b"Connection-Info: 127.0.0.1 5861 000000AB\r\n",
+        )
+        self.assertTrue(
+            connection_info(ConnectionPoint("127.0.0.1", 1, 1, True)).endswith(b"00000001$\r\n")
+        )
+
+    def test_no_value_can_end_its_line(self) -> None:
+        """Line ends and other control characters become blanks."""
+        self.assertEqual(header("A", "b\r\nC: d\x00e"), b"A: b C: d e\r\n")
+        self.assertEqual(failures("x\ny").count(b"\n"), 1)
