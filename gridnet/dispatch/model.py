@@ -112,6 +112,11 @@ class Dispatcher:
         factory=OrderedDict, init=False
     )
 
+    @property
+    def cached(self) -> int:
+        """How many requests' candidates are ready now."""
+        return len(self._prepared)
+
     def asker(self, request: DispatchRequest, peer: str) -> Asker:
         """Who sent *request*: its headers are believed when *peer* is inside."""
         if not request.identity:
