@@ -225,9 +225,8 @@ class StandbyTests(ModelCase):
         orders = {tuple(text.split()[1][-1] for text in self.infos()) for _ in range(60)}
         self.assertEqual(orders, {("2", "1", "3"), ("2", "3", "1")})
 
-        self.put("STANDALONE 10.1.1.1:1", "STANDALONE 10.1.1.1:2 R=0")
-        self.put("STANDALONE 10.1.1.1:3 R=0.005")
 
+class ListTests(ModelCase):
     """Modes that show what is not usable too."""
 
     def setUp(self) -> None:
