@@ -1,0 +1,99 @@
+"""The status listener's pages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import Counter
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.http_headers import Headers
+from twisted.web.resource import Resource, getChildForRequest
+from twisted.web.server import NOT_DONE_YET
+from twisted.web.test.requesthelper import DummyRequest
+
+from gridnet.config import SiteConfig, SiteSection
+from gridnet.site import Site
+from gridnet.status.config import StatusConfig
+from gridnet.status.resource import make_root
+from gridnet.table.model import Entry, Host
+from gridnet.table.server_info import parse
+
+
+class PageTests(SynchronousTestCase):
+    """What each path gives."""
+
+    def setUp(self) -> None:
+        clock = Clock()
+        clock.advance(1_000_000)
+        directory = Path(self.mktemp()).absolute()
+        self.site = Site(SiteConfig(SiteSection(name="a <site>"), {}, directory), clock)
+        self.root = make_root(self.site, StatusConfig(max_rows=2))
+        self.site.table.put_host(Host("10.1.1.1", 397.62, environment=(("db", "<x>"),)))
+
+    def put(self, service: str, text: str, **more: Any) -> None:
+        """Put an entry of *text*."""
+        self.site.table.put(Entry(service, parse(text), **more))
+
+    def get(self, path: str) -> tuple[int, Headers, bytes]:
+        """Status, headers and body of a GET."""
+        request = DummyRequest([part.encode() for part in path.strip("/").split("/")])
+        body = getChildForRequest(self.root, request).render(request)
+        if body is not NOT_DONE_YET:
+            request.write(body)
+        return request.responseCode or 200, request.responseHeaders, b"".join(request.written)
+
+    def test_the_page_for_people_shows_services_and_escapes_what_it_shows(self) -> None:
+        """Names come from files that others write."""
+        self.put("svc", "HTTP 10.1.1.1:80 /<b>?x=1 R=1000")
+        _, headers, body = self.get("status")
+        self.assertEqual(headers.getRawHeaders("content-type"), ["text/html; charset=utf-8"])
+        self.assertIn(b"/&lt;b&gt;?x=1", body)
+        self.assertIn(b"a &lt;site&gt;", body)
+        self.assertIn(b"397.62", body)
+        self.assertNotIn(b"<b>?", body)
+
+    def test_the_page_for_people_is_bounded(self) -> None:
+        """The rest is in the JSON."""
+        for port in range(1, 6):
+            self.put("svc", f"STANDALONE 10.1.1.1:{port}")
+        self.assertEqual(self.get("status")[2].count(b"<td>STANDALONE</td>"), 2)
+        self.assertEqual(len(json.loads(self.get("status.json")[2])["services"]), 5)
+
+    def test_the_json_tells_ratings_times_and_facts(self) -> None:
+        """As the reference says."""
+        self.put("svc", "STANDALONE 10.1.1.1:1 R=500", penalty=50.0, expires_at=1_000_030.0)
+        self.site.status.facts["tank"] = lambda: {"litres": 3}
+        report = json.loads(self.get("status.json")[2])
+        (service,) = report["services"]
+        self.assertAlmostEqual(service["rating"], 397.62 / 4)
+        self.assertEqual((service["seconds_left"], service["penalty"]), (30.0, 50.0))
+        self.assertEqual(report["components"], {"tank": {"litres": 3}})
+        self.assertEqual(report["hosts"][0]["environment"], ["db=<x>"])
+
+    def test_health_names_what_is_not_well(self) -> None:
+        """200 and ok; or 503 and a line for each."""
+        self.assertEqual(self.get("healthz")[::2], (200, b"ok\n"))
+        self.site.status.checks["tank"] = lambda: "leaks"
+        self.assertEqual(self.get("healthz")[::2], (503, b"tank: leaks\n"))
+
+    def test_metrics_are_those_on_the_board(self) -> None:
+        """In Prometheus text."""
+        Counter("tanks", "Tanks seen.", registry=self.site.status.metrics).inc(3)
+        self.assertIn(b"tanks_total 3.0", self.get("metrics")[2])
+
+    def test_components_may_add_pages_at_any_time(self) -> None:
+        """And the page for people links them."""
+
+        class Pool(Resource):
+            isLeaf = True
+
+            def render_GET(self, request: DummyRequest) -> bytes:
+                return b"wet"
+
+        self.assertEqual(self.get("pool")[0], 404)
+        self.site.status.pages[b"pool"] = Pool()
+        self.assertEqual(self.get("pool")[::2], (200, b"wet"))
+        self.assertIn(b'href="/pool"', self.get("status")[2])
