@@ -30,6 +30,7 @@ from gridnet.table.selection import (
     LOCAL_BONUS_TABLE,
     Candidate,
     draw_order,
+    draw_plain,
     is_down,
     is_standby,
     is_suppressed,
@@ -91,6 +92,8 @@ class _Prepared:
     lines: tuple[bytes, ...]  #: text of each, to follow ``Server-Info-<n>: ``
     standby: bool
     listing: bool  #: give all, in order
+    weights: tuple[float, ...]  #: for a draw in which place does not count; empty: it does
+    service: bytes  #: the ``Service`` header line
 
 
 @frozen
@@ -148,7 +151,7 @@ class Dispatcher:
             chosen = self._draw(request, ready)
         if not chosen:
             return self._nothing(request)
-        lines = [header("Service", request.service)]
+        lines = [ready.service]
         lines += [b"Server-Info-%d: %b\r\n" % pair for pair in enumerate(chosen, 1)]
         return Answer(200, b"".join(lines))
 
@@ -168,6 +171,8 @@ class Dispatcher:
                 id(entry): line for entry, line in zip(ready.entries, ready.lines, strict=True)
             }
             return [place[id(entry)] for entry in order[:limit]]
+        if ready.weights:
+            return draw_plain(ready.lines, ready.weights, limit, self.chance)
         preference = request.preference
         return draw_order(
             ready.lines,
@@ -264,6 +269,9 @@ class Dispatcher:
                 # What is handed out counts down: prepare anew each second.
                 until = math.floor(now) + 1.0
         standby = bool(entries) and all(is_standby(entry) for entry in entries)
+        plain = request.preference is None and all(
+            c.status > 0 and (c.bonus >= 0 or not c.local_site) for c in candidates
+        )
         return _Prepared(
             self.table.serial,
             until,
@@ -272,6 +280,8 @@ class Dispatcher:
             tuple(lines),
             standby,
             listing,
+            tuple(candidate.status for candidate in candidates) if plain else (),
+            header("Service", request.service),
         )
 
     def _candidate(

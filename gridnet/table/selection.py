@@ -221,3 +221,31 @@ def draw_order(
             break
         order.append(left.pop(chosen)[0])
     return order
+
+
+def draw_plain(
+    items: Sequence[T], weights: Sequence[float], limit: int, chance: random.Random
+) -> list[T]:
+    """
+    :func:`draw_order` where neither place nor preference counts: shares are the weights.
+
+    That is nearly every look-up, and the shortest way to its answer.
+
+    :param weights: beside *items*, one each, all above 0.
+    """
+    left, rest = list(items), list(weights)
+    order: list[T] = []
+    uniform = chance.random
+    total = sum(rest)
+    while rest and len(order) < limit:
+        point = total * uniform()
+        index = 0
+        last = len(rest) - 1
+        while index < last:
+            point -= rest[index]
+            if point < 0:
+                break
+            index += 1
+        total -= rest.pop(index)
+        order.append(left.pop(index))
+    return order
