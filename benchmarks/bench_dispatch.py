@@ -126,7 +126,7 @@ def run(options: Options) -> Iterable[Figure]:
 
 def _figures(mode: str, loads: dict[str, list[Load]]) -> Iterable[Figure]:
     """Every pair of ours and a peer's."""
-    peers = [name for name in ("nginx", "etcd") if name in loads]
+    peers: list[str] = [name for name in ("nginx", "etcd") if name in loads]
     for ours in (name for name in loads if name.startswith("gridnet")):
         label = f"{mode}, {ours.removeprefix('gridnet, ')}"
         for name in peers or [""]:
