@@ -11,6 +11,7 @@ import math
 import random
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from attrs import evolve, field, frozen
 
@@ -24,13 +25,12 @@ from gridnet.dispatch.wire import (
     used_server_info,
 )
 from gridnet.table.address_range import AddressRanges, client_address
-from gridnet.table.affinity import best_class, fit
+from gridnet.table.affinity import Fit, best_class, fit
 from gridnet.table.model import DEFAULT_TIME_SECONDS, Entry, ServiceTable
 from gridnet.table.selection import (
     LOCAL_BONUS_TABLE,
     Candidate,
-    draw_order,
-    draw_plain,
+    Lottery,
     is_down,
     is_standby,
     is_suppressed,
@@ -47,6 +47,8 @@ from gridnet.table.server_info import (
     write_legacy,
 )
 from gridnet.table.visibility import in_zone, is_visible
+
+T = TypeVar("T")
 
 #: Entries of a reply when the client does not say how many it wants.
 DEFAULT_COUNT = 3
@@ -88,11 +90,10 @@ class _Prepared:
     serial: int
     until: float
     entries: tuple[Entry, ...]
-    candidates: tuple[Candidate, ...]
     lines: tuple[bytes, ...]  #: text of each, to follow ``Server-Info-<n>: ``
     standby: bool
     listing: bool  #: give all, in order
-    weights: tuple[float, ...]  #: for a draw in which place does not count; empty: it does
+    lottery: Lottery[bytes]  #: of the lines
     service: bytes  #: the ``Service`` header line
 
 
@@ -171,18 +172,7 @@ class Dispatcher:
                 id(entry): line for entry, line in zip(ready.entries, ready.lines, strict=True)
             }
             return [place[id(entry)] for entry in order[:limit]]
-        if ready.weights:
-            return draw_plain(ready.lines, ready.weights, limit, self.chance)
-        preference = request.preference
-        return draw_order(
-            ready.lines,
-            ready.candidates,
-            limit,
-            preference.share if preference is not None else 0.0,
-            LOCAL_BONUS_TABLE,
-            self.chance,
-            preference is not None,
-        )
+        return ready.lottery.draw(limit, self.chance)
 
     def _named(self, request: DispatchRequest) -> Sequence[Entry]:
         if request.is_mask:
@@ -225,6 +215,12 @@ class Dispatcher:
                 for entry, value in found
             ]
             found = best_class(fits)
+            if not request.include_suppressed:
+                # A regular server of any class but the last keeps standbys out, even where
+                # that leaves its own class out of the choice: the clients' rule.
+                borne = [entry for (entry, _), each in fits if each is not Fit.BAD]
+                kept = {id(entry) for entry in usable_band([e for e, _ in found], borne)}
+                found = [(entry, value) for entry, value in found if id(entry) in kept]
         return found
 
     def _environment(self, entry: Entry) -> Sequence[tuple[str, str]]:
@@ -269,20 +265,24 @@ class Dispatcher:
                 # What is handed out counts down: prepare anew each second.
                 until = math.floor(now) + 1.0
         standby = bool(entries) and all(is_standby(entry) for entry in entries)
-        plain = request.preference is None and all(
-            c.status > 0 and (c.bonus >= 0 or not c.local_site) for c in candidates
-        )
         return _Prepared(
             self.table.serial,
             until,
             tuple(entries),
-            tuple(candidates),
             tuple(lines),
             standby,
             listing,
-            tuple(candidate.status for candidate in candidates) if plain else (),
+            self._lottery(request, lines, candidates),
             header("Service", request.service),
         )
+
+    @staticmethod
+    def _lottery(
+        request: DispatchRequest, items: Sequence[T], candidates: Sequence[Candidate]
+    ) -> Lottery[T]:
+        preference = request.preference
+        share = preference.share if preference is not None else 0.0
+        return Lottery(items, candidates, share, LOCAL_BONUS_TABLE, preference is not None)
 
     def _candidate(
         self, request: DispatchRequest, asker: Asker, entry: Entry, value: float
@@ -376,21 +376,13 @@ class Dispatcher:
         if entries and all(is_standby(entry) for entry in entries):
             order = standby_order(entries, self.chance)
         else:
-            preference = request.preference
             kept = {id(entry) for entry in entries}
-            order = draw_order(
-                entries,
-                [
-                    self._candidate(request, asker, entry, value)
-                    for entry, value in usable
-                    if id(entry) in kept
-                ],
-                MAX_TRIES,
-                preference.share if preference is not None else 0.0,
-                LOCAL_BONUS_TABLE,
-                self.chance,
-                preference is not None,
-            )
+            candidates = [
+                self._candidate(request, asker, entry, value)
+                for entry, value in usable
+                if id(entry) in kept
+            ]
+            order = self._lottery(request, entries, candidates).draw(MAX_TRIES, self.chance)
         if first is None and not order and request.last_skip is not None:
             # A client that retries lists all it has had, its new choice too, as the last.
             first = self._find(request, asker, request.last_skip.info, now)

@@ -7,14 +7,14 @@ The grammar of a range and of the file is that of the released clients
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from attrs import field, frozen
 
-from gridnet.errors import TableError
+from gridnet.errors import ConfigError, Fault, TableError
+from gridnet.table.address import address_number, address_text, ipv6_number, quad
 
 #: Ranges that one file may hold.
 MAX_RANGES = 257
@@ -23,6 +23,7 @@ DOMAIN_CHARACTERS = 15
 _OCTET = r"(?:0|[1-9][0-9]{0,2})"
 _IPV4_HEAD = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{0,3}}")
 _HOST_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_HEADING = re.compile(r"\[[ \t]*([^\[\]]*[^\[\] \t])[ \t]*\]")
 
 _LOOPBACK = ("127/8", "::1")
 
@@ -34,22 +35,25 @@ class AddressRange:
     version: int  #: 4 or 6
     first: int
     last: int
+    domain: str = ""  #: heading that it stood under in a file
+
+    def overlaps(self, other: AddressRange) -> bool:
+        """Whether an address is in both."""
+        return (
+            self.version == other.version and self.first <= other.last and other.first <= self.last
+        )
 
     def __str__(self) -> str:
-        make = ipaddress.IPv4Address if self.version == 4 else ipaddress.IPv6Address
+        first = address_text(self.first, self.version)
         if self.first == self.last:
-            return str(make(self.first))
-        networks = list(ipaddress.summarize_address_range(make(self.first), make(self.last)))
-        if len(networks) == 1:
-            return str(networks[0])
-        first, last = str(make(self.first)), str(make(self.last))
-        head, _, low = first.rpartition(".")
-        tail_head, _, high = last.rpartition(".")
-        if self.version == 4 and head == tail_head:
-            return f"{head}.{low}-{high}"
-        # Whole octets: 130.14.8.0 to 130.14.9.255 is 130.14.8-9.
-        octets = list(zip(first.split("."), last.split("."), strict=True))
-        while octets and octets[-1] == ("0", "255"):
+            return first
+        bits = 32 if self.version == 4 else 128
+        size = self.last - self.first + 1
+        if size & (size - 1) == 0 and self.first % size == 0 and self.first:
+            return f"{first}/{bits + 1 - size.bit_length()}"
+        # What is no network was written as octets and a last pair: 130.14.8-9.
+        octets = list(zip(first.split("."), quad(self.last).split("."), strict=True))
+        while len(octets) > 1 and octets[-1] == ("0", "255"):
             octets.pop()
         *same, (low, high) = octets
         return ".".join([a for a, _ in same] + [f"{low}-{high}"])
@@ -60,10 +64,8 @@ def _bad(text: str, why: str) -> TableError:
 
 
 def _octets(text: str, whole: str) -> list[int]:
-    if _IPV4_HEAD.fullmatch(text) is None:
-        raise _bad(whole, "expected numbers 0 to 255 between dots")
-    numbers = [int(part) for part in text.split(".")]
-    if any(number > 255 for number in numbers):
+    numbers = [int(part) for part in text.split(".")] if _IPV4_HEAD.fullmatch(text) else [256]
+    if max(numbers) > 255:
         raise _bad(whole, "expected numbers 0 to 255 between dots")
     return numbers
 
@@ -77,35 +79,30 @@ def _span(octets: Sequence[int]) -> tuple[int, int]:
     return value << shift, (value << shift) | ((1 << shift) - 1)
 
 
+def _prefix(text: str, most: int, whole: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 3 and int(text) <= most):
+        raise _bad(whole, f"expected a prefix of 0 to {most} bits")
+    return int(text)
+
+
 def parse_range(text: str, resolve: Callable[[str], str] | None = None) -> AddressRange:
     """
     Read one range.
 
-    :param resolve: host name -> IPv4 address text; None: host names are refused.
+    :param resolve: host name -> IP address text, or OSError; None: of host names only
+        ``localhost`` is known.
     :raises TableError: not a range; the text says why.
     """
     if ":" in text:
-        try:
-            network = ipaddress.IPv6Network(text, strict=True)
-        except ValueError as error:
-            raise _bad(text, str(error)) from None
-        if network.prefixlen == 0:
-            raise _bad(text, "expected a prefix of 1 to 128 bits")
-        return AddressRange(6, int(network.network_address), int(network.broadcast_address))
+        return _range6(text)
     if _HOST_NAME.fullmatch(text):
-        if resolve is None:
-            raise _bad(text, "host names are not looked up here")
-        try:
-            address = int(ipaddress.IPv4Address(resolve(text)))
-        except (OSError, ValueError) as error:
-            raise _bad(text, f"cannot be resolved: {error}") from None
-        return AddressRange(4, address, address)
+        return _named(text, resolve)
     if "/" in text:
         return _network(text)
     if text.endswith(".*"):
         octets = _octets(text[:-2], text)
-        if len(octets) > 3:
-            raise _bad(text, "the star stands for at least one number")
+        if len(octets) > 3 or octets[0] == 0:
+            raise _bad(text, "expected one to three numbers before the star, the first not 0")
         return AddressRange(4, *_span(octets))
     head, dash, high_text = text.partition("-")
     octets = _octets(head, text)
@@ -114,9 +111,41 @@ def parse_range(text: str, resolve: Callable[[str], str] | None = None) -> Addre
             raise _bad(text, "expected four numbers, a prefix, a star or a dash")
         return AddressRange(4, *_span(octets))
     high = _octets(high_text, text)
-    if len(high) != 1 or high[0] <= octets[-1]:
-        raise _bad(text, "expected a greater number after the dash")
+    if len(high) != 1 or high[0] < octets[-1]:
+        raise _bad(text, "expected a number not below the one before the dash")
     return AddressRange(4, _span(octets)[0], _span([*octets[:-1], high[0]])[1])
+
+
+def _range6(text: str) -> AddressRange:
+    address, slash, mask = text.partition("/")
+    first = ipv6_number(address)
+    if first is None:
+        raise _bad(text, "expected an IPv6 address")
+    if first >> 32 == 0xFFFF:
+        return parse_range(f"{quad(first & 0xFFFFFFFF)}{slash}{mask}")
+    prefix = _prefix(mask, 128, text) if slash else 128
+    if prefix == 0 or (first == 0 and prefix < 128):
+        raise _bad(text, "expected an address and a prefix that are not 0")
+    size = 1 << (128 - prefix)
+    if first % size:
+        raise _bad(text, "host bits are set")
+    return AddressRange(6, first, first + size - 1)
+
+
+def _named(name: str, resolve: Callable[[str], str] | None) -> AddressRange:
+    if resolve is None:
+        if name.lower() != "localhost":
+            raise _bad(name, "host names are not looked up here")
+        address = "127.0.0.1"
+    else:
+        try:
+            address = resolve(name)
+        except OSError as error:
+            raise _bad(name, f"cannot be resolved: {error}") from None
+    number = address_number(address)
+    if number is None:
+        raise _bad(name, "cannot be resolved")
+    return AddressRange(number[0], number[1], number[1])
 
 
 def _network(text: str) -> AddressRange:
@@ -132,14 +161,10 @@ def _network(text: str) -> AddressRange:
         if value != (0xFFFFFFFF << (32 - prefix)) & 0xFFFFFFFF:
             raise _bad(text, "the mask has a hole")
     else:
-        if not (mask.isascii() and mask.isdecimal() and len(mask) <= 2 and int(mask) <= 32):
-            raise _bad(text, "expected a prefix of 0 to 32 bits")
-        prefix = int(mask)
+        prefix = _prefix(mask, 32, text)
     if prefix == 0:
-        if len(octets) != 4 or first == 0 or octets[0] == 0:
-            raise _bad(text, "expected a host when the prefix is 0")
-        prefix = 32
-    if octets[0] == 0:
+        prefix = 32  # no bits at all mean the host, as the released clients have it
+    if first == 0:
         raise _bad(text, "network 0 is nobody's")
     size = 1 << (32 - prefix)
     if first % size:
@@ -147,35 +172,21 @@ def _network(text: str) -> AddressRange:
     return AddressRange(4, first, first + size - 1)
 
 
-def _number(address: str) -> tuple[int, int] | None:
-    """(version, number) of an address text; IPv4 mapped into IPv6 is IPv4."""
-    try:
-        found = ipaddress.ip_address(address)
-    except ValueError:
-        return None
-    if found.version == 6:
-        mapped = ipaddress.IPv6Address(int(found)).ipv4_mapped
-        if mapped is not None:
-            return 4, int(mapped)
-    return found.version, int(found)
-
-
 @frozen
 class AddressRanges:
     """A set of address ranges; loopback always belongs to it."""
 
     ranges: tuple[AddressRange, ...] = ()
-    domains: Mapping[str, tuple[AddressRange, ...]] = field(factory=dict)
     #: version -> (first addresses, last addresses) of disjoint ranges in order
     _index: Mapping[int, tuple[list[int], list[int]]] = field(init=False, repr=False, eq=False)
 
     @_index.default
     def _make_index(self) -> Mapping[int, tuple[list[int], list[int]]]:
-        index = {}
+        index: dict[int, tuple[list[int], list[int]]] = {}
+        everything = [*map(parse_range, _LOOPBACK), *self.ranges]
         for version in (4, 6):
             firsts: list[int] = []
             lasts: list[int] = []
-            everything = [*map(parse_range, _LOOPBACK), *self.ranges]
             for each in sorted(
                 (r for r in everything if r.version == version), key=lambda r: r.first
             ):
@@ -189,52 +200,49 @@ class AddressRanges:
 
     @classmethod
     def from_texts(
-        cls, texts: Iterable[str], resolve: Callable[[str], str] | None = None
+        cls,
+        texts: Iterable[str],
+        resolve: Callable[[str], str] | None = None,
+        where: str = "site.local_networks",
     ) -> AddressRanges:
         """
         The set of the ranges *texts*.
 
-        :raises TableError: one of them is no range.
+        :param where: configuration key that faults are reported under.
+        :raises gridnet.errors.ConfigError: some are no ranges; all of these are named.
         """
-        return cls(tuple(parse_range(text, resolve) for text in texts))
+        ranges: list[AddressRange] = []
+        faults: list[Fault] = []
+        for index, text in enumerate(texts):
+            try:
+                ranges.append(parse_range(text, resolve))
+            except TableError as error:
+                faults.append(Fault(f"{where}[{index}]", str(error)))
+        if faults:
+            raise ConfigError(faults)
+        return cls(tuple(ranges))
 
     @classmethod
     def from_file_text(
-        cls, text: str, resolve: Callable[[str], str] | None = None
+        cls,
+        text: str,
+        resolve: Callable[[str], str] | None = None,
+        where: str = "local addresses",
     ) -> AddressRanges:
         """
-        Read a file of local addresses: ranges, one a line, under ``[domain]`` headings.
+        Read a file of local addresses, which must be faultless; see :func:`read_file`.
 
-        Comments (``#``, ``!``) may follow a range too, which the released clients do not bear in a
-        file of theirs.
-
-        :raises TableError: a line that is neither, or too many ranges; names the line.
+        :param where: name of the file, for faults.
+        :raises gridnet.errors.ConfigError: with all faulty lines.
         """
-        domains: dict[str, tuple[AddressRange, ...]] = {}
-        everything: list[AddressRange] = []
-        domain = ""
-        for number, line in enumerate(text.splitlines(), 1):
-            words = re.split(r"[#!]", line, maxsplit=1)[0].strip()
-            if not words:
-                continue
-            if words.startswith("[") and words.endswith("]") and len(words) > 2:
-                domain = words[1:-1].strip()[:DOMAIN_CHARACTERS]
-                domains.setdefault(domain, ())
-                continue
-            try:
-                found = parse_range(words, resolve)
-            except TableError as error:
-                raise TableError(f"line {number}: {error}") from None
-            everything.append(found)
-            if len(everything) > MAX_RANGES:
-                raise TableError(f"line {number}: expected at most {MAX_RANGES} ranges")
-            if domain:
-                domains[domain] = (*domains[domain], found)
-        return cls(tuple(everything), domains)
+        found = read_file(text, resolve, where)
+        if found.faults:
+            raise ConfigError(found.faults)
+        return found.addresses
 
     def contains(self, address: str) -> bool:
         """Whether *address* (IP address text) is in the set; False for what is no address."""
-        number = _number(address)
+        number = address_number(address)
         if number is None:
             return False
         firsts, lasts = self._index[number[0]]
@@ -243,9 +251,81 @@ class AddressRanges:
 
     __contains__ = contains
 
+    def domain(self, address: str) -> str:
+        """The heading that the first range with *address* stands under; empty: none."""
+        number = address_number(address)
+        if number is not None:
+            for each in self.ranges:
+                if each.version == number[0] and each.first <= number[1] <= each.last:
+                    return each.domain
+        return ""
+
     def file_text(self) -> str:
-        """The set as a file of local addresses that every client reads: no comments, LF."""
-        return "".join(f"{each}\n" for each in self.ranges)
+        """
+        The set as a file of local addresses that every client reads: no comments, LF.
+
+        Clients take no more than 257 ranges; the file ends there.
+        """
+        lines: list[str] = []
+        domain = ""
+        # What stands under no heading comes first: a file cannot end a domain.
+        for each in sorted(self.ranges[:MAX_RANGES], key=lambda each: each.domain != ""):
+            if each.domain != domain:
+                domain = each.domain
+                lines.append(f"[{domain}]")
+            lines.append(str(each))
+        return "".join(f"{line}\n" for line in lines)
+
+
+@frozen
+class LocalAddressFile:
+    """What a file of local addresses says, and what is wrong with it."""
+
+    addresses: AddressRanges  #: of the lines that are in order
+    faults: tuple[Fault, ...]  #: lines that were passed over
+    warnings: tuple[Fault, ...]  #: ranges that overlap an earlier one; both are kept
+
+
+def read_file(
+    text: str, resolve: Callable[[str], str] | None = None, where: str = "local addresses"
+) -> LocalAddressFile:
+    """
+    Read a file of local addresses: ranges, one a line, under ``[domain]`` headings.
+
+    Comments (``#``, ``!``) may follow a range too, which the released clients do not bear in a
+    file of theirs.
+
+    :param resolve: as for :func:`parse_range`.
+    :param where: name of the file, for faults.
+    """
+    ranges: list[AddressRange] = []
+    faults: list[Fault] = []
+    warnings: list[Fault] = []
+    domain = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        place = f"{where}:{number}"
+        said = re.split(r"[#!]", line, maxsplit=1)[0].strip()
+        if not said:
+            continue
+        heading = _HEADING.fullmatch(said)
+        if heading is not None:
+            domain = heading[1][:DOMAIN_CHARACTERS]
+            continue
+        try:
+            bare = parse_range(said, resolve)
+        except TableError as error:
+            faults.append(Fault(place, str(error)))
+            continue
+        if len(ranges) == MAX_RANGES:
+            faults.append(Fault(place, f"expected at most {MAX_RANGES} ranges"))
+            break
+        found = AddressRange(bare.version, bare.first, bare.last, domain)
+        for earlier in ranges:
+            if earlier.overlaps(found):
+                warnings.append(Fault(place, f"{said} overlaps {earlier}"))
+                break
+        ranges.append(found)
+    return LocalAddressFile(AddressRanges(tuple(ranges)), tuple(faults), tuple(warnings))
 
 
 #: Headers that mark a request as an outsider's.
@@ -258,7 +338,8 @@ def client_address(headers: Mapping[str, str], peer: str, local: AddressRanges) 
     """
     Who asks, and whether from inside (docs/protocols/load-balancing.rst, Who is local).
 
-    What headers say of the client is believed only when the peer itself is inside.
+    What headers say of the client is believed only when the peer itself is inside.  A proxy
+    header that cannot be read means an outsider.
 
     :param headers: lower-case name -> value.
     :param peer: IP address text of the TCP peer.
@@ -266,16 +347,20 @@ def client_address(headers: Mapping[str, str], peer: str, local: AddressRanges) 
     """
     if not local.contains(peer):
         return peer, False
-    external = any(name in headers for name in _EXTERNAL_MARKS)
+    inside = not any(name in headers for name in _EXTERNAL_MARKS)
     named: list[str] = []
     for name in _PROXY_HEADERS:
-        addresses = [word.strip() for word in headers.get(name, "").split(",")]
-        named += [word for word in addresses if _number(word) is not None]
-        for word in addresses:
-            if _number(word) is not None and not local.contains(word):
+        for word in re.split(r"[, \t]+", headers.get(name, "").strip(", \t")):
+            if not word:
+                continue
+            if address_number(word) is None:
+                inside = False
+            elif local.contains(word):
+                named.append(word)
+            else:
                 return word, False
     own = headers.get("client-host", "").strip()
     for address in (own, *named, headers.get("x-real-ip", "").strip(), peer):
-        if _number(address) is not None:
-            return address, not external and local.contains(address)
-    return peer, not external
+        if address_number(address) is not None:
+            return address, inside and local.contains(address)
+    return peer, inside

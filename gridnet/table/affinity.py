@@ -10,13 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from attrs import frozen
 
 T = TypeVar("T")
 
-_SEPARATORS = re.compile(r"[ \t]+")
+_TOKEN = re.compile(r"[^ \t!]+")
+
+ANY_OTHER = "*"
+MISSING = "-"
+EMPTY = '""'
 
 
 class Fit(IntEnum):
@@ -35,66 +39,80 @@ class Affinity:
     """The argument that a request is routed by."""
 
     argument: str  #: name, compares without case
-    value: str | None = None  #: None: the request lacks the argument
+    value: str | None = None  #: compares without case; None: the request lacks the argument
 
 
-def fit(affinity: Affinity, environment: Sequence[tuple[str, str]]) -> Fit:
-    """How well a host with the published lines *environment* suits *affinity*."""
+class Match(NamedTuple):
+    """A fit, and what of the host's line made it."""
+
+    fit: Fit
+    #: the value as the host writes it, ``*`` for any other, ``-`` for the missing argument,
+    #: empty for the empty value and for a host that bears what it does not name; None: nothing
+    value: str | None
+
+
+def match(affinity: Affinity, environment: Sequence[tuple[str, str]]) -> Match:
+    """How well a host with the published lines *environment* suits *affinity*, and by what."""
     name = affinity.argument.lower()
     lines = [value for key, value in environment if key.lower() == name]
+    if not lines:
+        return Match(Fit.GOOD if affinity.value is None else Fit.FAIR, None)
     tokens: list[str] = []
     only = False
     for line in lines:
         only = only or "!" in line
-        tokens += [token for token in _SEPARATORS.split(line.replace("!", " ").strip()) if token]
+        tokens += _TOKEN.findall(line) or [EMPTY]  # a line that names nothing means the empty value
     if affinity.value is None:
-        return _fit_missing(tokens, only, bool(lines))
-    return _fit_value(affinity.value.lower(), tokens, only, bool(lines))
+        return _match_missing(tokens, only)
+    return _match_value(affinity.value.lower(), tokens, only)
 
 
-def _fit_value(value: str, tokens: Sequence[str], only: bool, defined: bool) -> Fit:
+def fit(affinity: Affinity, environment: Sequence[tuple[str, str]]) -> Fit:
+    """How well a host with the published lines *environment* suits *affinity*."""
+    return match(affinity, environment).fit
+
+
+def _match_value(value: str, tokens: Sequence[str], only: bool) -> Match:
+    """The first token that names *value* decides; without one, what is said of others."""
     others = missing = False
     for token in tokens:
         word = token.lower()
-        if word == "-":
+        if word == MISSING:
             missing = True
-        elif word == "*":
+        elif word == ANY_OTHER:
             others = True
         elif word.startswith("~"):
-            excluded = "" if word in ("~", '~""') else word[1:]
-            if excluded == "*":
+            excluded = word[1:]
+            if excluded == ANY_OTHER:
                 continue
-            if excluded == "-":
-                others = True
-            elif excluded == value:
-                return Fit.BAD
-            else:
-                others = True
-        elif ("" if word == '""' else word) == value:
-            return Fit.BEST
+            if excluded != MISSING and ("" if excluded == EMPTY else excluded) == value:
+                return Match(Fit.BAD, None)
+            others = True
+        elif word == EMPTY:
+            if value == "":
+                return Match(Fit.BEST, "")
+        elif word == value:
+            return Match(Fit.BEST, token)
     if others:
-        return Fit.GOOD
+        return Match(Fit.GOOD, ANY_OTHER)
     if only:
-        return Fit.BAD
-    if not defined:
-        return Fit.FAIR
-    return Fit.POOR if missing else Fit.MISMATCH
+        return Match(Fit.BAD, None)
+    return Match(Fit.POOR, "") if missing else Match(Fit.MISMATCH, None)
 
 
-def _fit_missing(tokens: Sequence[str], only: bool, defined: bool) -> Fit:
+def _match_missing(tokens: Sequence[str], only: bool) -> Match:
+    """The first token that speaks of the missing argument decides."""
     others = False
     for token in tokens:
-        if token == "-":
-            return Fit.BEST
+        if token == MISSING:
+            return Match(Fit.BEST, MISSING)
         if token == "~-":
-            return Fit.BAD
-        if token == "*" or (token.startswith("~") and token != "~*"):
+            return Match(Fit.BAD, None)
+        if token == ANY_OTHER or (token.startswith("~") and token != "~*"):
             others = True
-    if not defined:
-        return Fit.GOOD
     if only:
-        return Fit.BAD
-    return Fit.FAIR if others else Fit.POOR
+        return Match(Fit.BAD, None)
+    return Match(Fit.FAIR, ANY_OTHER) if others else Match(Fit.POOR, None)
 
 
 def best_class(fits: Sequence[tuple[T, Fit]]) -> list[T]:
@@ -102,7 +120,8 @@ def best_class(fits: Sequence[tuple[T, Fit]]) -> list[T]:
     Those of the best class present.
 
     Give every candidate, skipped ones too: when all of the best class have been handed out, the
-    search ends rather than falling to the next class.
+    search ends rather than falling to the next class.  Standby servers that a regular one keeps
+    out are left out before (:func:`gridnet.table.selection.usable_band`).
     """
     allowed = [(item, each) for item, each in fits if each is not Fit.BAD]
     if not allowed:

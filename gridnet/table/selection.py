@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import math
 import random
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from heapq import nsmallest
+from itertools import accumulate
+from typing import Generic, TypeVar
 
 from attrs import frozen
 
@@ -28,6 +31,9 @@ LOCAL_BONUS_DISPATCHER = 1.2
 #: The preferred host or none.
 LATCH = -1.0
 
+#: Up to so many candidates a draw adds up anew; beyond, it searches sums made once.
+_FEW = 32
+
 T = TypeVar("T")
 
 
@@ -38,12 +44,10 @@ def status(entry: Entry, host: Host | None) -> float:
     :param host: the host it runs on; None: unknown, which makes a dynamic server 0.
     """
     rate = entry.info.rate
-    if rate == 0.0:
+    if rate == 0.0 or (host is None and not entry.static):
         return 0.0
-    if entry.static or abs(rate) < STANDBY_RATE:
+    if host is None or entry.static or abs(rate) < STANDBY_RATE:
         base = NORMAL_STATUS
-    elif host is None:
-        return 0.0
     elif entry.info.algorithm is Algorithm.BLAST:
         base = host.status_blast
     else:
@@ -187,6 +191,148 @@ def _rescaled(
     return rescaled
 
 
+class Lottery(Generic[T]):
+    """
+    Draws short lists from one set of servers again and again.
+
+    Make it once for a set that does not change: with many servers a draw then costs a search
+    in sums made before, not a walk over all of them.
+
+    :param items: what is handed out.
+    :param candidates: beside *items*, one each; those without a positive finite status are left
+        out, since the rule cannot bear them.
+    :param preference: as for :func:`select`, as are *bonus* and *preferred_host*.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[T],
+        candidates: Sequence[Candidate],
+        preference: float,
+        bonus: float,
+        preferred_host: bool = False,
+    ) -> None:
+        usable = [
+            (item, candidate)
+            for item, candidate in zip(items, candidates, strict=True)
+            if 0 < candidate.status < math.inf
+        ]
+        self._items: Sequence[T] = [item for item, _ in usable]
+        self._candidates: Sequence[Candidate] = [candidate for _, candidate in usable]
+        self._preference = preference
+        self._bonus = bonus
+        self._preferred_host = preferred_host
+        self._weights: Sequence[float] | None = self._plain_weights()
+        self._sums: Sequence[float] = ()
+        if self._weights is not None and len(usable) > _FEW:
+            self._sums = tuple(accumulate(self._weights))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def _plain_weights(self) -> Sequence[float] | None:
+        """The weights when each draw is by fixed weights alone; None: the whole rule is needed."""
+        weights: list[float] = []
+        for candidate in self._candidates:
+            weight = candidate.status
+            if candidate.on_preferred_host:
+                if self._preference != 0 or candidate.bonus < 0:
+                    return None
+                weight *= candidate.bonus or self._bonus
+            elif not self._preferred_host and candidate.bonus < 0 and candidate.local_site:
+                return None
+            weights.append(weight)
+        if self._preference < 0 and self._preferred_host:
+            return None
+        return weights
+
+    def draw(self, limit: int, chance: random.Random) -> list[T]:
+        """
+        Up to *limit* servers without replacement, best first; all draws follow :func:`select`.
+
+        The first is distributed as a single draw is; a client that is handed the short list and
+        draws among it keeps the proportions.
+        """
+        limit = min(limit, len(self._items))
+        if limit <= 0:
+            return []
+        if self._weights is None:
+            return self._draw_by_rule(limit, chance)
+        if self._sums and limit <= len(self._items) // 4:
+            found = self._draw_from_sums(limit, chance)
+            if found is not None:
+                return found
+        return self._draw_by_weight(self._weights, limit, chance)
+
+    def _draw_by_weight(
+        self, weights: Sequence[float], limit: int, chance: random.Random
+    ) -> list[T]:
+        if limit * len(weights) > _FEW * _FEW:
+            return self._draw_by_key(weights, limit, chance)
+        left = list(range(len(weights)))
+        total = sum(weights)
+        uniform = chance.random
+        order: list[T] = []
+        while True:
+            point = total * uniform()
+            place = -1
+            for index in left:
+                place += 1
+                point -= weights[index]
+                if point <= 0:
+                    break
+            # The loop may end without a hit: rounding left a rest, which belongs to the last.
+            chosen = left.pop(place)
+            order.append(self._items[chosen])
+            if len(order) == limit:
+                return order
+            total -= weights[chosen]
+            if not total > 0:  # rounding again, by weights of very unlike size
+                total = sum(weights[index] for index in left)
+
+    def _draw_by_key(self, weights: Sequence[float], limit: int, chance: random.Random) -> list[T]:
+        """
+        All draws in one go (Efraimidis and Spirakis, "Weighted random sampling with a reservoir",
+        2006): the smallest of independent exponential times win, in their order.
+        """
+        uniform = chance.random
+        times = [-math.log(1.0 - uniform()) / weight for weight in weights]
+        winners = nsmallest(limit, range(len(times)), key=times.__getitem__)
+        return [self._items[index] for index in winners]
+
+    def _draw_from_sums(self, limit: int, chance: random.Random) -> list[T] | None:
+        """By search; what was drawn before is drawn again.  None: too often, do it otherwise."""
+        sums, uniform = self._sums, chance.random
+        last = len(sums) - 1
+        total = sums[last]
+        drawn: dict[int, None] = {}
+        for _ in range(4 * limit + 16):
+            drawn[min(bisect_left(sums, total * uniform()), last)] = None
+            if len(drawn) == limit:
+                return [self._items[index] for index in drawn]
+        return None
+
+    def _draw_by_rule(self, limit: int, chance: random.Random) -> list[T]:
+        items, candidates = list(self._items), list(self._candidates)
+        order: list[T] = []
+        while candidates and len(order) < limit:
+            chosen = select(
+                candidates, self._preference, self._bonus, chance.random, self._preferred_host
+            )
+            if chosen is None:
+                break
+            order.append(items.pop(chosen))
+            taken = candidates.pop(chosen)
+            if taken.on_preferred_host or taken.local_site:
+                # With the last of its kind gone, plain weights may do for what is left.
+                rest = Lottery(
+                    items, candidates, self._preference, self._bonus, self._preferred_host
+                )
+                if rest._weights is not None:
+                    return order + rest.draw(limit - len(order), chance)
+        return order
+
+
 def draw_order(
     items: Sequence[T],
     candidates: Sequence[Candidate],
@@ -197,55 +343,9 @@ def draw_order(
     preferred_host: bool = False,
 ) -> list[T]:
     """
-    Draw up to *limit* of *items* without replacement, each draw by :func:`select`.
+    Draw up to *limit* of *items* once; see :class:`Lottery`, which is for repeated draws.
 
-    The first of the list is so distributed as a single draw; a client that is handed a short
-    list and draws again among it keeps the proportions.
-
-    :param candidates: beside *items*, one each; those without a positive status are left out,
-        since the rule cannot bear them.
+    Arguments as there.
     """
-    left = [
-        (item, candidate)
-        for item, candidate in zip(items, candidates, strict=True)
-        if candidate.status > 0 and math.isfinite(candidate.status)
-    ]
-    order: list[T] = []
-    uniform = chance.random
-    while left and len(order) < limit:
-        if len(left) == 1 and not (preference < 0 and preferred_host):
-            chosen: int | None = 0
-        else:
-            chosen = select([c for _, c in left], preference, bonus, uniform, preferred_host)
-        if chosen is None:
-            break
-        order.append(left.pop(chosen)[0])
-    return order
-
-
-def draw_plain(
-    items: Sequence[T], weights: Sequence[float], limit: int, chance: random.Random
-) -> list[T]:
-    """
-    :func:`draw_order` where neither place nor preference counts: shares are the weights.
-
-    That is nearly every look-up, and the shortest way to its answer.
-
-    :param weights: beside *items*, one each, all above 0.
-    """
-    left, rest = list(items), list(weights)
-    order: list[T] = []
-    uniform = chance.random
-    total = sum(rest)
-    while rest and len(order) < limit:
-        point = total * uniform()
-        index = 0
-        last = len(rest) - 1
-        while index < last:
-            point -= rest[index]
-            if point < 0:
-                break
-            index += 1
-        total -= rest.pop(index)
-        order.append(left.pop(index))
-    return order
+    lottery = Lottery(items, candidates, preference, bonus, preferred_host)
+    return lottery.draw(limit, chance)

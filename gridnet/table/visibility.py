@@ -15,15 +15,20 @@ def in_zone(server_zone: int, reader_zone: int, interzone: bool) -> bool:
     return interzone or not server_zone or not reader_zone or bool(server_zone & reader_zone)
 
 
-def is_visible(info: ServerInfo, client: str, inside: bool) -> bool:
+def is_visible(info: ServerInfo, client: str, inside: bool, this_host: str = "") -> bool:
     """
-    Whether *client* may be told of *info*.
+    Whether *client* may be told of *info* (docs/protocols/load-balancing.rst, Visibility).
 
-    Local entries are for clients inside, private ones for clients on the server's own host.
+    Clients from outside see neither local nor private entries; private ones are for clients on
+    the server's own host.
 
     :param client: IP address text of the client.
     :param inside: whether the client is inside the site.
+    :param this_host: address under which this host publishes: a client that comes over the
+        loopback interface is on it.
     """
-    if info.private and client != info.host:
-        return False
-    return inside or not info.local
+    if not inside:
+        return not (info.local or info.private)
+    if not info.private or client == info.host:
+        return True
+    return info.host == this_host != "" and (client == "::1" or client.startswith("127."))
