@@ -61,7 +61,31 @@ class DescriptorError(TableError):
 
 
 class TicketError(GridnetError):
-    """A relay ticket cannot be issued or redeemed."""
+    """
+    A relay ticket cannot be issued or redeemed; the text is for the client.
+
+    :cvar http_status: status of the dispatcher's reply.
+    """
+
+    http_status: int = 503
+
+
+class PassageRefusedError(TicketError):
+    """This client may not have that connection, now or at all: asking again is no use."""
+
+    http_status = 403
+
+
+class LaunchError(GridnetError):
+    """
+    A program behind a service cannot be started, or has no port to listen on.
+
+    :ivar http_status: what the client that asked over HTTP sees; 503 when too many run.
+    """
+
+    def __init__(self, text: str, http_status: int = 500) -> None:
+        super().__init__(text)
+        self.http_status = http_status
 
 
 class JobError(GridnetError):

@@ -33,6 +33,7 @@ class IProgramLauncher(Interface):
 
         :param request: a :class:`gridnet.table.way_in.LaunchRequest`.
         :returns: ``Deferred`` of a :class:`gridnet.table.way_in.ConnectionPoint`.
+        :raises gridnet.errors.LaunchError: (in the Deferred) it cannot be.
         """
 
     def run(request: object, output: object) -> object:
@@ -42,6 +43,23 @@ class IProgramLauncher(Interface):
         :param request: a :class:`gridnet.table.way_in.LaunchRequest`.
         :param output: a :class:`gridnet.table.way_in.ProgramOutput`, told what the program writes.
         :returns: a :class:`gridnet.table.way_in.RunningProgram`, to write the request body to.
+        :raises gridnet.errors.LaunchError: it cannot be started.
+        """
+
+
+class IDispatcherPage(Interface):
+    """
+    A page that clients expect beside the dispatcher; registered under its path as the name.
+
+    The dispatcher looks it up by the path of the request, before it dispatches.
+    """
+
+    def respond(request: object) -> object:
+        """
+        Answer one request.
+
+        :param request: a :class:`gridnet.table.way_in.PageRequest`.
+        :returns: ``Deferred`` of a :class:`gridnet.table.way_in.PageReply`.
         """
 
 

@@ -35,6 +35,13 @@ PURE = (
     "lbsmd/entries.py",
     "dispatch/wire.py",
     "dispatch/model.py",
+    "firewall/machine.py",
+    "firewall/meter.py",
+    "firewall/penalty.py",
+    "firewall/policy.py",
+    "firewall/ports.py",
+    "firewall/tickets.py",
+    "firewall/wire.py",
 )
 
 #: Modules that pure code has no business with.

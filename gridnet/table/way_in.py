@@ -35,6 +35,8 @@ class WayInRequest:
     fallback_ports: frozenset[int] | None = None
     firewall_mode: bool = False
     server_ticket: int = 0  #: sent to the server first, when not 0
+    #: where to connect instead, and with what ticket: the program behind *server* waits there
+    launched: ConnectionPoint | None = None
 
 
 @frozen
@@ -62,6 +64,12 @@ class ProgramOutput(Protocol):
 
     def output_received(self, data: bytes) -> None:
         """The program wrote *data*."""
+
+    def input_paused(self) -> None:
+        """The program reads too slowly: write no more until :meth:`input_resumed`."""
+
+    def input_resumed(self) -> None:
+        """The program has taken what there was."""
 
     def program_ended(self, status: int | None, reason: str) -> None:
         """
@@ -91,3 +99,25 @@ class RunningProgram(Protocol):
 
     def abandon(self) -> None:
         """Nobody wants the output any more: close its input, then end it."""
+
+
+@frozen
+class PageRequest:
+    """A request for a page beside the dispatcher."""
+
+    method: str  #: HTTP method
+    path: str
+    query: str = ""
+    headers: tuple[tuple[str, str], ...] = ()  #: in order; names in lower case
+    body: bytes = b""  #: its first octets, as many as the dispatcher keeps for a page
+    client: str = ""  #: IP address text
+
+
+@frozen
+class PageReply:
+    """What the page says."""
+
+    body: bytes
+    content_type: str = "text/plain"
+    status: int = 200
+    headers: tuple[tuple[str, str], ...] = ()  #: more of them
