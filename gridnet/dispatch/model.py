@@ -3,6 +3,10 @@ Which servers a request is answered with (docs/protocols/dispatcher.rst, Rules).
 
 :class:`Dispatcher` reads the table and decides; it knows HTTP only by its status codes.  All
 filtering is done here, since the clients do none.
+
+Finding the servers that suit is the costly part, so it is done once for all requests that ask
+the same (a :class:`_Plan`) and kept until the table changes or an entry expires.  What is left
+for each look-up is the skip list, the draw, and joining lines that are there already.
 """
 
 from __future__ import annotations
@@ -11,19 +15,20 @@ import math
 import random
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from itertools import groupby
 
 from attrs import evolve, field, frozen
 
 from gridnet.dispatch.wire import (
     DispatchRequest,
     Kind,
+    Preference,
     Skip,
     failures,
     header,
-    server_info,
     used_server_info,
 )
+from gridnet.errors import DescriptorError
 from gridnet.table.address_range import AddressRanges, client_address
 from gridnet.table.affinity import Fit, best_class, fit
 from gridnet.table.model import DEFAULT_TIME_SECONDS, Entry, ServiceTable
@@ -40,15 +45,20 @@ from gridnet.table.selection import (
 )
 from gridnet.table.server_info import (
     KEYWORDS,
+    MAX_RATE,
+    MIN_RATE,
     STANDBY_RATE,
+    DescriptorWriter,
+    LegacyDescriptorWriter,
     ServerInfo,
     ServerType,
+    behind_firewall,
+    format_connection_point,
+    is_http,
     write,
-    write_legacy,
 )
 from gridnet.table.visibility import in_zone, is_visible
-
-T = TypeVar("T")
+from gridnet.table.way_in import WayInRequest
 
 #: Entries of a reply when the client does not say how many it wants.
 DEFAULT_COUNT = 3
@@ -56,6 +66,10 @@ DEFAULT_COUNT = 3
 MAX_TIME_SECONDS = 30
 #: Servers that one request may try.
 MAX_TRIES = 5
+#: Highest standby rate that is not read as a regular one once it is written.
+_MAX_STANDBY_RATE = 0.009
+_LOOPBACK = frozenset(["127.0.0.1", "::1"])
+_NUMBERS = tuple(b"Server-Info-%d: " % number for number in range(1, 65))
 
 
 @frozen
@@ -83,18 +97,213 @@ class Targets:
     retry: bool  #: whether the dispatcher goes on to the next itself (else the client does)
 
 
-@frozen
-class _Prepared:
-    """A request's candidates, ready to be drawn from."""
+class SkipList:
+    """What a client has had; ``entry in skips`` costs the same however long the list is."""
 
-    serial: int
-    until: float
-    entries: tuple[Entry, ...]
-    lines: tuple[bytes, ...]  #: text of each, to follow ``Server-Info-<n>: ``
-    standby: bool
-    listing: bool  #: give all, in order
-    lottery: Lottery[bytes]  #: of the lines
-    service: bytes  #: the ``Service`` header line
+    __slots__ = ("_exact", "_hidden", "_names", "_places")
+
+    def __init__(self, request: DispatchRequest) -> None:
+        #: identity -> names of the services it was had of; None: whatever it is called
+        self._exact: dict[tuple[object, ...], set[str] | None] = {}
+        #: (host, port, hidden type) of FIREWALL entries; without a host they cover a whole type
+        self._hidden: set[tuple[object, object, object]] = set()
+        self._names: set[str] = set()  # of services covered whole
+        self._places: set[tuple[object, object]] = set()  # (host, port), port 0 is any
+        named = request.is_mask or request.kind is Kind.REVERSE
+        for skip in request.skips:
+            self._add(skip, named, request.kind is Kind.REVERSE)
+
+    def _add(self, skip: Skip, named: bool, reverse: bool) -> None:
+        kind, host, port, _, hidden_type = skip.identity
+        if kind == ServerType.FIREWALL.value:
+            self._hidden.add((host, port, hidden_type))
+            return
+        if skip.service and named:
+            names = self._exact.setdefault(skip.identity, set())
+            if names is not None:
+                names.add(skip.service)
+        elif not skip.service:
+            self._exact[skip.identity] = None
+        if kind == ServerType.DNS.value and named:
+            if host:
+                if reverse:
+                    self._places.add((host, port))
+            elif skip.service:
+                self._names.add(skip.service)
+
+    def __contains__(self, entry: Entry) -> bool:
+        info = entry.info
+        identity = info.identity
+        if identity in self._exact:
+            names = self._exact[identity]
+            if names is None or entry.service.lower() in names:
+                return True
+        if self._hidden and not self._hidden.isdisjoint(_stand_ins(info)):
+            return True
+        if self._places and not self._places.isdisjoint(((info.host, info.port), (info.host, 0))):
+            return True
+        return bool(self._names) and entry.service.lower() in self._names
+
+
+def _stand_ins(info: ServerInfo) -> Sequence[tuple[object, object, object]]:
+    """(host, port, hidden type) of the FIREWALL entries that may stand for *info*."""
+    kind = info.type.value
+    return ((info.host, info.port, kind), (info.host, info.port, 0), ("", 0, kind), ("", 0, 0))
+
+
+def same_server(told: ServerInfo, info: ServerInfo) -> bool:
+    """
+    Whether *told*, which a client says, names the server *info*.
+
+    FIREWALL entries keep the hidden server's place, so one names that server; without a place it
+    names all of its type.
+    """
+    return _names(told.identity, info)
+
+
+def _names(identity: tuple[object, ...], info: ServerInfo) -> bool:
+    kind, host, port, _, hidden_type = identity
+    if kind == ServerType.FIREWALL.value:
+        return (host, port, hidden_type) in _stand_ins(info)
+    return identity == info.identity
+
+
+@frozen
+class _Found:
+    """A server that suits, and what is to be said of it."""
+
+    entry: Entry
+    told: ServerInfo  #: as this client is to see it, but for rate and time
+    rate: float  #: to be told
+    candidate: Candidate  #: as the draw sees it
+
+
+class _Plan:
+    """
+    The servers that suit one question, with all that can be prepared for answers to it.
+
+    :ivar serial: of the table that it was made from.
+    :ivar until: seconds since the epoch when something of it expires.
+    :ivar hosts: of all servers that the question is about, suitable or not.
+    """
+
+    __slots__ = (
+        "_lines",
+        "_request",
+        "_writers",
+        "found",
+        "hosts",
+        "lottery",
+        "serial",
+        "service_line",
+        "standby",
+        "until",
+    )
+
+    def __init__(
+        self,
+        request: DispatchRequest,
+        serial: int,
+        until: float,
+        hosts: frozenset[str],
+        found: Sequence[_Found],
+    ) -> None:
+        self.serial = serial
+        self.until = until
+        self.hosts = hosts
+        self.found = found
+        self.service_line = header("Service", request.service)
+        self.standby = bool(found) and all(is_standby(each.entry) for each in found)
+        self.lottery = _lottery(
+            request.preference, range(len(found)), [each.candidate for each in found]
+        )
+        self._request = request
+        self._writers: dict[int, DescriptorWriter | LegacyDescriptorWriter] = {}
+        self._lines: dict[int, tuple[int, bytes]] = {}
+
+    def line(self, index: int, now: float) -> bytes:
+        """
+        What follows ``Server-Info-<n>: ``, line end included; empty if there is no saying it.
+
+        Written anew only when the seconds left are others than before.
+        """
+        entry = self.found[index].entry
+        seconds = _seconds(entry, now)
+        kept = self._lines.get(index)
+        if kept is not None and kept[0] == seconds:
+            return kept[1]
+        try:
+            text = self._text(index, seconds)
+        except DescriptorError:
+            line = b""
+        else:
+            line = text.encode("latin-1") + b"\r\n"
+        self._lines[index] = (seconds, line)
+        return line
+
+    def _text(self, index: int, seconds: int) -> str:
+        each = self.found[index]
+        writer = self._writers.get(index)
+        if writer is None:
+            if self._request.legacy:
+                writer = LegacyDescriptorWriter(each.told)
+            else:
+                writer = DescriptorWriter(each.told)
+            self._writers[index] = writer
+        text = writer.text(each.rate, seconds)
+        if self._request.is_mask or self._request.kind is Kind.REVERSE:
+            text = f"{each.entry.service} {text}"
+        return text
+
+
+class _Plans:
+    """
+    Plans at hand: the latest by request and peer, all by question.
+
+    Bounded by the number of plans and of the servers in them, whichever is reached first.
+    """
+
+    __slots__ = ("_max_plans", "_max_servers", "_servers", "plans", "recent")
+
+    def __init__(self, max_plans: int, max_servers: int) -> None:
+        self._max_plans = max_plans
+        self._max_servers = max_servers
+        self._servers = 0
+        self.plans: OrderedDict[tuple[object, ...], _Plan] = OrderedDict()
+        self.recent: dict[tuple[DispatchRequest, str], _Plan] = {}
+
+    def get(self, key: tuple[object, ...], serial: int, now: float) -> _Plan | None:
+        """The plan for *key*, if it still is true."""
+        plan = self.plans.get(key)
+        if plan is None:
+            return None
+        if plan.serial != serial or now >= plan.until:
+            self._drop(key)
+            return None
+        self.plans.move_to_end(key)
+        return plan
+
+    def put(self, key: tuple[object, ...], plan: _Plan) -> None:
+        """Keep *plan*, at the expense of those that nobody has wanted for longest."""
+        if key in self.plans:
+            self._drop(key)
+        self.plans[key] = plan
+        self._servers += len(plan.found)
+        while len(self.plans) > 1 and (
+            len(self.plans) > self._max_plans or self._servers > self._max_servers
+        ):
+            self._drop(next(iter(self.plans)))
+
+    def _drop(self, key: tuple[object, ...]) -> None:
+        self._servers -= len(self.plans.pop(key).found)
+        # It holds plans, too: those dropped must not live on in it.
+        self.recent.clear()
+
+    def note(self, request: DispatchRequest, peer: str, plan: _Plan) -> None:
+        """*plan* is the one for *request* from *peer*, as long as it is true."""
+        if len(self.recent) >= self._max_plans:
+            self.recent.clear()
+        self.recent[request, peer] = plan
 
 
 @frozen
@@ -103,30 +312,46 @@ class Dispatcher:
     Decides for one process.
 
     :ivar zone: zone bits of the dispatcher's host; 0: sees every zone.
-    :ivar cache_size: requests whose candidates are kept ready.
+    :ivar own_addresses: IP address texts of the dispatcher's host beside the loopback ones; a
+        client with one of them, or with a loopback one, is on this host.
+    :ivar default_count: servers that a look-up is told when it does not say how many.
+    :ivar cache_size: questions whose answers are kept ready.
+    :ivar cache_servers: servers in them, all together.
     """
 
     table: ServiceTable
     local_networks: AddressRanges
     chance: random.Random
     zone: int = 0
+    own_addresses: frozenset[str] = frozenset()
     default_count: int = DEFAULT_COUNT
     cache_size: int = 4096
-    _prepared: OrderedDict[tuple[DispatchRequest, str], _Prepared] = field(
-        factory=OrderedDict, init=False
-    )
+    cache_servers: int = 200_000
+    _plans: _Plans = field(init=False, repr=False, eq=False)
+    _here: frozenset[str] = field(init=False, repr=False, eq=False)
+
+    @_plans.default
+    def _make_plans(self) -> _Plans:
+        return _Plans(self.cache_size, self.cache_servers)
+
+    @_here.default
+    def _make_here(self) -> frozenset[str]:
+        return self.own_addresses | _LOOPBACK
 
     @property
     def cached(self) -> int:
-        """How many requests' candidates are ready now."""
-        return len(self._prepared)
+        """How many questions have their answers ready now."""
+        return len(self._plans.plans)
 
     def asker(self, request: DispatchRequest, peer: str) -> Asker:
         """Who sent *request*: its headers are believed when *peer* is inside."""
-        if not request.identity:
-            return Asker(peer, self.local_networks.contains(peer))
-        address, inside = client_address(request.identity, peer, self.local_networks)
-        return Asker(address, inside)
+        if request.identity:
+            address, inside = client_address(request.identity, peer, self.local_networks)
+        else:
+            address, inside = peer, self.local_networks.contains(peer)
+        return Asker(address, inside and not request.external)
+
+    # --- look-ups ---------------------------------------------------------------------------
 
     def answer(self, request: DispatchRequest, peer: str, now: float) -> Answer:
         """
@@ -135,26 +360,19 @@ class Dispatcher:
         :param peer: IP address text of the TCP peer.
         :param now: seconds since the epoch.
         """
-        key = (request, peer)
-        ready = self._prepared.get(key)
-        if ready is None or ready.serial != self.table.serial or now >= ready.until:
-            ready = self._prepare(request, self.asker(request, peer), now)
-            self._prepared[key] = ready
-            if len(self._prepared) > self.cache_size:
-                self._prepared.popitem(last=False)
-        if not ready.entries:
-            return self._nothing(request)
-        if ready.listing:
-            chosen: Sequence[bytes] = ready.lines
-            if request.server_count:
-                chosen = chosen[: request.server_count]
+        plan = self._plan(request, peer, now)
+        if request.kind is Kind.REVERSE:
+            lines = self._reversed(request, self.asker(request, peer), plan, now)
         else:
-            chosen = self._draw(request, ready)
-        if not chosen:
+            chosen = self._chosen(request, plan, self._limit(request, plan))
+            lines = [line for index in chosen if (line := plan.line(index, now))]
+        if not lines:
             return self._nothing(request)
-        lines = [ready.service]
-        lines += [b"Server-Info-%d: %b\r\n" % pair for pair in enumerate(chosen, 1)]
-        return Answer(200, b"".join(lines))
+        if len(lines) <= len(_NUMBERS):
+            words = [word for pair in zip(_NUMBERS, lines, strict=False) for word in pair]
+        else:
+            words = [b"Server-Info-%d: %b" % pair for pair in enumerate(lines, 1)]
+        return Answer(200, plan.service_line + b"".join(words))
 
     def _nothing(self, request: DispatchRequest) -> Answer:
         """The end of a search, or of one for a name that nobody knows."""
@@ -162,297 +380,398 @@ class Dispatcher:
             return Answer(204, header("Service", request.service))
         return Answer(404, header("Service", request.service) + failures("Service not found"))
 
-    def _draw(self, request: DispatchRequest, ready: _Prepared) -> list[bytes]:
-        limit = 1 if request.firewall_mode else self.default_count
+    def _limit(self, request: DispatchRequest, plan: _Plan) -> int:
+        """How many servers the client is to be told."""
         if request.server_count is not None:
-            limit = request.server_count or len(ready.lines)
-        if ready.standby:
-            order = standby_order(ready.entries, self.chance)
-            place = {
-                id(entry): line for entry, line in zip(ready.entries, ready.lines, strict=True)
-            }
-            return [place[id(entry)] for entry in order[:limit]]
-        return ready.lottery.draw(limit, self.chance)
+            return request.server_count or len(plan.found)
+        if request.is_listing:
+            return len(plan.found)
+        return 1 if request.firewall_mode else self.default_count
 
-    def _named(self, request: DispatchRequest) -> Sequence[Entry]:
+    def _chosen(self, request: DispatchRequest, plan: _Plan, limit: int) -> Sequence[int]:
+        """Indexes into what was found: listed in order, or drawn; never what was had."""
+        if not request.skips:
+            if request.is_listing:
+                return range(min(limit, len(plan.found)))
+            if not plan.standby:
+                return plan.lottery.draw(limit, self.chance)
+        return self._draw(request, plan, self._fresh(request, plan), limit)
+
+    @staticmethod
+    def _fresh(request: DispatchRequest, plan: _Plan) -> Sequence[int]:
+        """What the client has not had."""
+        if not request.skips:
+            return range(len(plan.found))
+        skips = SkipList(request)
+        return [index for index, each in enumerate(plan.found) if each.entry not in skips]
+
+    def _draw(
+        self, request: DispatchRequest, plan: _Plan, indexes: Sequence[int], limit: int
+    ) -> Sequence[int]:
+        if request.is_listing:
+            return indexes[:limit]
+        found = plan.found
+        if plan.standby:
+            order = standby_order([found[index].entry for index in indexes], self.chance)
+            places = {id(found[index].entry): index for index in indexes}
+            return [places[id(entry)] for entry in order[:limit]]
+        candidates = [found[index].candidate for index in indexes]
+        return _lottery(request.preference, indexes, candidates).draw(limit, self.chance)
+
+    # --- plans ------------------------------------------------------------------------------
+
+    def _plan(self, request: DispatchRequest, peer: str, now: float) -> _Plan:
+        plans = self._plans
+        plan = plans.recent.get((request, peer))
+        if plan is not None and plan.serial == self.table.serial and now < plan.until:
+            return plan
+        plan = self._plan_for(request, self.asker(request, peer), now)
+        plans.note(request, peer, plan)
+        return plan
+
+    def _plan_for(self, request: DispatchRequest, asker: Asker, now: float) -> _Plan:
+        plan = self._plan_near(request, asker.inside, frozenset(), now)
+        nearby = self._around(asker.address)
+        if plan.hosts.isdisjoint(nearby):
+            return plan
+        # Servers on the client's own host: private ones show, and nearness counts.
+        return self._plan_near(request, asker.inside, nearby, now)
+
+    def _around(self, address: str) -> frozenset[str]:
+        """The addresses of the host that has *address*."""
+        return self._here if address in self._here else frozenset([address])
+
+    def _plan_near(
+        self, request: DispatchRequest, inside: bool, nearby: frozenset[str], now: float
+    ) -> _Plan:
+        key = (request.question, inside, nearby)
+        plan = self._plans.get(key, self.table.serial, now)
+        if plan is None:
+            plan = self._make_plan(request, inside, nearby, now)
+            self._plans.put(key, plan)
+        return plan
+
+    def _make_plan(
+        self, request: DispatchRequest, inside: bool, nearby: frozenset[str], now: float
+    ) -> _Plan:
         if request.is_mask:
-            return self.table.matching(request.service)
-        return self.table.entries(request.service)
-
-    def _considered(
-        self, request: DispatchRequest, asker: Asker, now: float
-    ) -> list[tuple[Entry, float]]:
-        """
-        What may be handed out at all, skipped ones included, with its status.
-
-        Order of the tests as in the clients' own table: time, type, visibility, state.
-        """
-        inside = asker.inside and not request.external
-        accepted = request.accepted
-        found = []
-        for entry in self._named(request):
-            info = entry.info
-            if entry.expires_at <= now or entry.reserved or (info.rate == 0 and info.time == 0):
-                continue
-            if not (info.type & accepted if accepted else info.type is not ServerType.DNS):
-                continue
-            if not in_zone(entry.zone, self.zone, info.interzone):
-                continue
-            if not is_visible(info, asker.address, inside):
-                continue
-            if request.stateless and info.stateful:
-                continue
-            value = status(entry, self.table.host(info.host))
-            if is_down(entry):
-                if not request.include_down:
-                    continue
-            elif value <= 0 and not is_suppressed(entry):
-                continue  # dynamic, and nothing is known of its host
-            found.append((entry, value))
-        if request.affinity is not None:
-            fits = [
-                ((entry, value), fit(request.affinity, self._environment(entry)))
-                for entry, value in found
-            ]
-            found = best_class(fits)
-            if not request.include_suppressed:
-                # A regular server of any class but the last keeps standbys out, even where
-                # that leaves its own class out of the choice: the clients' rule.
-                borne = [entry for (entry, _), each in fits if each is not Fit.BAD]
-                kept = {id(entry) for entry in usable_band([e for e, _ in found], borne)}
-                found = [(entry, value) for entry, value in found if id(entry) in kept]
-        return found
-
-    def _environment(self, entry: Entry) -> Sequence[tuple[str, str]]:
-        host = self.table.host(entry.info.host)
-        return host.environment if host is not None else ()
-
-    def _usable(
-        self, request: DispatchRequest, asker: Asker, now: float
-    ) -> list[tuple[Entry, float]]:
-        """What is handed out: neither skipped, nor suppressed or standby without being wanted."""
-        considered = self._considered(request, asker, now)
-        skipped = _SkipList(request)
-        fresh = [(entry, value) for entry, value in considered if entry not in skipped]
-        if not request.include_suppressed:
-            band = usable_band(
-                [entry for entry, _ in fresh if not is_suppressed(entry)],
-                [entry for entry, _ in considered],
-            )
-            kept = {id(entry) for entry in band}
-            fresh = [(entry, value) for entry, value in fresh if id(entry) in kept]
-        return fresh
-
-    def _prepare(self, request: DispatchRequest, asker: Asker, now: float) -> _Prepared:
-        listing = request.is_mask or request.kind in (Kind.LIST, Kind.REVERSE)
-        usable = self._usable(request, asker, now)
-        if request.kind is Kind.REVERSE:
-            usable = self._reversed(request, asker, usable, now)
-        entries: list[Entry] = []
-        candidates: list[Candidate] = []
-        lines: list[bytes] = []
-        until = math.inf
-        for entry, value in usable:
-            text = self._descriptor(request, asker, entry, value, now)
-            if text is None:
-                continue
-            if listing and (request.is_mask or request.kind is Kind.REVERSE):
-                text = f"{entry.service} {text}"
-            entries.append(entry)
-            candidates.append(self._candidate(request, asker, entry, value))
-            lines.append(text.encode("latin-1", "replace"))
-            if entry.expires_at != math.inf:
-                # What is handed out counts down: prepare anew each second.
-                until = math.floor(now) + 1.0
-        standby = bool(entries) and all(is_standby(entry) for entry in entries)
-        return _Prepared(
-            self.table.serial,
-            until,
-            tuple(entries),
-            tuple(lines),
-            standby,
-            listing,
-            self._lottery(request, lines, candidates),
-            header("Service", request.service),
-        )
-
-    @staticmethod
-    def _lottery(
-        request: DispatchRequest, items: Sequence[T], candidates: Sequence[Candidate]
-    ) -> Lottery[T]:
-        preference = request.preference
-        share = preference.share if preference is not None else 0.0
-        return Lottery(items, candidates, share, LOCAL_BONUS_TABLE, preference is not None)
-
-    def _candidate(
-        self, request: DispatchRequest, asker: Asker, entry: Entry, value: float
-    ) -> Candidate:
-        info = entry.info
-        preference = request.preference
-        preferred = False
-        if preference is not None:
-            host = preference.host or asker.address
-            preferred = info.host == host and preference.port in (0, info.port)
-        return Candidate(value, info.bonus, preferred, info.local or info.private)
-
-    def _descriptor(
-        self, request: DispatchRequest, asker: Asker, entry: Entry, value: float, now: float
-    ) -> str | None:
-        """The text of *entry* for this client; None: it cannot be said to it."""
-        if is_down(entry):
-            rate = 0.0
-        elif is_suppressed(entry):
-            rate = -abs(entry.info.rate)
-        elif is_standby(entry):
-            rate = abs(entry.info.rate)
-            rate = -rate if request.include_suppressed else rate
+            entries = self.table.matching(request.service)
         else:
-            rate = max(value, STANDBY_RATE)
-        info = evolve(entry.info, rate=rate, time=self._seconds(entry, now))
-        if self._needs_relay(request, asker, info):
-            info = hidden(info)
-        return write_legacy(info) if request.legacy else write(info)
+            entries = self.table.entries(request.service)
+        until = math.inf
+        for entry in entries:
+            host = self.table.host(entry.info.host)
+            moments = [entry.expires_at] if host is None else [entry.expires_at, host.expires_at]
+            until = min([until, *(moment for moment in moments if moment > now)])
+        preferred = self._preferred(request.preference, nearby)
+        found: list[_Found] = []
+        for _, group in groupby(entries, key=_service_of):
+            for entry, value in self._suiting(request, list(group), inside, nearby, now):
+                each = self._found(request, entry, value, inside, preferred)
+                if each is not None:
+                    found.append(each)
+        hosts = frozenset(entry.info.host for entry in entries)
+        return _Plan(request, self.table.serial, until, hosts, found)
 
-    def _needs_relay(self, request: DispatchRequest, asker: Asker, info: ServerInfo) -> bool:
-        """Whether the client must come through the relay to reach the server."""
-        if info.type is ServerType.DNS:
-            return False
-        if request.firewall_mode:
-            return True
-        outside = request.external or not asker.inside
-        return outside and not info.type & ServerType.HTTP
+    def _preferred(self, preference: Preference | None, nearby: frozenset[str]) -> frozenset[str]:
+        """The addresses of the host to prefer: the client's own, unless it names another."""
+        if preference is None or not preference.host:
+            return nearby
+        return self._around(preference.host)
 
-    @staticmethod
-    def _seconds(entry: Entry, now: float) -> int:
-        """``T`` of what is handed out, 1..30."""
-        seconds = min(entry.info.time or DEFAULT_TIME_SECONDS, MAX_TIME_SECONDS)
-        if entry.expires_at != math.inf:
-            seconds = min(seconds, math.ceil(entry.expires_at - now))
-        return max(1, seconds)
-
-    def _reversed(
+    def _suiting(
         self,
         request: DispatchRequest,
-        asker: Asker,
-        usable: Sequence[tuple[Entry, float]],
+        entries: Sequence[Entry],
+        inside: bool,
+        nearby: frozenset[str],
         now: float,
-    ) -> list[tuple[Entry, float]]:
+    ) -> Sequence[tuple[Entry, float]]:
+        """
+        What of one service may be handed out, and its status; what the client has had included.
+
+        Order of the tests as in the clients' own table: time, type, visibility, state, affinity,
+        standby.
+        """
+        considered = [
+            (entry, self._status(entry, now))
+            for entry in entries
+            if self._is_for(request, entry, inside, nearby, now)
+        ]
+        considered = [
+            (entry, value)
+            for entry, value in considered
+            if value is not None and (request.include_down or not is_down(entry))
+        ]
+        preference = request.preference
+        if preference is not None and preference.share < 0:
+            preferred = self._preferred(preference, nearby)
+            considered = [
+                (entry, value)
+                for entry, value in considered
+                if _is_at(entry.info, preferred, preference.port)
+            ]
+        kept: Sequence[tuple[Entry, float | None]] = considered
+        if request.affinity is not None:
+            affinity = request.affinity
+            fits = [
+                ((entry, value), fit(affinity, self._environment(entry, now)))
+                for entry, value in considered
+            ]
+            considered = [pair for pair, each in fits if each is not Fit.BAD]
+            kept = best_class(fits)
+        if not request.include_suppressed:
+            # A regular server of any class keeps standbys out, even where that leaves nothing
+            # of the best class: the clients' rule.
+            band = usable_band([entry for entry, _ in kept], [entry for entry, _ in considered])
+            usable = {id(entry) for entry in band}
+            kept = [
+                (entry, value)
+                for entry, value in kept
+                if id(entry) in usable and (value or is_down(entry))
+            ]
+        return [(entry, value or 0.0) for entry, value in kept]
+
+    def _is_for(
+        self,
+        request: DispatchRequest,
+        entry: Entry,
+        inside: bool,
+        nearby: frozenset[str],
+        now: float,
+    ) -> bool:
+        """Whether *entry* is there for this client at all, whatever its state."""
+        info = entry.info
+        accepted = request.accepted
+        if entry.expires_at <= now or entry.reserved or (info.rate == 0 and info.time == 0):
+            return False
+        if not (info.type & accepted if accepted else info.type is not ServerType.DNS):
+            return False
+        if request.stateless and info.stateful:
+            return False
+        return self._is_visible(entry, inside, nearby)
+
+    def _is_visible(self, entry: Entry, inside: bool, nearby: frozenset[str]) -> bool:
+        info = entry.info
+        client = info.host if info.host in nearby else ""
+        return in_zone(entry.zone, self.zone, info.interzone) and is_visible(info, client, inside)
+
+    def _status(self, entry: Entry, now: float) -> float | None:
+        """The status of *entry*; None: dynamic, and nothing is known of its host."""
+        host = self.table.host(entry.info.host)
+        if host is not None and host.expires_at <= now:
+            host = None
+        if host is None and not entry.static and not is_down(entry):
+            return None
+        return status(entry, host)
+
+    def _environment(self, entry: Entry, now: float) -> Sequence[tuple[str, str]]:
+        host = self.table.host(entry.info.host)
+        return host.environment if host is not None and host.expires_at > now else ()
+
+    def _found(
+        self,
+        request: DispatchRequest,
+        entry: Entry,
+        value: float,
+        inside: bool,
+        preferred: frozenset[str],
+    ) -> _Found | None:
+        """*entry* as the client is told of it; None: its dialect has no words for that."""
+        told = entry.info
+        if told.type is not ServerType.DNS and (
+            request.firewall_mode or (not inside and not is_http(told.type))
+        ):
+            told = behind_firewall(told)
+        if request.legacy and LegacyDescriptorWriter.of(told) is None:
+            return None
+        port = request.preference.port if request.preference is not None else 0
+        candidate = Candidate(value, told.bonus, _is_at(entry.info, preferred, port))
+        return _Found(entry, told, _rate(request, entry, value), candidate)
+
+    # --- reverse look-ups -------------------------------------------------------------------
+
+    def _reversed(
+        self, request: DispatchRequest, asker: Asker, plan: _Plan, now: float
+    ) -> list[bytes]:
         """Each server swapped for the DNS entry that shares its place."""
-        skipped = _SkipList(request)
-        inside = asker.inside and not request.external
-        found: dict[tuple[object, ...], tuple[Entry, float]] = {}
-        for entry, value in usable:
-            if entry.info.type is ServerType.DNS:
-                found.setdefault(entry.key, (entry, value))
+        skips = SkipList(request)
+        nearby = self._around(asker.address)
+        limit = self._limit(request, plan)
+        lines: dict[object, bytes] = {}
+        for index, each in enumerate(plan.found):
+            if len(lines) >= limit:
+                break
+            entry = each.entry
+            if entry in skips:
                 continue
-            named = self.table.dns_entries_at(entry.info.host, entry.info.port)
+            named: Sequence[Entry] = ()
+            if entry.info.type is not ServerType.DNS:
+                named = self.table.dns_entries_at(entry.info.host, entry.info.port)
             if not named:
-                found.setdefault(entry.key, (entry, value))
+                lines.setdefault(entry.key, plan.line(index, now))
                 continue
             for other in named:
-                if other.expires_at <= now or other.info.time == 0 or other.reserved:
-                    continue
-                if not is_visible(other.info, asker.address, inside) or other in skipped:
-                    continue
-                if is_down(other) and not request.include_down:
-                    continue
-                if is_suppressed(other) and not request.include_suppressed:
-                    continue
-                rating = status(other, self.table.host(other.info.host))
-                found.setdefault(other.key, (other, rating))
-                break
-        return list(found.values())
+                if other not in skips and self._stands_in(request, other, asker, nearby, now):
+                    line = _dns_line(request, other, each, now)
+                    if line:
+                        lines.setdefault(other.key, line)
+                        break
+        return [line for line in lines.values() if line]
+
+    def _stands_in(
+        self,
+        request: DispatchRequest,
+        other: Entry,
+        asker: Asker,
+        nearby: frozenset[str],
+        now: float,
+    ) -> bool:
+        """Whether the DNS entry *other* may be told in place of a server."""
+        if other.expires_at <= now or other.info.time == 0 or other.reserved:
+            return False
+        if is_down(other):
+            allowed = request.include_down
+        else:
+            allowed = request.include_suppressed or not is_suppressed(other)
+        return allowed and self._is_visible(other, asker.inside, nearby)
+
+    # --- connection requests ----------------------------------------------------------------
 
     def targets(self, request: DispatchRequest, peer: str, now: float) -> Targets:
         """The servers that AUX, RELAY and BROWSER requests may be passed to."""
-        asker = self.asker(request, peer)
         known = bool(self.table.entries(request.service))
         retry = request.kind is Kind.BROWSER
         if not known or request.is_mask:
             return Targets((), False, retry)
-        first = self._meant(request, asker, now)
-        usable = self._usable(request, asker, now)
-        entries = [entry for entry, _ in usable if entry.info.type is not ServerType.DNS]
-        if entries and all(is_standby(entry) for entry in entries):
-            order = standby_order(entries, self.chance)
-        else:
-            kept = {id(entry) for entry in entries}
-            candidates = [
-                self._candidate(request, asker, entry, value)
-                for entry, value in usable
-                if id(entry) in kept
-            ]
-            order = self._lottery(request, entries, candidates).draw(MAX_TRIES, self.chance)
-        if first is None and not order and request.last_skip is not None:
+        plan = self._plan(request, peer, now)
+        fresh = [
+            index
+            for index in self._fresh(request, plan)
+            if plan.found[index].entry.info.type is not ServerType.DNS
+        ]
+        order = [plan.found[index].entry for index in self._draw(request, plan, fresh, MAX_TRIES)]
+        first = None
+        if request.used is not None:
+            first = self._named(request, peer, [request.used.identity], now)
+        elif not order:
             # A client that retries lists all it has had, its new choice too, as the last.
-            first = self._find(request, asker, request.last_skip.info, now)
+            had = [skip.identity for skip in reversed(request.skips)]
+            first = self._named(request, peer, had, now)
         if first is not None:
             order = [first, *(entry for entry in order if entry is not first)]
         return Targets(tuple(order[:MAX_TRIES]), known, retry)
 
-    def _meant(self, request: DispatchRequest, asker: Asker, now: float) -> Entry | None:
-        """The server that the client says it means, when it may have it."""
-        if request.used is None:
-            return None
-        return self._find(request, asker, request.used, now)
-
-    def _find(
-        self, request: DispatchRequest, asker: Asker, wanted: ServerInfo, now: float
+    def _named(
+        self,
+        request: DispatchRequest,
+        peer: str,
+        identities: Iterable[tuple[object, ...]],
+        now: float,
     ) -> Entry | None:
-        # A stateless client may have been told to come back for a stateful server.
-        anyhow = evolve(request, stateless=False, affinity=None)
-        for entry, _ in self._considered(anyhow, asker, now):
-            if same_server(wanted, entry.info) and not is_suppressed(entry):
-                return entry
+        """The first of the servers that a client names which it may have."""
+        plan = self._anyhow(request, peer, now)
+        for identity in identities:
+            for each in plan.found:
+                if _names(identity, each.entry.info):
+                    return each.entry
         return None
 
+    def _anyhow(self, request: DispatchRequest, peer: str, now: float) -> _Plan:
+        """
+        All servers that the client may have been told of before.
 
-def hidden(info: ServerInfo) -> ServerInfo:
-    """The FIREWALL entry that stands for *info*, made on the fly."""
-    return evolve(info, type=ServerType.FIREWALL, hidden_type=info.type, arguments="", vhost="")
+        Stateful ones, too: a stateless client may have been told to come back for one.
+        """
+        anyhow = evolve(request, stateless=False, affinity=None, preference=None)
+        return self._plan_for(anyhow, self.asker(request, peer), now)
+
+    def informational(
+        self, request: DispatchRequest, peer: str, entry: Entry | None, now: float
+    ) -> bytes:
+        """
+        ``Server-Info-<n>`` lines for the reply to a connection request.
+
+        The server that made the reply, and further ones for clients that ask for these with
+        ``STATEFUL_INCLUSIVE``; nothing for browsers, and for ``NO_INFORMATION``.
+
+        :param entry: the server that made the reply, if there is one.
+        """
+        if not request.inform or request.kind not in (Kind.AUX, Kind.RELAY):
+            return b""
+        plan = self._anyhow(request, peer, now)
+        own = [i for i, each in enumerate(plan.found) if each.entry is entry]
+        if request.inclusive:
+            others = [i for i, each in enumerate(plan.found) if each.entry is not entry]
+            own += self._draw(request, plan, others, self._limit(request, plan) - len(own))
+        lines = [line for index in own if (line := plan.line(index, now))]
+        return b"".join(b"Server-Info-%d: %b" % pair for pair in enumerate(lines, 1))
+
+    def way_in(self, request: DispatchRequest, peer: str, entry: Entry) -> WayInRequest:
+        """What to ask of the relay so that the client gets to *entry*."""
+        ports = request.fallback_ports
+        if not request.firewall_mode:
+            ports = None
+        elif ports is None:
+            ports = frozenset()  # the client leaves it to us: the regular ones
+        return WayInRequest(
+            service=entry.service,
+            server=entry.info,
+            client=self.asker(request, peer).address,
+            fallback_ports=ports,
+            firewall_mode=request.firewall_mode,
+        )
 
 
-def same_server(told: ServerInfo, info: ServerInfo) -> bool:
-    """Whether *told*, which a client says, names the server *info*."""
-    if told.type is not ServerType.FIREWALL:
-        return told.identity == info.identity
-    # FIREWALL entries keep the hidden server's place, so one names that server; without a place
-    # it names all of its type.
-    if told.hidden_type is not None and told.hidden_type is not info.type:
-        return False
-    if not told.host and not told.port:
-        return True
-    return (told.host, told.port) == (info.host, info.port)
+def _service_of(entry: Entry) -> str:
+    return entry.service.lower()
 
 
-class _SkipList:
-    """What the client has had; ``entry in skips`` is cheap however long it is."""
+def _is_at(info: ServerInfo, addresses: frozenset[str], port: int) -> bool:
+    return info.host in addresses and port in (0, info.port)
 
-    def __init__(self, request: DispatchRequest) -> None:
-        self._exact: set[tuple[str, tuple[object, ...]]] = set()
-        self._others: list[Skip] = []
-        own = "" if request.is_mask else request.service.lower()
-        for skip in request.skips:
-            if skip.info.type in (ServerType.FIREWALL, ServerType.DNS):
-                self._others.append(skip)
-            if skip.info.type is not ServerType.FIREWALL:
-                self._exact.add((skip.service or own, skip.info.identity))
-        self._reverse = request.kind is Kind.REVERSE
 
-    def __contains__(self, entry: Entry) -> bool:
-        name = entry.service.lower()
-        if (name, entry.info.identity) in self._exact:
-            return True
-        return any(self._covers(skip, name, entry.info) for skip in self._others)
+def _lottery(
+    preference: Preference | None, items: Sequence[int], candidates: Sequence[Candidate]
+) -> Lottery[int]:
+    # There always is a preferred host: the client's own, if it names no other.
+    share = preference.share if preference is not None else 0.0
+    return Lottery(items, candidates, share, LOCAL_BONUS_TABLE, True)
 
-    def _covers(self, skip: Skip, name: str, info: ServerInfo) -> bool:
-        if skip.info.type is ServerType.FIREWALL:
-            return (not skip.service or skip.service == name) and same_server(skip.info, info)
-        if not self._reverse:
-            return False
-        if not skip.info.host:
-            return skip.service == name
-        return skip.info.host == info.host and skip.info.port in (0, info.port)
+
+def _rate(request: DispatchRequest, entry: Entry, value: float) -> float:
+    """``R`` for *entry* of that status (docs/protocols/descriptor.rst, State)."""
+    if is_down(entry):
+        return 0.0
+    if value <= 0:
+        return -abs(entry.info.rate)
+    if is_standby(entry):
+        if request.include_suppressed:
+            return -abs(entry.info.rate)
+        return min(max(value, MIN_RATE), _MAX_STANDBY_RATE)
+    return min(max(value, STANDBY_RATE), MAX_RATE)
+
+
+def _seconds(entry: Entry, now: float) -> int:
+    """``T`` of what is handed out, 1..30."""
+    seconds = min(entry.info.time or DEFAULT_TIME_SECONDS, MAX_TIME_SECONDS)
+    if entry.expires_at != math.inf:
+        seconds = min(seconds, math.ceil(entry.expires_at - now))
+    return max(1, seconds)
+
+
+def _dns_line(request: DispatchRequest, other: Entry, each: _Found, now: float) -> bytes:
+    """The DNS entry *other* for the server *each*, whose status it takes over."""
+    writer = LegacyDescriptorWriter.of(other.info) if request.legacy else None
+    if request.legacy and writer is None:
+        return b""
+    value = 0.0 if is_suppressed(other) else each.candidate.status
+    rate = _rate(request, other, value)
+    try:
+        text = (writer or DescriptorWriter(other.info)).text(rate, _seconds(other, now))
+    except DescriptorError:
+        return b""
+    return f"{other.service} {text}\r\n".encode("latin-1")
 
 
 def used_lines(entries: Iterable[Entry], until: int) -> bytes:
@@ -469,18 +788,6 @@ def used_lines(entries: Iterable[Entry], until: int) -> bytes:
 
 def relay_path(entry: Entry) -> bytes:
     """``Relay-Path``: by whom the reply was made."""
-    host = f"[{entry.info.host}]" if ":" in entry.info.host else entry.info.host
-    return header("Relay-Path", f"DISPD -> {KEYWORDS[entry.info.type]} {host}:{entry.info.port}")
-
-
-__all__ = [
-    "Answer",
-    "Asker",
-    "Dispatcher",
-    "Targets",
-    "hidden",
-    "relay_path",
-    "same_server",
-    "server_info",
-    "used_lines",
-]
+    info = entry.info
+    place = format_connection_point(info.host, info.port)
+    return header("Relay-Path", f"DISPD -> {KEYWORDS[info.type]} {place}")

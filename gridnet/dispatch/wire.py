@@ -4,46 +4,71 @@ Extension headers of the dispatcher to typed values and back (docs/protocols/dis
 Request and reply heads are HTTP; this file knows only what gridnet's clients put into them.
 Header names compare without case and in any order.  What a client says beside the point
 (an odd preference, an unreadable skip entry) is passed over; only a request that names no
-service is refused.
+service, or whose mode nobody knows, is refused.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
+from typing import NamedTuple
 from urllib.parse import unquote_plus
 
 from attrs import field, frozen
 
 from gridnet.errors import RemoteProtocolError
+from gridnet.table.address import canonical_address
 from gridnet.table.affinity import Affinity
-from gridnet.table.server_info import TYPES, ServerInfo, ServerType, parse_advisory
+from gridnet.table.server_info import (
+    TYPES,
+    ServerInfo,
+    ServerType,
+    parse_advisory,
+    parse_identity,
+)
 from gridnet.table.way_in import ConnectionPoint
 
 MAX_NAME_CHARACTERS = 255
+#: Where programs are run: what the path of such a request ends in.
+NCBID_SUFFIX = "/ncbid.cgi"
+#: A preference for one host and no other.
+LATCH = -1.0
 ANY_TYPE = ServerType(0)
 #: Clients below this revision read the older descriptor dialect only.
 MODERN_REVISION = 7
 
 _NAME = re.compile(r"[A-Za-z0-9_.*?\[\]/!^-]+")
 _MASK_CHARACTERS = frozenset("*?[")
-_SKIP_HEADER = re.compile(r"skip-info-([0-9]{1,9})")
 _PREFERENCE = re.compile(
     r"(?:\[([0-9A-Fa-f.:]+)\]|([0-9]+(?:\.[0-9]+){3}|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*))?"
     r"(?::([0-9]{1,5}))?[ \t]+(-?[0-9]+(?:\.[0-9]*)?)%?"
 )
 _REVISION = re.compile(r"([0-9]{1,4})(?:\.[0-9]+)?")
+_OPAQUE = re.compile(r"[!-~]{1,256}")
 
 #: Headers that tell a dispatching client from a browser.
-_DISPATCHING = (
-    "client-revision",
-    "dispatch-mode",
-    "client-mode",
-    "accepted-server-types",
-    "connection-mode",
-    "used-server-info",
+_DISPATCHING = frozenset(
+    [
+        "client-revision",
+        "dispatch-mode",
+        "client-mode",
+        "accepted-server-types",
+        "connection-mode",
+        "used-server-info",
+    ]
 )
+#: Headers of which several lines say one thing together.
+_LISTS = {
+    "accepted-server-types": " ",
+    "ncbi-firewall-ports": " ",
+    "caf-proxied-host": ", ",
+    "x-forwarded-for": ", ",
+    "proxied_ip": ", ",
+    "x-fwd-ip-addr": ", ",
+}
+#: Headers whose lines must not contradict each other.
+_MODES = frozenset(["dispatch-mode", "client-mode", "connection-mode"])
 #: Headers that say who the client is, when they can be believed.
 _IDENTITY = (
     "ncbi-external",
@@ -55,6 +80,27 @@ _IDENTITY = (
     "client-host",
     "x-real-ip",
 )
+_READ = {
+    name.encode("ascii"): name
+    for name in (
+        *_DISPATCHING,
+        *_LISTS,
+        *_IDENTITY,
+        "affinity",
+        "client-platform",
+        "ncbi-phid",
+        "ncbi-sid",
+        "preference",
+        "server-count",
+        "traceparent",
+    )
+}
+# What CGI cannot tell apart is one header.
+_READ[b"proxied-ip"] = "proxied_ip"
+_SKIP_PREFIX = b"skip-info-"
+_LOOKUP_MODES = frozenset(["INFORMATION_ONLY", "OK_DOWN", "OK_SUPPRESSED", "PROMISCUOUS"])
+_DISPATCH_MODES = _LOOKUP_MODES | {"", "NO_INFORMATION", "STATEFUL_INCLUSIVE"}
+_CLIENT_MODES = frozenset(["", "STATEFUL_CAPABLE", "STATELESS_ONLY", "REVERSE_DNS"])
 
 
 class Kind(Enum):
@@ -82,15 +128,14 @@ class Preference:
 
     host: str  #: IP address text; empty: the client's own
     port: int  #: 0: any
-    share: float  #: 0..1, or -1 for that host or none
+    share: float  #: 0..1, or :data:`LATCH`
 
 
-@frozen
-class Skip:
+class Skip(NamedTuple):
     """A server that the client has had already."""
 
-    info: ServerInfo
-    service: str = ""  #: lower case; empty: the service asked for
+    identity: tuple[object, ...]  #: :attr:`gridnet.table.server_info.ServerInfo.identity`
+    service: str = ""  #: lower case; empty: whatever it is called
 
 
 @frozen(eq=False)
@@ -100,6 +145,9 @@ class DispatchRequest:
 
     Compared by identity: the same octets parse to the same object through a cache, which makes
     it a cheap key.
+
+    :ivar question: all that decides which servers suit, but for who asks and what it has had;
+        requests with equal questions share the work of finding them.
     """
 
     kind: Kind
@@ -119,17 +167,41 @@ class DispatchRequest:
     stateless: bool = False
     connection_mode: ConnectionMode = ConnectionMode.STATELESS
     inform: bool = True  #: informational headers wanted in a connection reply
-    skips: tuple[Skip, ...] = ()
-    last_skip: Skip | None = None  #: the highest-numbered one
+    inclusive: bool = False  #: informational headers are to name further servers, too
+    skips: tuple[Skip, ...] = ()  #: in order of their numbers
     used: ServerInfo | None = None  #: the server the client means
     preference: Preference | None = None
     affinity: Affinity | None = None
     server_count: int | None = None  #: None: not said; 0: all
     legacy: bool = False  #: reads the older dialect only
-    external: bool = False
+    external: bool = False  #: whatever its address
     identity: Mapping[str, str] = field(factory=dict)  #: lower-case headers of who it is
-    session_id: str = ""  #: NCBI-SID
-    hit_id: str = ""  #: NCBI-PHID
+    session_id: str = ""  #: ``NCBI-SID``
+    hit_id: str = ""  #: ``NCBI-PHID``
+    trace_parent: str = ""  #: ``traceparent``
+    question: tuple[object, ...] = field(init=False, repr=False)
+
+    @question.default
+    def _make_question(self) -> tuple[object, ...]:
+        return (
+            self.service,
+            self.is_mask,
+            self.kind is Kind.REVERSE,
+            self.kind is Kind.LIST,
+            self.accepted.value,
+            self.firewall_mode,
+            self.include_down,
+            self.include_suppressed,
+            self.stateless,
+            self.legacy,
+            self.preference,
+            self.affinity,
+        )
+
+    @property
+    def is_listing(self) -> bool:
+        """Whether all servers are wanted, in the order of the table, and not a draw."""
+        return self.is_mask or self.kind in (Kind.LIST, Kind.REVERSE)
 
 
 def _text(value: bytes) -> str:
@@ -168,34 +240,40 @@ def _service(arguments: Sequence[tuple[str, str, str]]) -> str:
 def _accepted(value: str | None) -> tuple[ServerType, bool]:
     """Wanted types, and whether the client is in firewall mode."""
     if value is None:
-        return ServerType(0), False
-    types = ServerType(0)
-    for word in value.upper().split():
-        types |= TYPES.get(word, ServerType(0))
-    firewall = bool(types & ServerType.FIREWALL)
-    return types & ~ServerType.FIREWALL, firewall
+        return ANY_TYPE, False
+    bits = 0
+    for word in value.upper().replace(",", " ").split():
+        kind = TYPES.get(word)
+        if kind is not None:
+            bits |= kind.value
+    types = ServerType(bits & ~ServerType.FIREWALL.value)
+    return types, bool(bits & ServerType.FIREWALL.value)
 
 
 def _ports(value: str | None) -> frozenset[int] | None:
     if value is None:
         return None
-    numbers = [int(w) for w in value.split() if w.isascii() and w.isdecimal() and len(w) <= 5]
+    words = value.replace(",", " ").split()
+    numbers = [int(word) for word in words if _is_number(word, 5)]
     return frozenset(number for number in numbers if 0 < number <= 65535)
+
+
+def _is_number(text: str, digits: int) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= digits
 
 
 def _preference(value: str | None) -> Preference | None:
     match = _PREFERENCE.fullmatch(value) if value is not None else None
     if match is None:
         return None
-    host = match[1] or match[2] or ""
-    percent = float(match[4])
+    text = match[1] or match[2] or ""
+    host = canonical_address(text) if text else ""
     port = int(match[3] or 0)
-    if not host and not port:
+    if host is None or port > 65535 or not (host or port):
         return None
-    if port > 65535:
-        return None
-    share = -1.0 if percent < 0 or percent >= 100 else percent / 100
-    return Preference(host, port, share)
+    percent = float(match[4])
+    share = LATCH if percent < 0 or percent >= 100 else percent / 100
+    return Preference("" if host == "0.0.0.0" else host, port, share)
 
 
 def _affinity(value: str | None) -> Affinity | None:
@@ -212,41 +290,105 @@ def _count(value: str | None) -> int | None:
         return None
     if value.upper() == "ALL":
         return 0
-    if value.isascii() and value.isdecimal() and len(value) <= 9 and int(value) > 0:
-        return int(value)
-    return None
+    return int(value) if _is_number(value, 9) and int(value) > 0 else None
+
+
+def _opaque(value: str | None) -> str:
+    """An identifier that goes to logs and programs as it is; empty when it is not fit to."""
+    return value if value is not None and _OPAQUE.fullmatch(value) else ""
 
 
 def _skip(value: str, named: bool) -> Skip | None:
+    """
+    Read a server that the client has had.
+
+    :param named: the service's name goes before the descriptor.  The name may look like a
+        type (``dns DNS 10.1.1.1``), so this cannot be told from the text alone.
+    """
     first, _, rest = value.partition(" ")
-    if named and first.upper() not in TYPES:
-        info = parse_advisory(rest.strip(" \t"))
-        return None if info is None else Skip(info, first.lower())
-    info = parse_advisory(value)
-    if info is None and rest and first.upper() not in TYPES:
-        info = parse_advisory(rest.strip(" \t"))
-        return None if info is None else Skip(info, first.lower())
-    return None if info is None else Skip(info)
+    rest = rest.lstrip(" \t")
+    if named or first.upper() not in TYPES:
+        identity = parse_identity(rest)
+        if identity is not None:
+            return Skip(identity, first.lower())
+    identity = parse_identity(value)
+    return None if identity is None else Skip(identity)
 
 
-def _kind(
-    path: str, method: str, headers: Mapping[str, str], dispatch_mode: str, client_mode: str
-) -> Kind:
-    if path.endswith("/ncbid.cgi"):
+def _skips(lines: Sequence[tuple[bytes, bytes]], named: bool) -> tuple[Skip, ...]:
+    numbered: list[tuple[int, str]] = []
+    for raw_number, raw_value in lines:
+        number = raw_number.decode("latin-1")
+        if _is_number(number, 9):
+            numbered.append((int(number), _text(raw_value)))
+    numbered.sort()
+    found = [_skip(text, named) for _, text in numbered]
+    return tuple(skip for skip in found if skip is not None)
+
+
+def _kind(path: str, method: str, dispatching: bool, dispatch_mode: str, client_mode: str) -> Kind:
+    if path.endswith(NCBID_SUFFIX):
         return Kind.NCBID
     if client_mode == "REVERSE_DNS":
         return Kind.REVERSE
     if dispatch_mode == "INFORMATION_ONLY":
         return Kind.INFO
-    if dispatch_mode in ("OK_DOWN", "OK_SUPPRESSED", "PROMISCUOUS"):
+    if dispatch_mode in _LOOKUP_MODES:
         return Kind.LIST
     if client_mode == "STATEFUL_CAPABLE" and method in ("GET", "HEAD"):
         return Kind.AUX
-    if any(name in headers for name in _DISPATCHING) or any(
-        name.startswith("skip-info-") for name in headers
-    ):
-        return Kind.RELAY
-    return Kind.BROWSER
+    return Kind.RELAY if dispatching else Kind.BROWSER
+
+
+def _mode(name: str, value: str, known: Iterable[str]) -> str:
+    mode = value.upper()
+    if mode not in known:
+        expected = ", ".join(sorted(filter(None, known)))
+        raise RemoteProtocolError(f"{name}: expected one of {expected}, found {value[:40]!r}")
+    return mode
+
+
+class _Headers:
+    """The headers that matter, read without regard to their order."""
+
+    __slots__ = ("ambiguous_client", "dispatching", "skips", "values")
+
+    def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self.values: dict[str, str] = {}
+        self.skips: list[tuple[bytes, bytes]] = []
+        repeated: dict[str, list[str]] = {}
+        values = self.values
+        for raw_name, raw_value in headers:
+            lower = raw_name.lower()
+            name = _READ.get(lower)
+            if name is None:
+                if lower.startswith(_SKIP_PREFIX):
+                    self.skips.append((lower[len(_SKIP_PREFIX) :], raw_value))
+            elif name in values:
+                repeated.setdefault(name, [values[name]]).append(_text(raw_value))
+            else:
+                values[name] = _text(raw_value)
+        self.dispatching = bool(self.skips) or not _DISPATCHING.isdisjoint(values)
+        #: Two answers to who asks: the peer cannot mean both, so neither counts as inside.
+        self.ambiguous_client = False
+        for name, all_values in repeated.items():
+            self._settle(name, all_values)
+
+    def _settle(self, name: str, values: Sequence[str]) -> None:
+        """Make one value of several lines."""
+        joint = _LISTS.get(name)
+        if joint is not None:
+            self.values[name] = joint.join(values)
+        elif len(set(values)) > 1:
+            if name in _MODES:
+                raise RemoteProtocolError(f"{name}: lines that contradict each other")
+            self.ambiguous_client = self.ambiguous_client or name in ("client-host", "x-real-ip")
+            del self.values[name]
+
+    @property
+    def get(self) -> Callable[[str], str | None]:
+        """Name -> value; None: not said, or said in contradictory ways."""
+        return self.values.get
 
 
 def parse_request(
@@ -255,64 +397,61 @@ def parse_request(
     """
     Read a request's head.
 
-    :param headers: names and values as they came; of a name given twice the first counts.
-    :raises RemoteProtocolError: no service named, or not by a name.
+    Several lines of one header: lists are joined; modes must agree; of the rest, what is said
+    in contradictory ways is passed over.
+
+    :param headers: names and values as they came.
+    :raises RemoteProtocolError: no service named, or not by a name; an unknown mode.
     """
-    found: dict[str, str] = {}
-    for raw_name, raw_value in headers:
-        found.setdefault(raw_name.decode("latin-1").lower(), _text(raw_value))
+    read = _Headers(headers)
+    get = read.get
     path, arguments = parse_target(target.decode("latin-1"))
     service = _service(arguments)
     is_mask = not _MASK_CHARACTERS.isdisjoint(service)
-    dispatch_mode = found.get("dispatch-mode", "").upper()
-    client_mode = found.get("client-mode", "").upper()
-    kind = _kind(path, method, found, dispatch_mode, client_mode)
-    named = is_mask or kind is Kind.REVERSE
-    numbered: list[tuple[int, Skip]] = []
-    for name, value in found.items():
-        match = _SKIP_HEADER.fullmatch(name)
-        skip = _skip(value, named) if match is not None else None
-        if match is not None and skip is not None:
-            numbered.append((int(match[1]), skip))
-    numbered.sort(key=lambda pair: pair[0])
-    accepted, firewall_mode = _accepted(found.get("accepted-server-types"))
+    dispatch_mode = _mode("Dispatch-Mode", get("dispatch-mode") or "", _DISPATCH_MODES)
+    client_mode = _mode("Client-Mode", get("client-mode") or "", _CLIENT_MODES)
+    kind = _kind(path, method, read.dispatching, dispatch_mode, client_mode)
+    connection_mode = ConnectionMode.STATELESS
+    if kind is Kind.NCBID:
+        mode = _mode(
+            "Connection-Mode", get("connection-mode") or "STATELESS", ConnectionMode.__members__
+        )
+        connection_mode = ConnectionMode(mode)
+    accepted, firewall_mode = _accepted(get("accepted-server-types"))
     own = ("service", "address", "platform")
     platform = next((value for name, value, _ in arguments if name == "platform"), "")
-    revision = _REVISION.fullmatch(found.get("client-revision", ""))
-    dispatching = kind is not Kind.BROWSER and kind is not Kind.NCBID
-    mode = found.get("connection-mode", "STATELESS").upper()
-    if mode not in ConnectionMode.__members__:
-        if kind is Kind.NCBID:
-            raise RemoteProtocolError(
-                f"Connection-Mode: expected STATEFUL or STATELESS, found {mode[:40]!r}"
-            )
-        mode = "STATELESS"
+    revision = _REVISION.fullmatch(get("client-revision") or "")
+    used = get("used-server-info")
     return DispatchRequest(
         kind=kind,
         service=service,
         is_mask=is_mask,
         path=path,
         arguments="&".join(word for name, _, word in arguments if name not in own),
-        platform=found.get("client-platform", platform),
+        platform=get("client-platform") or platform,
         accepted=accepted,
         firewall_mode=firewall_mode,
-        fallback_ports=_ports(found.get("ncbi-firewall-ports")),
+        fallback_ports=_ports(get("ncbi-firewall-ports")),
         include_down=dispatch_mode in ("OK_DOWN", "PROMISCUOUS"),
         include_suppressed=dispatch_mode in ("OK_SUPPRESSED", "PROMISCUOUS"),
-        stateless=client_mode == "STATELESS_ONLY",
-        connection_mode=ConnectionMode(mode),
+        stateless=client_mode == "STATELESS_ONLY" or kind in (Kind.RELAY, Kind.BROWSER),
+        connection_mode=connection_mode,
         inform=dispatch_mode != "NO_INFORMATION",
-        skips=tuple(skip for _, skip in numbered),
-        last_skip=numbered[-1][1] if numbered else None,
-        used=parse_advisory(found["used-server-info"]) if "used-server-info" in found else None,
-        preference=_preference(found.get("preference")),
-        affinity=_affinity(found.get("affinity")),
-        server_count=_count(found.get("server-count")),
-        legacy=dispatching and (revision is None or int(revision[1]) < MODERN_REVISION),
-        external="ncbi-external" in found or "caf-external" in found,
-        identity={name: found[name] for name in _IDENTITY if name in found},
-        session_id=found.get("ncbi-sid", ""),
-        hit_id=found.get("ncbi-phid", ""),
+        inclusive=dispatch_mode == "STATEFUL_INCLUSIVE",
+        skips=_skips(read.skips, is_mask or kind is Kind.REVERSE) if read.skips else (),
+        used=parse_advisory(used) if used is not None else None,
+        preference=_preference(get("preference")),
+        affinity=_affinity(get("affinity")),
+        server_count=_count(get("server-count")),
+        legacy=kind not in (Kind.BROWSER, Kind.NCBID)
+        and (revision is None or int(revision[1]) < MODERN_REVISION),
+        external=(
+            "ncbi-external" in read.values or "caf-external" in read.values or read.ambiguous_client
+        ),
+        identity={name: read.values[name] for name in _IDENTITY if name in read.values},
+        session_id=_opaque(get("ncbi-sid")),
+        hit_id=_opaque(get("ncbi-phid")),
+        trace_parent=_opaque(get("traceparent")),
     )
 
 
@@ -338,6 +477,20 @@ def connection_info(point: ConnectionPoint) -> bytes:
     """``Connection-Info``: where to connect and with what ticket."""
     secure = "$" if point.secure else ""
     return header("Connection-Info", f"{point.host} {point.port} {point.ticket:08X}{secure}")
+
+
+_CONNECTION_INFO = re.compile(
+    r"((?:(?:0|[1-9][0-9]{0,2})\.){3}(?:0|[1-9][0-9]{0,2}))[ \t]+([1-9][0-9]{0,4})[ \t]+"
+    r"(?:0[xX])?([0-9A-Fa-f]{1,8})(\$?)(?:[ \t].*)?"
+)
+
+
+def parse_connection_info(value: str) -> ConnectionPoint | None:
+    """What another host says in ``Connection-Info``; None: no place to connect to."""
+    match = _CONNECTION_INFO.fullmatch(value.strip(" \t"))
+    if match is None or int(match[2]) > 65535 or any(int(n) > 255 for n in match[1].split(".")):
+        return None
+    return ConnectionPoint(match[1], int(match[2]), int(match[3], 16), match[4] == "$")
 
 
 TRY_STATELESS = b"Connection-Info: TRY_STATELESS\r\n"

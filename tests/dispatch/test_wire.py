@@ -188,15 +188,14 @@ class RequestTests(SynchronousTestCase):
             (b"Skip-Info-30", b"STANDALONE 1.2.3.4:30"),
             (b"Skip-Info-2", b"STANDALONE 1.2.3.4:2"),
         )
-        assert request.last_skip is not None
-        self.assertEqual(request.last_skip.info.port, 30)
+        self.assertEqual([skip.identity[2] for skip in request.skips], [2, 30])
 
     def test_old_clients_skip_text_is_understood(self) -> None:
         """Bare load words and ``Q=`` included."""
         request = ask(
             (b"Skip-Info-1", b"STANDALONE 1.2.3.4:5 Regular B=0.00 L=no Q=yes R=1000.00 S=no T=30"),
         )
-        self.assertEqual(request.skips[0].info.port, 5)
+        self.assertEqual(request.skips[0].identity[2], 5)
 
     def test_preferences(self) -> None:
         """Host, port, or both; a latch is below zero or a hundred percent."""
