@@ -16,6 +16,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 from attrs import evolve, field, frozen
 
@@ -80,8 +81,7 @@ class Asker:
     inside: bool  #: may see what is local to the site
 
 
-@frozen
-class Answer:
+class Answer(NamedTuple):
     """A reply without a body."""
 
     status: int
@@ -185,6 +185,8 @@ class _Plan:
     :ivar serial: of the table that it was made from.
     :ivar until: seconds since the epoch when something of it expires.
     :ivar hosts: of all servers that the question is about, suitable or not.
+    :ivar ready: beside *found*, the lines of servers that do not expire, once they were wanted;
+        else empty.
     """
 
     __slots__ = (
@@ -194,6 +196,7 @@ class _Plan:
         "found",
         "hosts",
         "lottery",
+        "ready",
         "serial",
         "service_line",
         "standby",
@@ -220,40 +223,53 @@ class _Plan:
         self._request = request
         self._writers: dict[int, DescriptorWriter | LegacyDescriptorWriter] = {}
         self._lines: dict[int, tuple[int, bytes]] = {}
+        self.ready = [b""] * len(found)
 
     def line(self, index: int, now: float) -> bytes:
         """
-        What follows ``Server-Info-<n>: ``, line end included; empty if there is no saying it.
+        What follows ``Server-Info-<n>: ``, line end included.
 
-        Written anew only when the seconds left are others than before.
+        Written anew only when the seconds left are others than before.  Empty for a server that
+        no descriptor can name, which no reader of configurations lets into a table.
         """
+        if self.ready[index]:
+            return self.ready[index]
         entry = self.found[index].entry
         seconds = _seconds(entry, now)
         kept = self._lines.get(index)
         if kept is not None and kept[0] == seconds:
             return kept[1]
         try:
-            text = self._text(index, seconds)
+            line = self._text(index, seconds).encode("latin-1") + b"\r\n"
         except DescriptorError:
             line = b""
+        if entry.expires_at == math.inf:
+            self.ready[index] = line
         else:
-            line = text.encode("latin-1") + b"\r\n"
-        self._lines[index] = (seconds, line)
+            self._lines[index] = (seconds, line)
         return line
 
     def _text(self, index: int, seconds: int) -> str:
         each = self.found[index]
         writer = self._writers.get(index)
         if writer is None:
-            if self._request.legacy:
-                writer = LegacyDescriptorWriter(each.told)
-            else:
-                writer = DescriptorWriter(each.told)
-            self._writers[index] = writer
+            writer = self._writers[index] = _writer(each.told, self._request.legacy)
         text = writer.text(each.rate, seconds)
         if self._request.is_mask or self._request.kind is Kind.REVERSE:
             text = f"{each.entry.service} {text}"
         return text
+
+
+def _writer(info: ServerInfo, legacy: bool) -> DescriptorWriter | LegacyDescriptorWriter:
+    return LegacyDescriptorWriter(info) if legacy else DescriptorWriter(info)
+
+
+def _is_sayable(info: ServerInfo, legacy: bool) -> bool:
+    """Whether the client's dialect has words for *info*."""
+    try:
+        return not legacy or LegacyDescriptorWriter.of(info) is not None
+    except DescriptorError:
+        return False
 
 
 class _Plans:
@@ -365,14 +381,13 @@ class Dispatcher:
             lines = self._reversed(request, self.asker(request, peer), plan, now)
         else:
             chosen = self._chosen(request, plan, self._limit(request, plan))
-            lines = [line for index in chosen if (line := plan.line(index, now))]
+            ready = plan.ready
+            lines = [ready[index] or plan.line(index, now) for index in chosen]
+            if b"" in lines:
+                lines = [line for line in lines if line]
         if not lines:
             return self._nothing(request)
-        if len(lines) <= len(_NUMBERS):
-            words = [word for pair in zip(_NUMBERS, lines, strict=False) for word in pair]
-        else:
-            words = [b"Server-Info-%d: %b" % pair for pair in enumerate(lines, 1)]
-        return Answer(200, plan.service_line + b"".join(words))
+        return Answer(200, plan.service_line + _numbered(lines))
 
     def _nothing(self, request: DispatchRequest) -> Answer:
         """The end of a search, or of one for a name that nobody knows."""
@@ -583,7 +598,7 @@ class Dispatcher:
             request.firewall_mode or (not inside and not is_http(told.type))
         ):
             told = behind_firewall(told)
-        if request.legacy and LegacyDescriptorWriter.of(told) is None:
+        if not _is_sayable(told, request.legacy):
             return None
         port = request.preference.port if request.preference is not None else 0
         candidate = Candidate(value, told.bonus, _is_at(entry.info, preferred, port))
@@ -613,11 +628,9 @@ class Dispatcher:
                 continue
             for other in named:
                 if other not in skips and self._stands_in(request, other, asker, nearby, now):
-                    line = _dns_line(request, other, each, now)
-                    if line:
-                        lines.setdefault(other.key, line)
-                        break
-        return [line for line in lines.values() if line]
+                    lines.setdefault(other.key, _dns_line(request, other, each, now))
+                    break
+        return list(lines.values())
 
     def _stands_in(
         self,
@@ -634,7 +647,11 @@ class Dispatcher:
             allowed = request.include_down
         else:
             allowed = request.include_suppressed or not is_suppressed(other)
-        return allowed and self._is_visible(other, asker.inside, nearby)
+        return (
+            allowed
+            and self._is_visible(other, asker.inside, nearby)
+            and _is_sayable(other.info, request.legacy)
+        )
 
     # --- connection requests ----------------------------------------------------------------
 
@@ -704,8 +721,7 @@ class Dispatcher:
         if request.inclusive:
             others = [i for i, each in enumerate(plan.found) if each.entry is not entry]
             own += self._draw(request, plan, others, self._limit(request, plan) - len(own))
-        lines = [line for index in own if (line := plan.line(index, now))]
-        return b"".join(b"Server-Info-%d: %b" % pair for pair in enumerate(lines, 1))
+        return _numbered([line for index in own if (line := plan.line(index, now))])
 
     def way_in(self, request: DispatchRequest, peer: str, entry: Entry) -> WayInRequest:
         """What to ask of the relay so that the client gets to *entry*."""
@@ -762,16 +778,20 @@ def _seconds(entry: Entry, now: float) -> int:
 
 def _dns_line(request: DispatchRequest, other: Entry, each: _Found, now: float) -> bytes:
     """The DNS entry *other* for the server *each*, whose status it takes over."""
-    writer = LegacyDescriptorWriter.of(other.info) if request.legacy else None
-    if request.legacy and writer is None:
-        return b""
     value = 0.0 if is_suppressed(other) else each.candidate.status
-    rate = _rate(request, other, value)
-    try:
-        text = (writer or DescriptorWriter(other.info)).text(rate, _seconds(other, now))
-    except DescriptorError:
-        return b""
+    writer = _writer(other.info, request.legacy)
+    text = writer.text(_rate(request, other, value), _seconds(other, now))
     return f"{other.service} {text}\r\n".encode("latin-1")
+
+
+def _numbered(lines: Sequence[bytes]) -> bytes:
+    """``Server-Info-<n>`` headers with the texts *lines*, which have their line ends."""
+    found = b""
+    if len(lines) <= len(_NUMBERS):
+        for number, line in zip(_NUMBERS, lines, strict=False):
+            found += number + line
+        return found
+    return b"".join([b"Server-Info-%d: %b" % pair for pair in enumerate(lines, 1)])
 
 
 def used_lines(entries: Iterable[Entry], until: int) -> bytes:
