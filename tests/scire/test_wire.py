@@ -69,9 +69,7 @@ class RoundTripTests(SynchronousTestCase):
     @given(VALUES)
     @examples(150)
     def test_the_standard_library_reads_what_is_written(self, value: object) -> None:
-        params, _ = xmlrpc.client.loads(
-            wire.format_answer(value), use_builtin_types=True
-        )
+        params, _ = xmlrpc.client.loads(wire.format_answer(value), use_builtin_types=True)
 
         def without_zone(found: object) -> object:
             if isinstance(found, datetime):
