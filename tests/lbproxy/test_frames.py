@@ -1,0 +1,144 @@
+"""Framing of the store socket."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from gridnet.lbproxy import frames
+from gridnet.lbproxy.frames import BodyError, FrameReader, Reply
+from tests.hypothesis_profile import examples
+from tests.lbproxy.vectors import capture
+
+
+class FrameTests(SynchronousTestCase):
+    """gridnet.lbproxy.frames"""
+
+    def read(self, octets: bytes, limit: int = 1 << 20) -> tuple[list[bytes], bool]:
+        reader = FrameReader(limit)
+        return reader.receive(octets), reader.fault is not None
+
+    def test_recorded_messages_survive(self) -> None:
+        """Messages and replies of the original are taken apart and put together to the octet."""
+        for name in ("01-register-both", "02-usertag-escaping", "03-transfer-ok"):
+            octets = capture(f"{name}.store-request")
+            bodies, _ = self.read(octets)
+            self.assertEqual(frames.encode_message(frames.event_line(bodies[0])), octets)
+            self.assertEqual(capture(f"{name}.store-reply"), frames.OK_FRAME)
+        octets = capture("09-unregistered.store-reply")
+        self.assertEqual(frames.decode_reply(self.read(octets)[0][0]), frames.NOT_REGISTERED)
+        self.assertEqual(frames.encode_reply(frames.NOT_REGISTERED), octets)
+
+    def test_headers(self) -> None:
+        """Zeros may stand for blanks; every other form is a fault."""
+        self.assertEqual(self.read(b"0000000000000003\nabc"), ([b"abc"], False))
+        self.assertEqual(self.read(b"   0000000000003\nabc"), ([b"abc"], False))
+        for header in (
+            b"3               \n",
+            b"              3 \n",
+            b"              +3\n",
+            b"              -3\n",
+            b"               x\n",
+            b"\t              3\n",
+            b"               0\n",
+            b"               3 ",
+            b"               3\r",
+            b"                \n",
+        ):
+            self.assertEqual(self.read(header + b"abc"), ([], True), header)
+
+    def test_limit(self) -> None:
+        """A body at the limit is read, a larger one is a fault before it comes."""
+        self.assertEqual(self.read(b"%16d\n%s" % (5, b"abcde"), 5), ([b"abcde"], False))
+        self.assertEqual(self.read(b"%16d\n" % 6, 5), ([], True))
+        self.assertEqual(self.read(b"9" * 16 + b"\n"), ([], True))
+
+    def test_nothing_is_read_after_a_fault(self) -> None:
+        """Good frames before a fault count, those after it do not."""
+        good = frames.frame(b"x")
+        reader = FrameReader(10)
+        self.assertEqual(reader.receive(good + good + b"?" * 17 + good), [b"x", b"x"])
+        self.assertIsNotNone(reader.fault)
+        self.assertEqual(reader.receive(good), [])
+
+    @given(st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=6), st.data())
+    @examples(200)
+    def test_cuts_do_not_matter(self, bodies: list[bytes], data: st.DataObject) -> None:
+        """The same bodies come out however the stream is cut."""
+        octets = b"".join(map(frames.frame, bodies))
+        bad = data.draw(st.sampled_from([b"", b"x" * 17, b"               0\n"]))
+        octets += bad
+        reader, found = FrameReader(1000), []
+        while octets:
+            size = data.draw(st.integers(1, len(octets)))
+            found += reader.receive(octets[:size])
+            octets = octets[size:]
+        self.assertEqual(found, bodies)
+        self.assertEqual(reader.fault is not None, bool(bad))
+
+    @given(st.binary(max_size=80))
+    @examples(300)
+    def test_any_octets(self, octets: bytes) -> None:
+        """Any octets give bodies or a fault; any body gives a line or a BodyError."""
+        for body in [octets, *self.read(octets)[0]]:
+            for decode in (frames.event_line, frames.decode_reply):
+                try:
+                    decode(body)
+                except BodyError:
+                    pass
+
+    def test_event_lines(self) -> None:
+        """The line is the second counted string; what follows is not looked at."""
+        self.assertEqual(frames.event_line(b"6 michal\n3 abc\n"), b"abc")
+        self.assertEqual(frames.event_line(b"6 michal\n3 abc\nmore"), b"abc")
+        self.assertEqual(frames.event_line(b"06 michal\n3 abc\n"), b"abc")
+        self.assertEqual(frames.event_line(b"6 michal\n0 \n"), b"")
+
+    def test_the_older_form(self) -> None:
+        """A body that is one counted string alone is an event line too."""
+        self.assertEqual(frames.event_line(b"7 a=1 b=2\n"), b"a=1 b=2")
+
+    def test_broken_bodies(self) -> None:
+        """Wrong magic words and counts are refused."""
+        for body in (
+            b"",
+            b"x",
+            b"6 michel\n3 abc\n",
+            b"6 michal",
+            b"6 michal\n",
+            b"6 michal\n4 abc\n",
+            b"6 michal\n2 abc\n",
+            b"6 michal\nx abc\n",
+            b"6 michal\n3  abc",
+            b"6 michal\n-3 abc\n",
+            b"5 michal\n3 abc\n",
+            b"999999999999999999999 a\n",
+        ):
+            with self.assertRaises(BodyError, msg=body):
+                frames.event_line(body)
+
+    def test_error_numbers(self) -> None:
+        """Replies become the error numbers of the original client."""
+        for major, minor, number in (
+            (0, 0, 0),
+            (200, 0, 12),
+            (400, 1403, 1417),
+            (600, 0, 1),
+            (700, 2, 2),
+            (700, 17, 17),
+            (800, 5, 1417),
+            (900, 0, 1417),
+        ):
+            self.assertEqual(Reply(major, minor, "").error_number, number)
+
+    @given(
+        st.integers(0, 999),
+        st.integers(0, 99999),
+        st.text(st.characters(max_codepoint=255), max_size=30),
+    )
+    @examples(100)
+    def test_replies_survive(self, major: int, minor: int, text: str) -> None:
+        """Any reply is read back."""
+        reply = Reply(major, minor, text)
+        self.assertEqual(frames.decode_reply(self.read(frames.encode_reply(reply))[0][0]), reply)
