@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 import attrs
 import cattrs
 from attrs import Attribute, Factory, field, frozen
+from cattrs.cols import homogenous_tuple_structure_factory
 from cattrs.errors import (
     ClassValidationError,
     ForbiddenExtraKeysError,
@@ -40,13 +42,46 @@ def _exactly(wanted: type[T], *also: type) -> Callable[[object, object], T]:
     return structure
 
 
+def _text_or_member(value: object, kind: type[str]) -> str:
+    """
+    A text, or the member that it stands for where *kind* is an Enum of texts.
+
+    A hook for ``str`` holds for its subclasses too, so it would give a StrEnum any text.
+    """
+    if not issubclass(kind, Enum):
+        return _exactly(str)(value, kind)
+    for member in kind:
+        if member.value == value:
+            return member
+    known = ", ".join(str(member.value) for member in kind)
+    raise TypeError(f"expected one of {known}, found {value!r}")
+
+
+def _is_homogenous_tuple(kind: Any) -> bool:
+    """Whether *kind* is ``tuple[X, ...]``."""
+    return get_origin(kind) is tuple and get_args(kind)[1:] == (...,)
+
+
+def _tuple_factory(kind: Any, converter: cattrs.BaseConverter) -> Callable[[Any, Any], Any]:
+    """Hooks for ``tuple[X, ...]`` that do not take a text for the sequence of its letters."""
+    structure_elements = homogenous_tuple_structure_factory(kind, converter)
+
+    def structure(value: object, wanted: Any) -> Any:
+        if not isinstance(value, (list, tuple)):
+            raise TypeError(f"expected an array, found {type(value).__name__} {value!r}")
+        return structure_elements(value, wanted)
+
+    return structure
+
+
 def _make_converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True)
-    converter.register_structure_hook(str, _exactly(str))
+    converter.register_structure_hook(str, _text_or_member)
     converter.register_structure_hook(bool, _exactly(bool))
     converter.register_structure_hook(int, _exactly(int))
     converter.register_structure_hook(float, _exactly(float, int))
     converter.register_structure_hook(Path, lambda value, _: Path(_exactly(str)(value, str)))
+    converter.register_structure_hook_factory(_is_homogenous_tuple, _tuple_factory)
     return converter
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 
 from attrs import field, frozen
@@ -14,6 +15,13 @@ from gridnet.errors import ConfigError
 from tests.hypothesis_profile import examples
 
 
+class Shape(StrEnum):
+    """Of a tank."""
+
+    ROUND = "round"
+    SQUARE = "square"
+
+
 @frozen
 class Tank:
     """A section to try the reader on."""
@@ -24,6 +32,7 @@ class Tank:
     open: bool = False
     labels: tuple[str, ...] = ()
     place: Path = Path("here")
+    shape: Shape = Shape.ROUND
 
 
 SECTIONS = {"tank": Tank}
@@ -50,6 +59,22 @@ class SiteFileTests(SynchronousTestCase):
         )
         self.assertEqual(
             config.sections["tank"], Tank(3.0, 2, "a", True, ("x", "y"), Path("there"))
+        )
+
+    def test_a_choice_is_one_of_its_texts(self) -> None:
+        """An enumeration takes its members' texts and no others."""
+        tank = parse('[tank]\nshape = "square"\n', SECTIONS).sections["tank"]
+        self.assertEqual(tank, Tank(shape=Shape.SQUARE))
+        self.assertEqual(
+            self.faults('[tank]\nshape = "flat"\n'),
+            ["tank.shape: expected one of round, square, found 'flat'"],
+        )
+
+    def test_a_text_is_no_array(self) -> None:
+        """The letters of a text are not taken for its elements."""
+        self.assertEqual(
+            self.faults('[tank]\nlabels = "abc"\n'),
+            ["tank.labels: expected an array, found str 'abc'"],
         )
 
     def test_all_faults_are_reported_together_each_with_its_key(self) -> None:
