@@ -67,6 +67,8 @@ class DispatchConfig:
     max_reply_head_octets: int = field(default=262_144, validator=at_least(1024))
     max_hops: int = field(default=5, validator=at_least(1))  #: dispatchers one request may pass
     failed_server_seconds: int = field(default=30, validator=at_least(1))  #: clients avoid it
+    #: the relay or the launcher makes a dedicated connection ready
+    dedicated_seconds: float = field(default=10.0, validator=more_than(0))
 
     # Workers and stopping.
     drain_seconds: float = field(default=3.0, validator=at_least(0))  #: open requests may finish

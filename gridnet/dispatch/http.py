@@ -73,11 +73,8 @@ class Prepared(Protocol):
     lone: bool  #: no body follows
     keep: bool  #: the connection stays open behind a reply at once
 
-    def reply(self, address: str) -> bytes | None:
-        """The whole reply for a client at *address*; None: an exchange is needed."""
-
-    def exchange(self, connection: HttpConnection) -> Exchange:
-        """What to do when there is no reply at once."""
+    def respond(self, connection: HttpConnection) -> bytes | Exchange:
+        """The whole reply to this client, or what becomes of its request."""
 
 
 class HeadCache:
@@ -152,7 +149,6 @@ class HttpConnection(TwistedProtocol):
         self._fresh = True  # no octet has come yet
         self._held = bytearray()  # octets of heads not whole, and of requests that wait
         self._searched = 0  # octets of them that hold no end of a head
-        self._head: RequestHead | None = None
         self._body: BodyReader | None = None  # of the request under way, until it is whole
         self._dropped = 0  # octets of a body that nobody wants
         self._exchange: Exchange | None = None
@@ -180,14 +176,16 @@ class HttpConnection(TwistedProtocol):
         if self._resting:
             prepared = self.factory.heads.young.get(data)
             if prepared is not None and prepared.lone:
-                reply = prepared.reply(self.address)
-                if reply is not None:
-                    self._fresh = False
-                    self.touched = self.factory.now
-                    self.transport.write(reply)
+                self._fresh = False
+                self.touched = self.factory.now
+                answer = prepared.respond(self)
+                if type(answer) is bytes:
+                    self.transport.write(answer)
                     if not prepared.keep:
                         self._close()
-                    return
+                else:
+                    self._begin(cast(Exchange, answer), None)
+                return
         self._received(data)
 
     def handshakeCompleted(self) -> None:
@@ -487,20 +485,27 @@ class HttpConnection(TwistedProtocol):
     def _serve(self, prepared: Prepared) -> None:
         head = prepared.head
         self.touched = self.factory.now
-        self._head = head
+        body = None if head.framing.empty else request_body(head.framing)
+        answer = prepared.respond(self)
+        if not isinstance(answer, bytes):
+            self._continue_due = head.expects_continue
+            self._begin(answer, body)
+            return
+        self._dropped = 0
+        self._body = body
+        self.transport.write(answer)
+        if not prepared.keep:
+            self._close(linger=body is not None)
+
+    def _begin(self, exchange: Exchange, body: BodyReader | None) -> None:
+        """A request is under way; what is left of its body is *body*."""
+        self._resting = False
         self._dropped = 0
         self._replied = False
-        self._continue_due = head.expects_continue
-        self._body = None if head.framing.empty else request_body(head.framing)
-        reply = prepared.reply(self.address)
-        if reply is not None:
-            self.transport.write(reply)
-            if not prepared.keep:
-                self._close(linger=self._body is not None)
-            return
-        self._exchange = exchange = prepared.exchange(self)
+        self._body = body
+        self._exchange = exchange
         exchange.start()
-        if self._exchange is exchange and self._body is None:
+        if body is None and self._exchange is exchange:
             exchange.body_ended()
 
     def _take_body(self, data: bytes) -> None:

@@ -38,7 +38,7 @@ INDEX = Page(
     _PAGE.format(
         title="gridnet dispatcher",
         text="This host tells programs where their services are. "
-        'Ask it: <code>/Service/dispd.cgi?service=NAME</code>, '
+        "Ask it: <code>/Service/dispd.cgi?service=NAME</code>, "
         '<a href="/Service/dispd.cgi?service=test">for example</a>.',
     ).encode()
 )

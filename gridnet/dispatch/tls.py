@@ -113,8 +113,8 @@ def _make(certificate: Path, key: Path, address: str, now: datetime.datetime) ->
     host = socket.gethostname()
     if host.isascii() and host and host != "localhost":
         names.append(x509.DNSName(host))
-    for text in dict.fromkeys(["127.0.0.1", "::1", address]):
-        names.append(x509.IPAddress(ipaddress.ip_address(text)))
+    texts = dict.fromkeys(["127.0.0.1", "::1", address])
+    names += [x509.IPAddress(ipaddress.ip_address(text)) for text in texts]
     made = (
         x509.CertificateBuilder()
         .subject_name(name)

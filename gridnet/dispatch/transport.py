@@ -97,9 +97,10 @@ class ListeningReactor:
     are answered here; everything else is the real reactor's.
     """
 
-    def __init__(self, reactor: Any, port: type[tcp.Port]) -> None:
+    def __init__(self, reactor: Any, port: type[tcp.Port], backlog: int = 50) -> None:
         self._reactor = reactor
         self._port = port
+        self._backlog = backlog
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
@@ -108,6 +109,7 @@ class ListeningReactor:
         self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
     ) -> tcp.Port:
         """Called by endpoints; see :class:`twisted.internet.interfaces.IReactorTCP`."""
+        backlog = max(backlog, self._backlog)
         listening = self._port(port, factory, backlog, interface, self._reactor)
         listening.startListening()
         return listening

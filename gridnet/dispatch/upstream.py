@@ -420,9 +420,7 @@ class Attempt(ClientFactory):
         """Called by Twisted."""
         user, self._user = self._user, None
         if user is not None:
-            user.connect_failed(
-                reason.getErrorMessage(), reason.check(TimeoutError) is not None
-            )
+            user.connect_failed(reason.getErrorMessage(), reason.check(TimeoutError) is not None)
 
     def cancel(self) -> None:
         """Nobody wants the connection any more."""

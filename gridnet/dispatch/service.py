@@ -1,0 +1,136 @@
+"""The dispatcher as a service."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from twisted.application.service import IService, Service
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IAddress
+from twisted.logger import Logger
+
+from gridnet.dispatch.config import DispatchConfig
+from gridnet.dispatch.front import Front
+from gridnet.dispatch.metrics import DispatchCollector, facts
+from gridnet.dispatch.tally import Tally
+from gridnet.dispatch.tls import ClientTls, ServerTls, client_context, self_signed, server_context
+from gridnet.dispatch.transport import ListeningReactor, PromptPort
+from gridnet.errors import ConfigError, Fault
+from gridnet.interfaces import IProgramLauncher, ITicketOffice
+from gridnet.listener import listener
+from gridnet.site import Site
+
+_ANY_ADDRESS = frozenset(["0.0.0.0", "::"])
+
+
+def make_dispatch(config: DispatchConfig, site: Site) -> IService:
+    """
+    The dispatcher of *site*.
+
+    :raises ConfigError: certificates cannot be used.
+    """
+    service: Service = InProcess(config, site)
+    return IService(service)
+
+
+def client_tls(config: DispatchConfig, directory: Path, reactor: Any) -> ClientTls:
+    """What relays speak to servers that want TLS."""
+    authorities = directory / config.server_authorities if config.server_authorities else None
+    return ClientTls(client_context(authorities), reactor)
+
+
+def addresses(bound: IAddress, config: DispatchConfig, site_address: str) -> Mapping[str, str]:
+    """Where clients find the listener that is *bound*."""
+    host = getattr(bound, "host", None)
+    if host is None:
+        name = getattr(bound, "name", b"") or b""
+        return {"http": f"unix:{name.decode('utf-8', 'replace')}"}
+    if host in _ANY_ADDRESS:
+        host = site_address
+    place = f"[{host}]" if ":" in host else host
+    schemes = ("http", "https") if config.tls else ("http",)
+    port = getattr(bound, "port", 0)
+    return {scheme: f"{scheme}://{place}:{port}" for scheme in schemes}
+
+
+class Certificates:
+    """The listener's certificate: a configured one, or one of our own making."""
+
+    def __init__(self, config: DispatchConfig, site: Site) -> None:
+        self._site = site
+        self._paths: tuple[Path, Path] | None = None
+        if bool(config.certificate) != bool(config.certificate_key):
+            raise ConfigError(
+                [Fault("dispatch.certificate_key", "expected together with certificate")]
+            )
+        if config.certificate:
+            self._paths = (
+                site.config.path(config.certificate),
+                site.config.path(config.certificate_key),
+            )
+            server_context(*self._paths)  # what is wrong with them is said before the start
+
+    def paths(self) -> tuple[Path, Path]:
+        """Certificate and key; made now when there are none."""
+        if self._paths is None:
+            now = datetime.datetime.fromtimestamp(self._site.reactor.seconds(), datetime.UTC)
+            self._paths = self_signed(self._site.state_dir, self._site.section.address, now)
+        return self._paths
+
+
+class InProcess(Service):
+    """The dispatcher in the process of the site."""
+
+    _log = Logger()
+
+    def __init__(self, config: DispatchConfig, site: Site) -> None:
+        self._config = config
+        self._site = site
+        self._certificates = Certificates(config, site) if config.tls else None
+        reactor = site.reactor
+        self.front = Front(
+            config,
+            reactor,
+            site.table,
+            site.local_networks,
+            client_tls(config, site.config.directory, reactor),
+            site.section.address,
+            lambda: site.find(ITicketOffice),
+            lambda: site.find(IProgramLauncher),
+        )
+        listening = ListeningReactor(reactor, PromptPort, config.backlog)
+        self._listener = listener(config.listen, self.front.factory, listening)
+        site.starting(self._listener.listening.addCallback(self._bound))
+        site.status.facts["dispatch"] = self._facts
+        site.status.metrics.register(DispatchCollector(self.front.tally, lambda: 1))
+
+    def privilegedStartService(self) -> None:
+        """Bind the port."""
+        self._listener.privilegedStartService()
+
+    def startService(self) -> None:
+        """Serve."""
+        super().startService()
+        if self._certificates is not None:
+            context = server_context(*self._certificates.paths())
+            self.front.factory.tls = ServerTls(context, self._site.reactor)
+        self._listener.startService()
+        self.front.start()
+
+    def stopService(self) -> Deferred[Any]:
+        """Close the port, let requests under way end."""
+        super().stopService()
+        stopped = maybeDeferred(self._listener.stopService)
+        return stopped.addCallback(lambda _: self.front.drain())
+
+    def _bound(self, address: IAddress) -> None:
+        found = addresses(address, self._config, self._site.section.address)
+        self._site.announce("dispatch", found)
+        self._log.info("dispatching at {http}", http=found["http"])
+
+    def _facts(self) -> Mapping[str, Any]:
+        tally: Tally = self.front.tally()
+        return {**self._site.addresses.get("dispatch", {}), "workers": 1, **facts(tally)}
