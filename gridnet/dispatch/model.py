@@ -59,7 +59,6 @@ from gridnet.table.server_info import (
     write,
 )
 from gridnet.table.visibility import in_zone, is_visible
-from gridnet.table.way_in import WayInRequest
 
 #: Entries of a reply when the client does not say how many it wants.
 DEFAULT_COUNT = 3
@@ -722,21 +721,6 @@ class Dispatcher:
             others = [i for i, each in enumerate(plan.found) if each.entry is not entry]
             own += self._draw(request, plan, others, self._limit(request, plan) - len(own))
         return _numbered([line for index in own if (line := plan.line(index, now))])
-
-    def way_in(self, request: DispatchRequest, peer: str, entry: Entry) -> WayInRequest:
-        """What to ask of the relay so that the client gets to *entry*."""
-        ports = request.fallback_ports
-        if not request.firewall_mode:
-            ports = None
-        elif ports is None:
-            ports = frozenset()  # the client leaves it to us: the regular ones
-        return WayInRequest(
-            service=entry.service,
-            server=entry.info,
-            client=self.asker(request, peer).address,
-            fallback_ports=ports,
-            firewall_mode=request.firewall_mode,
-        )
 
 
 def _service_of(entry: Entry) -> str:

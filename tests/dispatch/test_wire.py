@@ -128,6 +128,29 @@ class CaptureTests(SynchronousTestCase):
         self.assertIs(used.type, ServerType.STANDALONE)
 
 
+_LINES = [
+    (b"Client-Revision", b"7.0"),
+    (b"Client-Revision", b"6.101"),
+    (b"Client-Mode", b"STATEFUL_CAPABLE"),
+    (b"Client-Mode", b"stateful_capable"),
+    (b"Dispatch-Mode", b"INFORMATION_ONLY"),
+    (b"Accepted-Server-Types", b"FIREWALL"),
+    (b"Accepted-Server-Types", b"NCBID STANDALONE"),
+    (b"Affinity", b"a=1"),
+    (b"Affinity", b"a"),
+    (b"Preference", b"1.2.3.4 5%"),
+    (b"Skip-Info-1", b"STANDALONE 1.2.3.4:5"),
+    (b"Skip-Info-1", b"STANDALONE 1.2.3.4:6"),
+    (b"skip-info-2", b"x HTTP 1.2.3.4:6 /x"),
+    (b"Client-Host", b"10.0.0.1"),
+    (b"Client-Host", b"8.8.8.8"),
+    (b"NCBI-External", b"Y"),
+    (b"NCBI-SID", b"1"),
+    (b"NCBI-SID", b"2"),
+    (b"Server-Count", b"ALL"),
+]
+
+
 class RequestTests(SynchronousTestCase):
     """Cases beyond the captures."""
 
@@ -189,6 +212,162 @@ class RequestTests(SynchronousTestCase):
             (b"Skip-Info-2", b"STANDALONE 1.2.3.4:2"),
         )
         self.assertEqual([skip.identity[2] for skip in request.skips], [2, 30])
+
+    def test_a_service_may_be_called_like_a_server_type(self) -> None:
+        """Where names stand before descriptors, the first word is one, whatever it looks like."""
+        text = b"dns DNS 1.2.3.4 L=no R=1000.00 T=1795309686"
+        for request in (
+            ask((b"Skip-Info-1", text), service="*"),
+            ask((b"Skip-Info-1", text), (b"Client-Mode", b"REVERSE_DNS")),
+        ):
+            (skip,) = request.skips
+            self.assertEqual(skip.service, "dns")
+            self.assertEqual(skip.identity[:3], (ServerType.DNS.value, "1.2.3.4", 0))
+        (skip,) = ask((b"Skip-Info-1", b"DNS 1.2.3.4:5")).skips
+        self.assertEqual(skip.service, "")
+
+    def test_a_thousand_skips_are_read(self) -> None:
+        """One header a server; clients walk long services so."""
+        lines = [
+            (b"Skip-Info-%d" % n, b"STANDALONE 10.0.%d.%d:80 L=no R=1.00 T=1" % (n >> 8, n & 255))
+            for n in range(1, 1101)
+        ]
+        self.assertEqual(len(set(ask(*lines).skips)), 1100)
+
+    def test_the_same_number_twice_is_two_servers(self) -> None:
+        """Both are skipped, whichever comes first."""
+        lines = [(b"Skip-Info-1", b"STANDALONE 1.2.3.4:%d" % port) for port in (5, 6)]
+        self.assertEqual(ask(*lines).skips, ask(*reversed(lines)).skips)
+        self.assertEqual(len(ask(*lines).skips), 2)
+
+    def test_modes_that_nobody_knows_are_refused(self) -> None:
+        """They say what is asked for, so guessing would do the wrong thing."""
+        for name in (b"Dispatch-Mode", b"Client-Mode"):
+            self.assertRaises(RemoteProtocolError, ask, (name, b"SOMETIMES"))
+            self.assertIs(ask((name, b"")).kind, Kind.RELAY)
+        self.assertIs(ask((b"Client-Mode", b"stateful_capable")).kind, Kind.AUX)
+        with self.assertRaises(RemoteProtocolError) as caught:
+            parse_request("GET", b"/Service/ncbid.cgi?service=x", [(b"Connection-Mode", b"MAYBE")])
+        self.assertEqual(caught.exception.http_status, 400)
+        self.assertIs(ask((b"Connection-Mode", b"MAYBE")).kind, Kind.RELAY)
+
+    def test_lines_of_one_mode_must_agree(self) -> None:
+        """Twice the same is once."""
+        lines = [(b"Client-Mode", b"STATELESS_ONLY"), (b"Client-Mode", b"STATEFUL_CAPABLE")]
+        self.assertRaises(RemoteProtocolError, ask, *lines)
+        self.assertIs(ask(lines[0], lines[0]).kind, Kind.RELAY)
+
+    def test_lines_of_lists_are_joined(self) -> None:
+        """Types, ports, and the addresses that proxies add."""
+        self.assertEqual(
+            ask((b"Accepted-Server-Types", b"NCBID"), (b"accepted-server-types", b"DNS")).accepted,
+            ServerType.NCBID | ServerType.DNS,
+        )
+        self.assertEqual(
+            ask((b"NCBI-Firewall-Ports", b"22"), (b"NCBI-Firewall-Ports", b"443")).fallback_ports,
+            {22, 443},
+        )
+        forwarded = ask((b"X-Forwarded-For", b"10.0.0.1"), (b"X-Forwarded-For", b"8.8.8.8"))
+        self.assertEqual(forwarded.identity["x-forwarded-for"], "10.0.0.1, 8.8.8.8")
+
+    def test_contradictory_advice_is_passed_over(self) -> None:
+        """Neither line counts, so their order cannot matter."""
+        request = ask((b"Affinity", b"a=1"), (b"Affinity", b"a=2"))
+        self.assertIsNone(request.affinity)
+
+    def test_two_clients_at_once_are_an_outsider(self) -> None:
+        """Whoever is named twice gets what everybody may have."""
+        lines = [(b"Client-Host", b"10.0.0.1"), (b"Client-Host", b"8.8.8.8")]
+        for order in (lines, lines[::-1]):
+            request = ask(*order)
+            self.assertTrue(request.external)
+            self.assertNotIn("client-host", request.identity)
+        self.assertFalse(ask(lines[0], lines[0]).external)
+
+    def test_only_stateless_servers_suit_what_is_relayed(self) -> None:
+        """A browser says nothing, and is stateless all the same."""
+        self.assertTrue(ask().stateless)
+        self.assertTrue(ask((b"Client-Revision", b"7.0")).stateless)
+        self.assertTrue(ask((b"Client-Mode", b"STATEFUL_CAPABLE"), method="POST").stateless)
+        self.assertFalse(ask((b"Client-Mode", b"STATEFUL_CAPABLE")).stateless)
+        self.assertFalse(ask((b"Dispatch-Mode", b"INFORMATION_ONLY")).stateless)
+
+    def test_how_much_is_told_beside_a_connection(self) -> None:
+        """Nothing, the server, or further ones."""
+        mode = b"Client-Mode", b"STATELESS_ONLY"
+        for text, wanted in (
+            (b"", (True, False)),
+            (b"NO_INFORMATION", (False, False)),
+            (b"STATEFUL_INCLUSIVE", (True, True)),
+        ):
+            request = ask(mode, (b"Dispatch-Mode", text))
+            self.assertIs(request.kind, Kind.RELAY)
+            self.assertEqual((request.inform, request.inclusive), wanted)
+
+    def test_identifiers_are_taken_when_they_are_fit_for_a_log(self) -> None:
+        """Visible characters, not too many."""
+        request = ask((b"NCBI-SID", b"A_1SID"), (b"NCBI-PHID", b"a b"), (b"traceparent", b"00-1"))
+        self.assertEqual(
+            (request.session_id, request.hit_id, request.trace_parent), ("A_1SID", "", "00-1")
+        )
+        self.assertEqual(ask((b"NCBI-SID", b"x" * 257)).session_id, "")
+
+    def test_a_preferred_host_is_an_address(self) -> None:
+        """In canonical form, whatever the client writes; else it is passed over."""
+        self.assertEqual(
+            ask((b"Preference", b"[2001:DB8:0::1]:80 5%")).preference,
+            Preference("2001:db8::1", 80, 0.05),
+        )
+        for text in (b"1.2.3 5%", b"1.2.3.400 5%", b"h 5%", b"1.2.3.4:70000 5%", b":0 5%"):
+            self.assertIsNone(ask((b"Preference", text)).preference, text)
+
+    def test_the_platform_header_goes_before_the_argument(self) -> None:
+        """Only old clients have the header."""
+        target = b"/x?service=s&platform=LINUX"
+        self.assertEqual(parse_request("GET", target, []).platform, "LINUX")
+        self.assertEqual(
+            parse_request("GET", target, [(b"Client-Platform", b"interop")]).platform, "interop"
+        )
+
+    def test_equal_questions_are_equal_whatever_else_differs(self) -> None:
+        """Identifiers, skips and counts are beside the question."""
+        mode = b"Dispatch-Mode", b"INFORMATION_ONLY"
+        plain = ask(mode).question
+        self.assertEqual(
+            ask(
+                mode, (b"NCBI-PHID", b"1"), (b"Skip-Info-1", b"DNS :0"), (b"Server-Count", b"9")
+            ).question,
+            plain,
+        )
+        for line in (
+            (b"Affinity", b"a"),
+            (b"Preference", b":1 5%"),
+            (b"Client-Revision", b"7.0"),
+            (b"Accepted-Server-Types", b"DNS"),
+            (b"Client-Mode", b"STATELESS_ONLY"),
+        ):
+            self.assertNotEqual(ask(mode, line).question, plain, line)
+
+    @examples(300)
+    @given(st.permutations(_LINES), st.integers(0, len(_LINES)))
+    def test_no_order_of_any_headers_matters(
+        self, lines: list[tuple[bytes, bytes]], count: int
+    ) -> None:
+        """Also of those that repeat or contradict others."""
+        chosen = lines[:count]
+
+        def outcome(headers: list[tuple[bytes, bytes]]) -> object:
+            try:
+                request = ask(*headers)
+            except RemoteProtocolError:
+                return RemoteProtocolError
+            return {
+                name: sorted(value) if name in ("identity",) else value
+                for name in request.__slots__
+                if not name.startswith("__") and (value := getattr(request, name)) is not None
+            }
+
+        self.assertEqual(outcome(chosen), outcome(sorted(chosen)))
 
     def test_old_clients_skip_text_is_understood(self) -> None:
         """Bare load words and ``Q=`` included."""
