@@ -14,6 +14,8 @@ from zope.interface.registry import Components
 
 from gridnet.component import Component, components
 from gridnet.config import SiteConfig, SiteSection
+from gridnet.hangup import HangupService
+from gridnet.interfaces import IConfigurationHolder
 from gridnet.status.board import StatusBoard
 from gridnet.table.address_range import AddressRanges
 from gridnet.table.model import ServiceTable
@@ -97,6 +99,7 @@ def make_site(
     """
     site = Site(config, reactor)
     service = MultiService()
+    HangupService(reactor, lambda: site.offers(IConfigurationHolder)).setServiceParent(service)
     for name, component in components().items():
         if only is not None and name != only:
             continue

@@ -9,8 +9,4 @@ from gridnet.demo.plan import DemoPlan
 
 def section(plan: DemoPlan) -> Mapping[str, object]:
     """``[lbsmd]`` of the demo; its file may be edited while the demo runs."""
-    return {
-        "servrc": str(plan.servrc),
-        "start_dir": str(plan.servrc.parent),
-        "poll_seconds": 0.5,
-    }
+    return {"servrc": str(plan.servrc), "poll_seconds": 0.5}

@@ -3,34 +3,101 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import stat
+from collections.abc import Mapping
+from errno import EINVAL
 
-from gridnet.lbsmd.servrc.configuration import MAX_FILE_OCTETS
+from attrs import field, frozen
 
-#: What tells one state of a file from another; None: there is no such file.
-Signature = tuple[int, int, int, int] | None
-
-
-def read_text(path: str) -> str:
-    """
-    The text of the file at *path*; octets that are no UTF-8 stay recognisable as such.
-
-    :raises OSError: there is none, or it is no regular file.
-    """
-    with open(path, "rb") as file:
-        data = file.read(MAX_FILE_OCTETS + 1)
-    return data.decode("utf-8", "surrogateescape")
+#: A file that was written this shortly before it was read may be written again without any
+#: trace in its time stamp (which the kernel takes from a coarse clock).
+_COARSE_NANOSECONDS = 50_000_000
 
 
-def signature(path: str) -> Signature:
+@frozen
+class FileState:
+    """What tells one state of a file from another."""
+
+    mtime_ns: int
+    ctime_ns: int
+    size: int
+    inode: int
+    device: int
+
+
+#: None: there is no such file, or it cannot be looked at.
+State = FileState | None
+
+
+def _state(found: os.stat_result) -> FileState:
+    return FileState(
+        found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev
+    )
+
+
+def state(path: str) -> State:
     """The present state of the file at *path*."""
     try:
-        found = os.stat(path)
-    except OSError:
+        return _state(os.stat(path))
+    except (OSError, ValueError):
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino, found.st_ctime_ns
 
 
-def signatures(paths: Iterable[str]) -> Mapping[str, Signature]:
-    """The present state of each of *paths*."""
-    return {path: signature(path) for path in paths}
+def changed(states: Mapping[str, State]) -> bool:
+    """Whether some file is in another state than *states* says: looks at each of them."""
+    return any(state(path) != before for path, before in states.items())
+
+
+def octet_text(path: str | os.PathLike[str]) -> str:
+    """A file name as configuration text holds it: its octets decoded as ISO 8859-1."""
+    return os.fsencode(path).decode("iso-8859-1")
+
+
+def local_path(text: str) -> str:
+    """The file name behind *text* (see :func:`octet_text`), as Python holds it."""
+    return os.fsdecode(text.encode("iso-8859-1"))
+
+
+@frozen
+class FileReader:
+    """
+    Reads the files of one set, and remembers the state each was in.
+
+    :ivar states: file name -> state when it was read; None for those that could not be.
+    """
+
+    max_octets: int
+    states: dict[str, State] = field(factory=dict)
+
+    def read(self, name: str) -> str:
+        """
+        The text of the file of that name, both in the form of :func:`octet_text`.
+
+        :returns: no more than ``max_octets + 1`` characters.
+        :raises OSError: it cannot be read, or is no regular file.
+        """
+        path = local_path(name)
+        self.states[path] = None
+        try:
+            # A pipe or a device could keep us waiting for ever.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except ValueError:
+            raise OSError(EINVAL, "no file name", path) from None
+        with open(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError(EINVAL, "not a regular file", path)
+            # Taken before the octets are: a change during the reading is then seen later.
+            self.states[path] = _state(found)
+            return file.read(self.max_octets + 1).decode("iso-8859-1")
+
+    def unsettled(self, now_ns: int) -> bool:
+        """
+        Whether some file was written so shortly before it was read that it must be read again.
+
+        :param now_ns: nanoseconds since the epoch, before the first file was read.
+        """
+        return any(
+            found is not None and found.mtime_ns > now_ns - _COARSE_NANOSECONDS
+            for found in self.states.values()
+        )

@@ -306,7 +306,8 @@ def canonical_content_type(text: str) -> str | None:
 
 _PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 _BRACKETED = re.compile(r"\[([^\[\]]*)\]:([0-9]+)")
-_HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+#: Begins with a letter or digit; with a letter somewhere, else it is a mistyped address.
+_HOST_NAME = re.compile(r"(?=[^A-Za-z]*[A-Za-z])[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class ConnectionText(NamedTuple):
@@ -440,8 +441,16 @@ _YES_NO = {"yes": True, "no": False}
 _FLAGS = {"L": "local", "P": "private", "S": "stateful", "$": "secure", "X": "interzone"}
 
 
-class _Tags:
-    """Collects the tags of one descriptor, each at most once."""
+class Tags:
+    """
+    Collects the tags of one descriptor, each at most once.
+
+    The configuration language has the same tags, but takes fewer values: it overrides
+    :meth:`take`.
+
+    :ivar seen: letters of the tags so far.
+    :ivar values: what they say, by attribute of :class:`ServerInfo`.
+    """
 
     __slots__ = ("kind", "seen", "values")
 
@@ -479,7 +488,15 @@ class _Tags:
                 f"{word.text!r}", "a tag A= B= C= H= L= P= R= S= $= T= or X=", word.column
             )
         self._claim(letter, word)
-        column = word.column + 2
+        self.take(letter, value, word.column + 2)
+
+    def take(self, letter: str, value: str, column: int) -> None:
+        """
+        Keep what the tag *letter* says.
+
+        :param column: where *value* stands, from 1.
+        :raises DescriptorError: the tag does not take that value.
+        """
         if letter in _FLAGS:
             flag = _YES_NO.get(value.lower())
             if flag is None:
@@ -568,7 +585,7 @@ def parse(text: str, resolve: Callable[[str], str] | None = None) -> ServerInfo:
         if hidden_type is not None:
             word = next(stream, None)
 
-    tags = _Tags(kind)
+    tags = Tags(kind)
     while word is not None:
         tags.add(word)
         word = next(stream, None)
@@ -644,7 +661,7 @@ def parse_advisory(text: str) -> ServerInfo | None:
     if kept is None:
         return None
     kind = TYPES[all_words[0].text.upper()]
-    tags = _Tags(kind)
+    tags = Tags(kind)
     for word in all_words[len(kept) :]:
         if word.text[1:2] != "=" and word.text.lower() not in ALGORITHM_WORDS:
             return None

@@ -1,376 +1,298 @@
-"""One logical line to one value (docs/protocols/lbsmd-config.rst, Lines and Server descriptor)."""
+"""One logical line to one record (docs/protocols/lbsmd-config.rst, Lines and Service lines)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from gridnet.errors import DescriptorError
-from gridnet.lbsmd.servrc.check_list import Check, parse_checks
-from gridnet.lbsmd.servrc.fault import LineFault
-from gridnet.table.address import canonical_address
+from gridnet.lbsmd.servrc.check_list import Check, list_end, parse_checks
+from gridnet.lbsmd.servrc.fault import Found, LineFault, shown
+from gridnet.lbsmd.servrc.records import (
+    MAX_DECIMALS,
+    Authority,
+    Environment,
+    Include,
+    MonitoredPort,
+    NameHold,
+    Record,
+    ServiceRecord,
+    Zone,
+)
 from gridnet.table.server_info import (
     ALGORITHM_WORDS,
+    INFINITE_TIME,
     KEYWORDS,
     TYPES,
     Algorithm,
+    ConnectionText,
     ServerType,
-    clamp_bonus,
-    clamp_rate,
-    format_number,
-    format_rate,
+    Tags,
+    Word,
+    check_characters,
+    clean_arguments,
+    default_port,
+    is_connection_point,
     is_http,
-    parse_number,
+    resolve_host,
     split_connection_point,
+    words,
 )
 
-DEFAULT_RATE = 1000.0
 NAMEHOLD = "NAMEHOLD"
-MAX_TIME = 0xFFFFFFFE
+_CONFIGURABLE = [name for name in TYPES if name != "FIREWALL"]
 
-
-@frozen
-class Include:
-    """Read another file here."""
-
-    file: str
-    prefix: str = ""  #: put in front of each of its lines
-
-
-@frozen
-class Zone:
-    """This host's zone, as written; :func:`gridnet.lbsmd.servrc.zone.zone_bits` reads it."""
-
-    text: str
-
-
-@frozen
-class MonitoredPort:
-    """A port whose capacity is polled."""
-
-    port: int
-
-
-@frozen
-class Environment:
-    """A line that is published with the host."""
-
-    name: str
-    value: str
-
-
-@frozen
-class Authority:
-    """A user, or the members of a group, who may operate on every record of this host."""
-
-    name: str
-    group: bool = False
-
-
-@frozen
-class Service:
-    """A server of a service, as configured."""
-
-    name: str
-    type: ServerType
-    host: str = ""  #: as written (no brackets); empty: this host
-    port: int | None = None  #: None: not written; a default applies when there is one
-    arguments: str | None = None  #: NCBID: arguments; HTTP*: path; None: the type has none
-    rate: float = DEFAULT_RATE
-    local: bool = False
-    private: bool = False
-    stateful: bool = False
-    secure: bool = False
-    content_type: str = ""  #: as written; empty: none
-    bonus: float = 0.0
-    time_seconds: int = 0  #: validity; 0: the daemon's own
-    algorithm: Algorithm = Algorithm.REGULAR
-    interzone: bool = False
-    vhost: str = ""
-    checks: tuple[Check, ...] = ()
-    launcher: str = ""
-
-    @property
-    def static(self) -> bool:
-        """Whether its rate is constant: a host is given."""
-        return bool(self.host)
-
-    def __str__(self) -> str:
-        words = [self.name]
-        if self.checks:
-            words.append(f"[{','.join(map(str, self.checks))}]")
-        words.append(KEYWORDS[self.type])
-        if self.host or self.port is not None:
-            host = f"[{self.host}]" if ":" in self.host else self.host
-            words.append(host + ("" if self.port is None else f":{self.port}"))
-        if self.arguments is not None:
-            words.append(self.arguments or "''")
-        if self.algorithm is Algorithm.BLAST:
-            words.append("BlastInter" if self.interzone else "Blast")
-        elif self.interzone:
-            words.append("RegularInter")
-        if self.bonus:
-            words.append(f"B={format_number(self.bonus, 2)}")
-        if self.content_type:
-            words.append(f"C={self.content_type}")
-        if self.vhost:
-            words.append(f"H={self.vhost}")
-        words.append(f"L={'yes' if self.local else 'no'}")
-        words += [
-            f"{letter}=yes"
-            for letter, on in (("P", self.private), ("S", self.stateful), ("$", self.secure))
-            if on
-        ]
-        words.append(f"R={format_rate(self.rate)}")
-        if self.time_seconds:
-            words.append(f"T={self.time_seconds}")
-        if self.launcher:
-            words.append(f"| {self.launcher}")
-        return " ".join(words)
-
-
-@frozen
-class NameHold:
-    """Keeps a name and type from being defined elsewhere."""
-
-    name: str
-    held_type: ServerType
-    host: str = ""  #: empty: any
-    port: int = 0  #: 0: any
-
-
-Value = Include | Zone | MonitoredPort | Environment | Authority | Service | NameHold
-
-_INCLUDE = re.compile(r"%include[ \t]+([^ \t|](?:[^|]*[^ \t|])?)[ \t]*(?:\|(.*))?", re.DOTALL)
+_INCLUDE = re.compile(r"%include[ \t]+([^ \t|](?:[^|]*[^ \t|])?)[ \t]*(?:\|(.*))?")
 _ZONE = re.compile(r"@[ \t]*([0-9A-Za-z_-]+)[ \t]*")
 _ZONE_WORD = re.compile(r"[0-9]{1,10}|0x[0-9a-f]{1,8}|try|qa|dev|[0-9a-z_-]*prod[0-9a-z_-]*")
 _PORT = re.compile(r":([0-9]{1,5})[ \t]*")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _AUTHORITY = re.compile(r"(\*?)([A-Za-z_][A-Za-z0-9_-]*)")
-_SERVICE_NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)[ \t]*(?=[ \t\[])")
-_WORD = re.compile(r"[^ \t]+")
-_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
-_FLAG = re.compile(r"([A-Za-z$])=(.+)")
-_WHOLE = re.compile(r"[0-9]{1,10}")
-_CONTENT = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+")
+_SERVICE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(?=[ \t\[])")
+_TAG_LIKE = re.compile(r"[A-Za-z$]=.*")
+_CONTENT_TYPE = re.compile(r"[^/]+/[^/]+")
 
 
-def parse_line(text: str, mail_domain: str) -> Value:
+def parse_line(text: str, mail_domain: str = "", default_local: bool = False) -> Record:
     """
     Read one logical line that is not blank.
 
-    :param mail_domain: the one domain that contacts may be of.
-    :raises LineFault: what is wrong, and where in *text*.
+    :param text: octets decoded as ISO 8859-1.
+    :param mail_domain: the one domain that contacts may be of; empty: there are no contacts.
+    :param default_local: what a service line without ``L=`` means.
+    :raises LineFault: with all that is wrong in the line, and where.
     """
+    try:
+        check_characters(text)
+    except DescriptorError as error:
+        raise LineFault.of(error) from None
     start = len(text) - len(text.lstrip(" \t"))
     body = text[start:]
     if body[0] == "%":
         match = _INCLUDE.fullmatch(body)
         if match is None:
-            raise LineFault(start, f"{body[:40]!r}: expected %include FILE [|TEXT]")
+            raise LineFault.at(start, shown(body), "%include FILE, or %include FILE |TEXT")
         return Include(match[1], match[2] or "")
     if body[0] == "@":
         match = _ZONE.fullmatch(body)
         if match is None or _ZONE_WORD.fullmatch(match[1].lower()) is None:
-            raise LineFault(start, f"{body[:40]!r}: expected @ and a number, prod, dev, try or qa")
+            raise LineFault.at(start, shown(body), "@ and a number, prod, dev, try or qa")
         return Zone(match[1])
     if body[0] == ":":
         match = _PORT.fullmatch(body)
-        if match is None or not 1 <= int(match[1]) <= 65535:
-            raise LineFault(start, f"{body[:40]!r}: expected : and a port (1..65535)")
+        if match is None or not 1 <= int(match[1]) <= 0xFFFF:
+            raise LineFault.at(start, shown(body), "a colon and a port from 1 to 65535")
         return MonitoredPort(int(match[1]))
     head, equals, value = text.partition("=")
     name = head.strip(" \t")
-    if equals and not re.search(r"[ \t\[|]", name):
+    if equals and re.search(r"[ \t\[|]", name) is None:
         if _IDENTIFIER.fullmatch(name) is None:
-            raise LineFault(start, f"{name[:40]!r}: expected a name (letters, digits, _) before =")
+            raise LineFault.at(start, f"{shown(name)} before =", "a name of letters, digits and _")
         return Environment(name, value)
-    words = body.split()
-    if len(words) == 1 and "[" not in body:
-        match = _AUTHORITY.fullmatch(words[0])
+    body = body.rstrip(" \t")
+    if re.search(r"[ \t\[]", body) is None:
+        match = _AUTHORITY.fullmatch(body)
         if match is None:
-            raise LineFault(start, f"{words[0][:40]!r}: expected a user, *group, or a service line")
+            raise LineFault.at(start, shown(body), "a user, *group, or a service line")
         return Authority(match[2], bool(match[1]))
-    return _parse_service(text, start, mail_domain)
+    return _service_line(text, start, mail_domain, default_local)
 
 
-def _parse_service(text: str, start: int, mail_domain: str) -> Service | NameHold:
+def _service_line(
+    text: str, start: int, mail_domain: str, default_local: bool
+) -> ServiceRecord | NameHold:
+    """``name [checks] descriptor | launcher``; faults of checks and descriptor come together."""
     match = _SERVICE_NAME.match(text, start)
     if match is None:
-        raise LineFault(start, f"{text[start : start + 40]!r}: expected a service name")
-    at = match.end()
-    while text[at] in " \t":
+        raise LineFault.at(start, shown(text[start:]), "the name of a service, then its server")
+    name, at = match[0], match.end()
+    while text[at : at + 1] in (" ", "\t"):
         at += 1
-        if at == len(text):
-            raise LineFault(at, "expected a server type")
+    faults: list[Found] = []
     checks: tuple[Check, ...] = ()
-    if text[at] == "[":
-        end = text.find("]", at)
-        if end < 0:
-            raise LineFault(at, "expected ] after the list of checks")
-        checks = parse_checks(text[at + 1 : end], at + 1, mail_domain)
+    if text[at : at + 1] == "[":
+        end = list_end(text, at)
+        if end is None:
+            raise LineFault.at(at, "a list of checks without an end", "]")
+        try:
+            checks = parse_checks(text[at + 1 : end], at + 1, mail_domain)
+        except LineFault as fault:
+            faults.extend(fault.found)
         at = end + 1
-    descriptor, bar, launcher = text[at:].partition("|")
-    tokens = [(word.group(), at + word.start()) for word in _WORD.finditer(descriptor)]
-    if not tokens:
-        raise LineFault(at, "expected a server type")
-    keyword, where = tokens[0]
-    if keyword.upper() == NAMEHOLD:
-        if bar:
-            raise LineFault(at + len(descriptor), "NAMEHOLD takes no launcher information")
-        return _parse_namehold(match[1], tokens)
-    kind = TYPES.get(keyword.upper())
-    if kind is None or kind is ServerType.FIREWALL:
-        known = ", ".join([*(name for name in TYPES if name != "FIREWALL"), NAMEHOLD])
-        raise LineFault(where, f"{keyword[:40]!r}: expected one of {known}")
-    server = _parse_server(match[1], kind, tokens[1:], checks, at + len(descriptor))
-    command = launcher.strip(" \t")
-    if kind is not ServerType.NCBID:
-        if bar:
-            raise LineFault(at + len(descriptor), "launcher information is for NCBID only")
-        return server
-    if not command and (bar or not server.static):
-        raise LineFault(
-            at + len(descriptor), "expected launcher information (| command) for a local NCBID"
-        )
-    return evolve(server, launcher=command)
-
-
-def _is_point(token: str) -> bool:
-    return token[0] in ":[" or (
-        token[0].isalnum() and "=" not in token and token.lower() not in ALGORITHM_WORDS
-    )
-
-
-def _point(token: str, at: int) -> tuple[str, int | None]:
-    """Host as written without brackets, port or None."""
+    # The first bar after the checks begins the launcher information.
+    bar = text.find("|", at)
+    end = len(text) if bar < 0 else bar
+    launcher = None if bar < 0 else text[bar + 1 :].strip(" \t")
+    parts = [Word(word, at + column) for word, column in words(text[at:end])]
     try:
-        host, port = split_connection_point(token)
-    except DescriptorError as error:
-        raise LineFault(at, str(error)) from None
-    if host and canonical_address(host) is None and _HOST.fullmatch(host) is None:
-        raise LineFault(at, f"{token[:60]!r}: expected [host][:port]")
-    return host, port
+        record = _descriptor(name, parts, end, launcher, default_local)
+    except LineFault as fault:
+        faults.extend(fault.found)
+    if faults:
+        raise LineFault(faults)
+    return evolve(record, checks=checks) if isinstance(record, ServiceRecord) else record
 
 
-def _parse_namehold(name: str, tokens: Sequence[tuple[str, int]]) -> NameHold:
-    words = tokens[1:]
-    host, port = "", 0
-    if len(words) == 2:
-        host, written = _point(*words[0])
-        port = written or 0
-        words = words[1:]
-    if len(words) != 1:
-        raise LineFault(tokens[0][1], "NAMEHOLD: expected [host][:port] and one server type")
-    kind = TYPES.get(words[0][0].upper())
+def _descriptor(
+    name: str, parts: Sequence[Word], end: int, launcher: str | None, default_local: bool
+) -> ServiceRecord | NameHold:
+    """
+    Type and what follows.
+
+    :param end: offset of the end of the descriptor.
+    :param launcher: what follows the bar; None: no bar.
+    """
+    if not parts:
+        raise LineFault.at(end, "no server", f"one of {', '.join(_CONFIGURABLE)}, {NAMEHOLD}")
+    keyword = parts[0].text.upper()
+    if keyword == NAMEHOLD:
+        if launcher is not None:
+            raise LineFault.at(end, "launcher information", f"none with {NAMEHOLD}")
+        return _name_hold(name, parts, end)
+    kind = TYPES.get(keyword)
     if kind is None or kind is ServerType.FIREWALL:
-        raise LineFault(words[0][1], f"{words[0][0][:40]!r}: expected a server type to hold")
+        raise LineFault.at(
+            parts[0].column - 1,
+            f"server type {shown(parts[0].text)}",
+            f"one of {', '.join(_CONFIGURABLE)}, {NAMEHOLD}",
+        )
+    try:
+        record = _server(name, kind, parts[1:], end, default_local)
+    except DescriptorError as error:
+        raise LineFault.of(error, end) from None
+    if kind is not ServerType.NCBID:
+        if launcher is not None:
+            raise LineFault.at(end, f"launcher information with {keyword}", "it with NCBID only")
+        return record
+    if not launcher and (launcher is not None or not record.static):
+        raise LineFault.at(end, "no launcher information", "| and the command behind it")
+    return evolve(record, launcher=launcher or "")
+
+
+def _point(word: Word) -> ConnectionText:
+    """
+    A connection point whose host can be one.
+
+    :raises DescriptorError: it is none.
+    """
+    point = split_connection_point(word.text, word.column)
+    if point.host and not resolve_host(point.host, None, word.column)[0]:
+        raise DescriptorError(f"host {point.host}", "a host, or none for this host", word.column)
+    return point
+
+
+def _name_hold(name: str, parts: Sequence[Word], end: int) -> NameHold:
+    """``[host][:port] TYPE``; a lone word is the type, not a host."""
+    if not 2 <= len(parts) <= 3:
+        where = parts[3].column - 1 if len(parts) > 3 else end
+        found = shown(parts[3].text) if len(parts) > 3 else "nothing more"
+        raise LineFault.at(where, found, f"{NAMEHOLD} [host][:port] and one server type")
+    host, port = "", 0
+    if len(parts) == 3:
+        try:
+            point = _point(parts[1])
+        except DescriptorError as error:
+            raise LineFault.of(error, end) from None
+        host, port = point.host, point.port or 0
+    kind = TYPES.get(parts[-1].text.upper())
+    if kind is None or kind is ServerType.FIREWALL:
+        raise LineFault.at(
+            parts[-1].column - 1,
+            f"server type {shown(parts[-1].text)}",
+            f"one of {', '.join(_CONFIGURABLE)}",
+        )
     return NameHold(name, kind, host, port)
 
 
-def _parse_server(
-    name: str,
-    kind: ServerType,
-    tokens: Sequence[tuple[str, int]],
-    checks: tuple[Check, ...],
-    end: int,
-) -> Service:
-    words = list(tokens)
+def _server(
+    name: str, kind: ServerType, parts: Sequence[Word], end: int, default_local: bool
+) -> ServiceRecord:
+    """
+    Connection point, parameter and flags of one server.
+
+    :raises DescriptorError: a part of it is wrong.
+    :raises LineFault: several flags are.
+    """
+    rest = list(parts)
     host, port = "", None
-    if words and _is_point(words[0][0]):
-        host, port = _point(*words.pop(0))
+    if rest and is_connection_point(rest[0].text):
+        host, port = _point(rest.pop(0))
     arguments: str | None = None
-    web = is_http(kind)
     if kind is ServerType.NCBID:
-        arguments = ""
-        if words:
-            word, _ = words.pop(0)
-            arguments = "" if word == "''" else word
-    elif web:
-        if not words or not words[0][0].startswith("/"):
-            found = words[0] if words else ("the end", end)
-            raise LineFault(found[1], f"{KEYWORDS[kind]}: expected a path, found {found[0][:40]!r}")
-        arguments, at = words.pop(0)
-        if arguments.endswith("?"):
-            raise LineFault(at, f"{arguments[:40]!r}: the question mark has no parameters")
-    flags = _parse_flags(kind, words)
+        arguments = clean_arguments(rest.pop(0).text) if rest else ""
+    elif is_http(kind):
+        if not rest or _TAG_LIKE.fullmatch(rest[0].text) or rest[0].text.lower() in ALGORITHM_WORDS:
+            found = f"no path after {KEYWORDS[kind]}"
+            column = rest[0].column if rest else end + 1
+            raise DescriptorError(found, "/path, or /path?arguments", column)
+        word = rest.pop(0)
+        path, question, query = word.text.partition("?")
+        if not path or (question and not query):
+            raise DescriptorError(
+                f"path {shown(word.text)}", "a path, and arguments behind a ?", word.column
+            )
+        arguments = word.text
+    tags = _flags(kind, rest)
+    record = ServiceRecord(
+        name,
+        kind,
+        host,
+        port,
+        arguments,
+        **{"local": default_local, **tags.values},  # type: ignore[arg-type]
+    )
     if kind is ServerType.STANDALONE and not port:
-        raise LineFault(end, "STANDALONE needs a port (host:port or :port)")
-    if port is None and (web or kind is ServerType.NCBID):
-        port = 443 if web and flags.get("secure") else 80
-    server = Service(name, kind, host, port, arguments, checks=checks)
-    server = evolve(server, **flags)
-    if server.static and server.algorithm is Algorithm.BLAST:
-        raise LineFault(end, "Blast is not for a static server (a host is given)")
-    if server.vhost and not (web or (kind is ServerType.STANDALONE and server.secure)):
-        raise LineFault(end, "H goes with HTTP, or with a secure STANDALONE")
-    return server
+        raise DescriptorError("no port", "host:port or :port, port not 0", end + 1)
+    if port is None and kind is not ServerType.DNS:
+        record = evolve(record, port=default_port(kind, is_http(kind) and record.secure))
+    if record.static and record.algorithm is Algorithm.BLAST:
+        raise DescriptorError("Blast on a static server", "Regular, since a host is given", end + 1)
+    if record.vhost and kind is ServerType.STANDALONE and not record.secure:
+        raise DescriptorError("H= without $=yes", "a virtual host only if secure", end + 1)
+    return record
 
 
-_YES_NO = {"L": "local", "P": "private", "S": "stateful", "$": "secure", "X": "interzone"}
-_REFUSED = {
-    ServerType.DNS: "SPC$",
-    ServerType.HTTP: "S",
-    ServerType.HTTP_GET: "S",
-    ServerType.HTTP_POST: "S",
-}
+def _flags(kind: ServerType, parts: Sequence[Word]) -> _FileTags:
+    """
+    The flags behind a server.
+
+    :raises LineFault: with every one that is wrong.
+    """
+    tags = _FileTags(kind)
+    faults: list[Found] = []
+    for word in parts:
+        try:
+            tags.add(word)
+        except DescriptorError as error:
+            faults.extend(LineFault.of(error).found)
+    if faults:
+        raise LineFault(faults)
+    return tags
 
 
-def _parse_flags(kind: ServerType, words: Sequence[tuple[str, int]]) -> dict[str, Any]:
-    """Attribute of :class:`Service` -> value, of each flag."""
-    flags: dict[str, Any] = {}
-    seen: set[str] = set()
+class _FileTags(Tags):
+    """The tags of a descriptor, as configuration takes them: stricter than the wire."""
 
-    def once(letter: str, at: int) -> None:
-        if letter in seen:
-            raise LineFault(at, f"flag {letter} repeated")
-        seen.add(letter)
-
-    for word, at in words:
-        load = ALGORITHM_WORDS.get(word.lower())
-        if load is not None:
-            once("A", at)
-            flags["algorithm"] = load[0]
-            if load[1]:
-                once("X", at)
-                flags["interzone"] = True
-            continue
-        match = _FLAG.fullmatch(word)
-        letter = match[1].upper() if match else ""
-        if match is None or letter not in "ABCHLPRST$X":
-            raise LineFault(at, f"{word[:40]!r}: expected a flag (such as R=1000 or L=no)")
-        if letter in _REFUSED.get(kind, ""):
-            raise LineFault(at, f"flag {letter} does not go with {KEYWORDS[kind]}")
-        once(letter, at)
-        flags.update([_flag(letter, match[2], at)])
-    return flags
-
-
-def _flag(letter: str, value: str, at: int) -> tuple[str, object]:
-    if letter in _YES_NO:
-        if value.lower() not in ("yes", "no"):
-            raise LineFault(at, f"flag {letter}: expected yes or no, found {value[:40]!r}")
-        return _YES_NO[letter], value.lower() == "yes"
-    if letter in "RB":
-        number = parse_number(value)
-        if number is None:
-            raise LineFault(at, f"flag {letter}: expected a number, found {value[:40]!r}")
-        if letter == "B":
-            return "bonus", clamp_bonus(number)
-        return "rate", max(0.0, clamp_rate(number))
-    if letter == "A":
-        if value not in ("B", "R"):
-            raise LineFault(at, f"flag A: expected B or R, found {value[:40]!r}")
-        return "algorithm", Algorithm.BLAST if value == "B" else Algorithm.REGULAR
-    if letter == "T":
-        if _WHOLE.fullmatch(value) is None or int(value) > MAX_TIME:
-            raise LineFault(at, f"flag T: expected whole seconds, found {value[:40]!r}")
-        return "time_seconds", int(value)
-    if letter == "C":
-        if _CONTENT.fullmatch(value) is None:
-            raise LineFault(at, f"flag C: expected type/subtype, found {value[:40]!r}")
-        return "content_type", value
-    return "vhost", "" if value == "''" else value
+    def take(self, letter: str, value: str, column: int) -> None:
+        if letter in "BR" and len(value.partition(".")[2]) > MAX_DECIMALS:
+            # Clients in the field scale longer fractions wrongly.
+            raise DescriptorError(
+                f"value {shown(value)} of {letter}=", f"at most {MAX_DECIMALS} decimals", column
+            )
+        if letter == "T":
+            if re.fullmatch(r"[0-9]{1,10}", value) is None or int(value) >= INFINITE_TIME:
+                raise DescriptorError(
+                    f"value {shown(value)} of T=", f"seconds, 0 to {INFINITE_TIME - 1}", column
+                )
+            self.values["time_seconds"] = int(value)
+            return
+        if letter == "C" and _CONTENT_TYPE.fullmatch(value) is None:
+            raise DescriptorError(f"value {shown(value)} of C=", "type/subtype", column)
+        super().take(letter, value, column)
+        if letter == "R":
+            # A negative rate means unreachable, and is kept as 0.
+            rate = self.values["rate"]
+            if isinstance(rate, float) and rate < 0:
+                self.values["rate"] = 0.0

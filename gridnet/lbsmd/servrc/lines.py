@@ -23,15 +23,17 @@ class LogicalLine:
 
     def place(self, offset: int) -> tuple[int, int]:
         """(physical line, column), from 1, of the character at *offset*."""
-        start, line, column = self.pieces[bisect_right(self.pieces, (offset, 1 << 62, 0)) - 1]
+        index = bisect_right(self.pieces, offset, key=lambda piece: piece[0]) - 1
+        if index < 0:
+            # Inside the prefix, which stands in another file.
+            return self.line, 1
+        start, line, column = self.pieces[index]
         return line, column + offset - start
 
     def prefixed(self, prefix: str) -> LogicalLine:
-        """The line with *prefix* put in front; the prefix's place is the line's own start."""
-        if not prefix:
-            return self
+        """The line with *prefix* in front; places within the prefix are the line's own start."""
         shifted = tuple((start + len(prefix), line, column) for start, line, column in self.pieces)
-        return LogicalLine(prefix + self.text, ((0, self.line, 1), *shifted))
+        return LogicalLine(prefix + self.text, shifted)
 
 
 def logical_lines(text: str) -> Iterator[LogicalLine]:
@@ -44,12 +46,11 @@ def logical_lines(text: str) -> Iterator[LogicalLine]:
     parts: list[str] = []
     pieces: list[tuple[int, int, int]] = []
     length = 0
-    for number, physical in enumerate(text.split("\n"), 1):
-        line = physical.removesuffix("\r")
-        head, comment, _ = line.partition("#")
-        joins = not comment and head.endswith("\\")
-        if joins:
-            head = head[:-1]
+    physical_lines = text.split("\n")
+    for number, physical in enumerate(physical_lines, 1):
+        head, comment, _ = physical.removesuffix("\r").partition("#")
+        joins = not comment and head.endswith("\\") and number < len(physical_lines)
+        head = head.removesuffix("\\") if not comment else head
         pieces.append((length, number, 1))
         parts.append(head)
         length += len(head)
@@ -59,6 +60,16 @@ def logical_lines(text: str) -> Iterator[LogicalLine]:
         if whole.strip(" \t"):
             yield LogicalLine(whole, tuple(pieces))
         parts, pieces, length = [], [], 0
-    whole = "".join(parts)
-    if whole.strip(" \t"):
-        yield LogicalLine(whole, tuple(pieces))
+
+
+def effective_lines(text: str, prefix: str) -> Iterator[LogicalLine]:
+    """
+    The logical lines of a file that was included with *prefix*.
+
+    The prefix is put in front of each but those that are directives themselves.
+    """
+    for line in logical_lines(text):
+        if prefix and not line.text.lstrip(" \t").startswith("%"):
+            yield line.prefixed(prefix)
+        else:
+            yield line

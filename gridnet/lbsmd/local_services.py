@@ -1,0 +1,174 @@
+"""
+The services that this host publishes: as configured, and as checks and people have it since.
+
+Everything that changes an entry of this host goes through here (a reload, a check, a penalty),
+so that the table never shows one without the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from attrs import evolve, frozen
+from twisted.logger import Logger
+
+from gridnet.errors import TableError
+from gridnet.lbsmd.check_codes import UP, State, Verdict
+from gridnet.lbsmd.loading import Loaded
+from gridnet.lbsmd.servrc.configuration import PlacedRecord
+from gridnet.table.model import Entry, Host, ServiceTable
+
+#: Identifies a server of a service (:attr:`gridnet.table.model.Entry.key`).
+Key = tuple[object, ...]
+
+
+@frozen
+class Standing:
+    """What has come over a server since it was configured."""
+
+    verdict: Verdict = UP  #: of all its checks together
+    penalty: float = 0.0  #: percent
+    base_rate: float | None = None  #: set by somebody; None: as configured
+    reserved: bool = False  #: kept aside by somebody
+
+
+_AS_CONFIGURED = Standing()
+
+
+@frozen
+class LocalService:
+    """One server of this host's configuration."""
+
+    placed: PlacedRecord
+    configured: Entry  #: as the record says
+    standing: Standing = _AS_CONFIGURED
+
+    @property
+    def base_rate(self) -> float:
+        """Before checks and penalties: as configured, or as somebody has set it."""
+        rate = self.standing.base_rate
+        return self.configured.info.rate if rate is None else rate
+
+    @property
+    def in_force(self) -> Entry | None:
+        """What the table says of it; None: nothing, it is off."""
+        standing, entry = self.standing, self.configured
+        verdict = standing.verdict
+        if verdict.state is State.OFF:
+            return None
+        rate = self.base_rate
+        info = entry.info
+        if standing is not _AS_CONFIGURED:
+            # The sign of a rate that somebody has set is kept.
+            rate = verdict.rate(abs(rate)) * (-1.0 if rate < 0 else 1.0)
+            info = evolve(info, rate=rate)
+        return evolve(
+            entry,
+            info=info,
+            penalty=standing.penalty,
+            reserved=standing.reserved or verdict.state is State.RESERVED,
+        )
+
+
+class LocalServices:
+    """
+    This host's part of the service table.
+
+    :ivar address: of this host.
+    :ivar loaded: the definitions in force; None before the first.
+    """
+
+    _log = Logger()
+
+    def __init__(self, table: ServiceTable, address: str) -> None:
+        self.address = address
+        self.loaded: Loaded | None = None
+        self._table = table
+        self._services: dict[Key, LocalService] = {}
+        self._subscribers: list[Callable[[], None]] = []
+
+    def __getitem__(self, key: Key) -> LocalService:
+        return self._services[key]
+
+    def get(self, key: Key) -> LocalService | None:
+        """The server of that key."""
+        return self._services.get(key)
+
+    def services(self) -> Mapping[Key, LocalService]:
+        """All servers, in the order of the configuration."""
+        return self._services
+
+    def subscribe(self, loaded: Callable[[], None]) -> None:
+        """Call *loaded* after each new set of definitions has come into force."""
+        self._subscribers.append(loaded)
+
+    def load(self, loaded: Loaded) -> None:
+        """
+        Put *loaded* in force, as one step; servers that stay keep their standing.
+
+        :raises TableError: the table cannot hold it; all is as before.
+        """
+        services: dict[Key, LocalService] = {}
+        for placed, entry in loaded.records:
+            key = entry.key
+            before = self._services.get(key)
+            # Of two definitions of one server the later counts, at the place of the earlier.
+            services[key] = LocalService(
+                placed, entry, before.standing if before is not None else _AS_CONFIGURED
+            )
+        self._table.replace_owner(self.address, _entries(services.values()))
+        host = self._table.host(self.address) or Host(self.address)
+        configuration = loaded.configuration
+        self._table.put_host(
+            evolve(host, environment=configuration.environment, zone=configuration.zone)
+        )
+        self._services = services
+        self.loaded = loaded
+        for subscriber in tuple(self._subscribers):
+            subscriber()
+
+    def judge(self, key: Key, verdict: Verdict) -> None:
+        """The checks of that server say *verdict*; nothing when the server is gone."""
+        self._change(key, lambda standing: evolve(standing, verdict=verdict))
+
+    def penalize(self, key: Key, percent: float) -> None:
+        """The penalty of that server is *percent* now, 0..100."""
+        self._change(key, lambda standing: evolve(standing, penalty=percent))
+
+    def rerate(self, key: Key, rate: float | None, reserved: bool = False) -> None:
+        """
+        Somebody has set the base rate of that server.
+
+        :param rate: None: as configured.
+        :param reserved: whether it is kept aside.
+        """
+        self._change(key, lambda standing: evolve(standing, base_rate=rate, reserved=reserved))
+
+    def _change(self, key: Key, change: Callable[[Standing], Standing]) -> None:
+        service = self._services.get(key)
+        if service is None:
+            return
+        standing = change(service.standing)
+        if standing == service.standing:
+            return
+        changed = evolve(service, standing=standing)
+        self._services[key] = changed
+        entry = changed.in_force
+        try:
+            if entry is None:
+                self._table.remove(service.configured)
+            else:
+                self._table.put(entry)
+        except TableError as error:
+            self._log.error(
+                "{service} cannot be published: {reason}",
+                service=changed.configured.service,
+                reason=str(error),
+            )
+
+
+def _entries(services: Iterable[LocalService]) -> Iterable[Entry]:
+    for service in services:
+        entry = service.in_force
+        if entry is not None:
+            yield entry
