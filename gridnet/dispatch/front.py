@@ -68,7 +68,9 @@ class Front:
         self._reactor = reactor
         clock: Callable[[], float] = IReactorTime(reactor).seconds
         replies: Counter[tuple[str, int]] = Counter()
-        self.dispatcher = Dispatcher(table, local_networks, random.Random())
+        self.dispatcher = Dispatcher(
+            table, local_networks, random.Random(), own_addresses=frozenset([address])
+        )
         self.pool = UpstreamPool(config, reactor, client_tls)
         self.relays = Relays(config, self.dispatcher, self.pool, replies, clock)
         offices = Offices(

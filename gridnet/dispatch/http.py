@@ -422,13 +422,13 @@ class HttpConnection(TwistedProtocol):
         self._advancing = True
         left = self.factory.config.max_pipelined_requests
         try:
-            while self._held and self._exchange is None and not self._closing:
+            while self._held and not self._closing:
                 if self._body is not None:
                     data = bytes(self._held)
                     self._release()
                     self._take_body(data)
                     continue
-                if self._write_full or self._yielding:
+                if self._exchange is not None or self._write_full or self._yielding:
                     return
                 if not left:
                     self._yielding = True

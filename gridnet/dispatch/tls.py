@@ -167,6 +167,15 @@ class _Connection:
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_name
         )
 
+    def set_accept_state(self) -> None:
+        """The side was chosen when the connection was made."""
+
+    def set_connect_state(self) -> None:
+        """The side was chosen when the connection was made."""
+
+    def set_app_data(self, data: object) -> None:
+        """Nobody asks for it."""
+
     def do_handshake(self) -> None:
         """Go on with the handshake."""
         self._call(self._tls.do_handshake)
