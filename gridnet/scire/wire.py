@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from binascii import Error as Base64Error
 from binascii import a2b_base64
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -93,13 +92,23 @@ def _read_time(text: str) -> datetime:
         raise _refused("a dateTime.iso8601 that is not a time in UTC") from None
 
 
+def decode_base64(text: str) -> bytes:
+    """
+    The octets that *text* stands for; white space may stand anywhere in it.
+
+    :raises ValueError: it is no base64.
+    """
+    octets = text.encode("ascii")
+    # The decoder itself passes over what is no letter of base64.
+    if _BASE64_TEXT.fullmatch(octets) is None:
+        raise ValueError("not base64")
+    return a2b_base64(octets)
+
+
 def _read_base64(text: str) -> bytes:
     try:
-        octets = text.encode("ascii")
-        if _BASE64_TEXT.fullmatch(octets) is None:
-            raise ValueError
-        return a2b_base64(octets)
-    except (Base64Error, ValueError):
+        return decode_base64(text)
+    except ValueError:
         raise _refused("base64 that is not base64") from None
 
 
