@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import json
 import signal
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -52,18 +54,19 @@ class CommandLineTests(SynchronousTestCase):
         self.assertTrue(callable(main))
 
 
+@cache
+def the_demo() -> DemoProcess:
+    """One demo site for all tests that only ask it (trial has no fixtures of classes)."""
+    demo = DemoProcess(free_block())
+    atexit.register(demo.kill)
+    return demo
+
+
 class DemoSiteTests(SynchronousTestCase):
-    """One demo site, started once for all of these."""
+    """What a visitor finds."""
 
-    demo: DemoProcess
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        cls.demo = DemoProcess(free_block())
-
-    @classmethod
-    def tearDownClass(cls) -> None:
-        cls.demo.kill()
+    def setUp(self) -> None:
+        self.demo = the_demo()
 
     def ask(self, path: str, method: str = "GET", **headers: str) -> http.client.HTTPResponse:
         """The dispatcher's reply; its body is read."""

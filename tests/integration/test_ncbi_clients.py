@@ -7,6 +7,7 @@ to the dispatcher's own port: look-ups over TLS, relaying in plain HTTP or TLS a
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,29 +68,14 @@ class Backend:
         self._listener.close()
 
 
-class NcbiClientTests(SynchronousTestCase):
-    """What the released clients make of a gridnet."""
+class Stage:
+    """A demo site, backends for its services, and what muffles a false alarm of one library."""
 
-    demo: DemoProcess
-    backends: list[Backend]
-    shim: Path
-    directory: Path
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        missing = [
-            program for program in ("gcc", "blastn", "idfetch") if shutil.which(program) is None
-        ]
-        if missing:
-            if os.environ.get("CI"):
-                raise AssertionError(f"CI must have installed {', '.join(missing)}")
-            raise SkipTest(
-                f"not installed: {', '.join(missing)} (packages gcc, ncbi-blast+, "
-                "ncbi-tools-bin, libncbi6)"
-            )
-        cls.directory = Path(tempfile.mkdtemp(prefix="gridnet-ncbi-"))
-        # libncbi6 as packaged aborts in its fortified strcpy: a false alarm that this mutes.
-        cls.shim = cls.directory / "nofortify.so"
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="gridnet-ncbi-"))
+        atexit.register(shutil.rmtree, self.directory, ignore_errors=True)
+        # libncbi6 as packaged aborts in its fortified strcpy: a false alarm.
+        self.shim = self.directory / "nofortify.so"
         subprocess.run(
             [
                 "gcc",
@@ -98,30 +85,47 @@ class NcbiClientTests(SynchronousTestCase):
                 "-shared",
                 "-fPIC",
                 "-o",
-                cls.shim,
+                self.shim,
                 HERE / "nofortify.c",
             ],
             check=True,
         )
         base = free_block()
-        cls.backends = [Backend(base + n) for n in range(1, 7)]
-        echo, *many = (f"127.0.0.1:{backend.port}" for backend in cls.backends)
+        self.backends = [Backend(base + n) for n in range(1, 7)]
+        echo, *many = (f"127.0.0.1:{backend.port}" for backend in self.backends)
         lines = [f"DemoEcho[0] STANDALONE {echo} L=no"]
         lines += [f"DemoUpper[0] NCBID 127.0.0.1:{base} '' L=no | {shutil.which('tr')} a-z A-Z"]
         lines += [f"DemoMany[0] STANDALONE {each} L=no" for each in many]
         lines += [f"DemoKinds[0] STANDALONE {echo} L=no"]
         lines += [f"DemoKinds[0] HTTP {echo} /demo.cgi?a=1 L=no"]
         lines += [f"ID1[0] STANDALONE {echo} L=no", f"blast4[0] HTTP_POST {echo} /blast4.cgi L=no"]
-        servrc = cls.directory / "servrc.cfg"
+        servrc = self.directory / "servrc.cfg"
         servrc.write_text("\n".join(lines) + "\n")
-        cls.demo = DemoProcess(base, ["--servrc", str(servrc), "--firewall-ports", "5860-5870"])
+        self.demo = DemoProcess(base, ["--servrc", str(servrc)])
+        atexit.register(self.demo.kill)
 
-    @classmethod
-    def tearDownClass(cls) -> None:
-        cls.demo.kill()
-        for backend in cls.backends:
-            backend.close()
-        shutil.rmtree(cls.directory, ignore_errors=True)
+
+@cache
+def the_stage() -> Stage:
+    """One stage for all tests (trial has no fixtures of classes)."""
+    return Stage()
+
+
+class NcbiClientTests(SynchronousTestCase):
+    """What the released clients make of a gridnet."""
+
+    def setUp(self) -> None:
+        missing = [name for name in ("gcc", "blastn", "idfetch") if shutil.which(name) is None]
+        if missing:
+            if os.environ.get("CI"):
+                self.fail(f"CI must have installed {', '.join(missing)}")
+            raise SkipTest(
+                f"not installed: {', '.join(missing)} (packages gcc, ncbi-blast+, "
+                "ncbi-tools-bin, libncbi6)"
+            )
+        stage = the_stage()
+        self.demo, self.backends = stage.demo, stage.backends
+        self.shim, self.directory = stage.shim, stage.directory
 
     def environment(self, library: str, **settings: str) -> dict[str, str]:
         """The environment that points a client at the demo."""
