@@ -139,8 +139,9 @@ def wait_for_port(port: int, seconds: float = 15.0) -> None:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A directory that goes away with the run."""
+    """A directory that goes away with the run; peers that shed privileges can read it."""
     with tempfile.TemporaryDirectory(prefix="gridnet-bench-") as name:
+        os.chmod(name, 0o755)
         yield Path(name)
 
 
