@@ -91,13 +91,15 @@ class FileReader:
             self.states[path] = _state(found)
             return file.read(self.max_octets + 1).decode("iso-8859-1")
 
-    def unsettled(self, now_ns: int) -> bool:
+    def unsettled(self, began_ns: int, ended_ns: int) -> bool:
         """
         Whether some file was written so shortly before it was read that it must be read again.
 
-        :param now_ns: nanoseconds since the epoch, before the first file was read.
+        :param began_ns: nanoseconds since the epoch, before the first file was read.
+        :param ended_ns: the same after the last.  What claims to be of a later time (another
+            machine's clock) is left alone, or it would be read for ever.
         """
         return any(
-            found is not None and found.mtime_ns > now_ns - _COARSE_NANOSECONDS
+            found is not None and began_ns - _COARSE_NANOSECONDS < found.mtime_ns <= ended_ns
             for found in self.states.values()
         )

@@ -108,7 +108,7 @@ class Source:
             records,
             (*configuration.faults, *faults),
             reader.states,
-            not reader.unsettled(began_ns),
+            not reader.unsettled(began_ns, time.time_ns()),
             bool(faults),
             not os.path.lexists(main),
             time.time(),
