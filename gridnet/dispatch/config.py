@@ -61,8 +61,8 @@ class DispatchConfig:
     max_relays_per_server: int = field(default=512, validator=at_least(1))  #: under way at once
     #: body kept so that a browser's request can go to another server, octets
     replay_octets: int = field(default=65_536, validator=at_least(0))
-    pool_per_server: int = field(default=32, validator=at_least(0))  #: idle connections kept
-    pool_total: int = field(default=512, validator=at_least(0))  #: idle connections kept in all
+    pool_per_server: int = field(default=128, validator=at_least(0))  #: idle connections kept
+    pool_total: int = field(default=1024, validator=at_least(0))  #: idle connections kept in all
     pool_idle_seconds: float = field(default=20.0, validator=more_than(0))
     max_reply_head_octets: int = field(default=262_144, validator=at_least(1024))
     max_hops: int = field(default=5, validator=at_least(1))  #: dispatchers one request may pass

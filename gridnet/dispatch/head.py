@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 from attrs import field, frozen
@@ -111,9 +112,14 @@ class RequestHead:
     octets: int = field(default=0, eq=False)  #: length of the head on the wire
 
 
-@frozen
+@frozen(eq=False)
 class ReplyHead:
-    """The head of a reply, taken apart."""
+    """
+    The head of a reply, taken apart.
+
+    Compared by identity: equal octets are taken apart once (:func:`reply_head`), so it is a cheap
+    key for what is made of it.
+    """
 
     status: int  #: 100..999
     minor: int  #: HTTP/1.<minor>; later minor versions count as 1
@@ -256,6 +262,24 @@ def parse_reply(raw: bytes, max_headers: int) -> ReplyHead:
         connection=connection,
         upgrade=upgrade,
     )
+
+
+#: Reply heads up to this length are taken apart once for many replies.  A server's heads differ
+#: by their dates at most, so within a second they are the same octets.
+CACHED_REPLY_OCTETS = 2048
+
+_parse_reply_once = lru_cache(maxsize=512)(parse_reply)
+
+
+def reply_head(raw: bytes, max_headers: int) -> ReplyHead:
+    """
+    :func:`parse_reply`, remembering the heads that come again and again.
+
+    :raises HttpError: as there.
+    """
+    if len(raw) > CACHED_REPLY_OCTETS:
+        return parse_reply(raw, max_headers)
+    return _parse_reply_once(raw, max_headers)
 
 
 def values(headers: HeaderLines, name: bytes) -> list[bytes]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from gridnet.dispatch.body import LAST_CHUNK, chunk
 from gridnet.dispatch.config import DispatchConfig
@@ -65,6 +66,10 @@ _OWN_REPLY_HEADERS = frozenset(
 _OWN_REPLY_PREFIXES = (b"server-info", b"used-server-info")
 
 
+#: Heads for servers that one client head keeps made, for as many servers and peers.
+MAX_MADE_HEADS = 16
+
+
 class Relays:
     """
     What the relays of one process share.
@@ -111,6 +116,7 @@ class Forwarding:
             for entry in value.split(b",")
         )
         self._lines: dict[bool, bytes] = {}
+        self._made: dict[tuple[object, ...], bytes] = {}
         self._forwarded_for = b", ".join(values(head.headers, b"x-forwarded-for"))
         self._typed = bool(values(head.headers, b"content-type"))
         self._upgrade = b", ".join(values(head.headers, b"upgrade")) if head.upgrade else b""
@@ -137,6 +143,32 @@ class Forwarding:
         :param inside: whether the peer is inside the site, and so believed.
         :param mode: how an NCBID server is to run its program.
         """
+        key = (
+            info.identity,
+            info.vhost,
+            client,
+            connection.address,
+            connection.secure,
+            inside,
+            mode,
+        )
+        made = self._made.get(key)
+        if made is None:
+            made = self._make(info, config, client, connection, inside, mode)
+            if len(self._made) >= MAX_MADE_HEADS:
+                self._made.clear()
+            self._made[key] = made
+        return made
+
+    def _make(
+        self,
+        info: ServerInfo,
+        config: DispatchConfig,
+        client: str,
+        connection: HttpConnection,
+        inside: bool,
+        mode: ConnectionMode,
+    ) -> bytes:
         head = self.head
         peer = connection.address.encode("ascii")
         if info.type is ServerType.NCBID:
@@ -207,6 +239,23 @@ class Forwarding:
             lines.append(b"Via: %b\r\n" % b", ".join([*via, _VIA]))
             found = self._lines[inside] = b"".join(lines)
         return found
+
+
+@lru_cache(maxsize=512)
+def _passed_on(head: ReplyHead) -> tuple[bytes, bytes, bytes]:
+    """Status line and headers of a server's reply as clients get them; its path; its ``Via``."""
+    lines = [status_line(head.status, head.reason)]
+    path = b""
+    via = b""
+    for name, value in end_to_end(head.headers, head.connection):
+        lower = name.lower()
+        if lower == b"relay-path":
+            path = value
+        elif lower == b"via":
+            via += value + b", "
+        elif lower not in _OWN_REPLY_HEADERS and not lower.startswith(_OWN_REPLY_PREFIXES):
+            lines.append(b"%b: %b\r\n" % (name, value))
+    return b"".join(lines), path, via
 
 
 def _host(info: ServerInfo) -> bytes:
@@ -317,13 +366,11 @@ class Relay:
 
     def connected(self, link: Link) -> None:
         """See :class:`gridnet.dispatch.upstream.User`."""
-        entry = self._entry
-        assert entry is not None
         self._attempt = None
         self._link = link
         self._touched = self._connection.factory.now
         if isinstance(link, HttpLink):
-            octets = self._request_head(entry)
+            octets = self._request_head()
             pieces = [chunk(piece) if self._chunks else piece for piece in self._kept]
             if self._body_whole and self._chunks:
                 pieces.append(LAST_CHUNK)
@@ -413,9 +460,9 @@ class Relay:
             self._connection.abort()
             return
         again = untouched and self._repeatable
-        if again and link is not None and link.reused and self._entry is not None:
+        if again and link is not None and link.reused and self._place is not None:
             # The server has closed a kept connection: nothing is wrong with it.
-            self._open(self._entry, fresh=True)
+            self._attempt = self._relays.pool.open_http(self._place, self)
             return
         self._server_failed(502, reason, again)
 
@@ -461,25 +508,20 @@ class Relay:
             if not self._relays.pool.enter(place):
                 self._status, self._reason = 503, "server too busy"
                 continue
-            self._place = place
-            self._open(entry)
+            self._entry = entry
+            self._open(place, entry.info.type is ServerType.STANDALONE)
             return
         self._give_up()
 
-    def _open(self, entry: Entry, fresh: bool = False) -> None:
-        """
-        Connect to *entry*.
-
-        :param fresh: not by a kept connection.
-        """
+    def _open(self, place: Place, stream: bool) -> None:
+        """Connect to the server at *place*, which has been counted as in flight."""
         pool = self._relays.pool
-        place = place_of(entry.info)
-        self._entry = entry
-        self._stream = entry.info.type is ServerType.STANDALONE
-        if self._stream:
+        self._place = place
+        self._stream = stream
+        if stream:
             self._attempt = pool.open_stream(place, self)
             return
-        link = None if fresh else pool.kept(place, self, self._repeatable)
+        link = pool.kept(place, self, self._repeatable)
         if link is not None:
             self.connected(link)
         else:
@@ -531,7 +573,10 @@ class Relay:
         )
         self._connection.finish(keep)
 
-    def _request_head(self, entry: Entry) -> bytes:
+    def _request_head(self) -> bytes:
+        """The head for the server in hand."""
+        entry = self._entry
+        assert entry is not None
         dispatcher = self._relays.dispatcher
         peer = self._connection.address
         forwarding = self._forwarding
@@ -558,17 +603,8 @@ class Relay:
 
     def _reply_lines(self, head: ReplyHead) -> list[bytes]:
         """The head for the client, but for framing."""
-        lines = [status_line(head.status, head.reason)]
-        path = b""
-        via = b""
-        for name, value in end_to_end(head.headers, head.connection):
-            lower = name.lower()
-            if lower == b"relay-path":
-                path = value
-            elif lower == b"via":
-                via += value + b", "
-            elif lower not in _OWN_REPLY_HEADERS and not lower.startswith(_OWN_REPLY_PREFIXES):
-                lines.append(b"%b: %b\r\n" % (name, value))
+        passed, path, via = _passed_on(head)
+        lines = [passed]
         own = self._service_lines(self._entry)
         if path:
             # A dispatcher or launcher further on has said its part.
@@ -657,3 +693,62 @@ class Relay:
         self._leave()
         self._kept.clear()
         self._relays.active.discard(self)
+
+
+#: Headers that a worker and the site's own process use between themselves.
+CLIENT_HEADER = b"gridnet-client"
+ASKED_AT_HEADER = b"gridnet-asked-at"
+
+
+class Errand(Relay):
+    """
+    A request that a worker has no means to answer: the site's own process does.
+
+    It goes there as it is, with a note of who asks, and the reply comes back as it is.
+    """
+
+    def __init__(
+        self, relays: Relays, forwarding: Forwarding, office: Place, connection: HttpConnection
+    ) -> None:
+        super().__init__(relays, forwarding, connection, (), 1)
+        self._office = office
+        self._sent_out = False
+
+    def _next(self) -> None:
+        if self._sent_out or not self._relays.pool.enter(self._office):
+            self._status, self._reason = 503, self._reason or "too much to do"
+            self._give_up()
+            return
+        self._sent_out = True
+        self._open(self._office, False)
+
+    def _request_head(self) -> bytes:
+        head = self._head
+        connection = self._connection
+        host, port = connection.local_place()
+        own = (b"content-length", b"expect", CLIENT_HEADER, ASKED_AT_HEADER)
+        lines = [b"%b %b HTTP/1.1\r\n" % (head.method.encode("ascii"), head.target)]
+        lines += [
+            b"%b: %b\r\n" % (name, value)
+            for name, value in end_to_end(head.headers, head.connection)
+            if name.lower() not in own
+        ]
+        if head.minor == 0 and not values(head.headers, b"host"):
+            lines.append(b"Host: %b\r\n" % head.host)
+        lines.append(b"%b: %b\r\n" % (CLIENT_HEADER, connection.address.encode("ascii")))
+        lines.append(b"%b: %b %d\r\n" % (ASKED_AT_HEADER, host.encode("ascii"), port))
+        if head.framing.chunked:
+            lines.append(b"Transfer-Encoding: chunked\r\n")
+        elif head.framing.content_length is not None:
+            lines.append(b"Content-Length: %d\r\n" % head.framing.content_length)
+        lines.append(b"\r\n")
+        return b"".join(lines)
+
+    def _reply_lines(self, head: ReplyHead) -> list[bytes]:
+        lines = [status_line(head.status, head.reason)]
+        lines += [
+            b"%b: %b\r\n" % (name, value)
+            for name, value in end_to_end(head.headers, head.connection)
+            if name.lower() != b"content-length"
+        ]
+        return lines

@@ -23,7 +23,7 @@ from zope.interface import implementer
 
 from gridnet.dispatch.body import BodyReader, EndlessBody, reply_body
 from gridnet.dispatch.config import DispatchConfig
-from gridnet.dispatch.head import Framing, HttpError, ReplyHead, find_end, parse_reply
+from gridnet.dispatch.head import Framing, HttpError, ReplyHead, find_end, reply_head
 from gridnet.dispatch.tls import ClientTls
 from gridnet.dispatch.transport import connect
 
@@ -267,7 +267,7 @@ class HttpLink(_LinkBase):
                 if not size:
                     self._searched = len(self._held)
                     return
-                head = parse_reply(bytes(self._held[:size]), self.pool.config.max_headers)
+                head = reply_head(bytes(self._held[:size]), self.pool.config.max_headers)
             except HttpError as error:
                 self._fail(str(error))
                 return
