@@ -9,7 +9,7 @@ from attrs import frozen
 
 from gridnet.errors import DescriptorError
 from gridnet.lbsmd.schedule import ScheduleElement, parse_element
-from gridnet.lbsmd.servrc.fault import Found, LineFault, shown
+from gridnet.lbsmd.servrc.fault import MAX_LINE_FAULTS, Found, LineFault, shown
 from gridnet.table.server_info import resolve_host, split_connection_point
 
 #: Seconds between checks when the list does not say.
@@ -128,6 +128,8 @@ def parse_checks(text: str, offset: int, mail_domain: str) -> tuple[Check, ...]:
             _see_that_it_is_single(check, checks, stripped, start)
         except LineFault as fault:
             faults.extend(fault.found)
+            if len(faults) >= MAX_LINE_FAULTS:
+                break
         else:
             checks.append(check)
     if faults:

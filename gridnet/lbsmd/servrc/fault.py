@@ -8,6 +8,8 @@ from attrs import frozen
 
 from gridnet.errors import DescriptorError, GridnetError
 
+#: Faults that one line is read for; a line with so many needs another look anyway.
+MAX_LINE_FAULTS = 50
 #: Characters of what was found that a fault repeats.
 _SHOWN_CHARACTERS = 60
 

@@ -9,7 +9,7 @@ from attrs import evolve
 
 from gridnet.errors import DescriptorError
 from gridnet.lbsmd.servrc.check_list import Check, list_end, parse_checks
-from gridnet.lbsmd.servrc.fault import Found, LineFault, shown
+from gridnet.lbsmd.servrc.fault import MAX_LINE_FAULTS, Found, LineFault, shown
 from gridnet.lbsmd.servrc.records import (
     MAX_DECIMALS,
     Authority,
@@ -267,6 +267,8 @@ def _flags(kind: ServerType, parts: Sequence[Word]) -> _FileTags:
             tags.add(word)
         except DescriptorError as error:
             faults.extend(LineFault.of(error).found)
+            if len(faults) >= MAX_LINE_FAULTS:
+                break
     if faults:
         raise LineFault(faults)
     return tags
