@@ -1,0 +1,377 @@
+"""
+Transactions, and threads that run them: what both backends share.
+
+An operation is a function of a :class:`Transaction`; it is pure but for the database, so that it
+may be run again when its transaction could not be kept.  Several operations that wait at the
+same time share one transaction and one commit: each is answered after that commit, and one that
+fails is taken out and leaves the others as they are.
+
+The reactor never waits for a database: it submits an operation and gets a Deferred.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
+from typing import Any, Generic, Protocol, TypeVar
+
+from attrs import define, field, frozen
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from gridnet.scire.faults import FaultCode, ScireFault
+
+T = TypeVar("T")
+Parameters = Sequence[Any]
+
+
+class Row(Protocol):
+    """One row; columns by name."""
+
+    def __getitem__(self, name: str) -> Any: ...
+
+    def keys(self) -> Any: ...
+
+
+@frozen
+class Notice:
+    """Told to every server on the same database, after the commit."""
+
+    channel: str  #: work, control, schedule
+    payload: str  #: an id
+
+
+@frozen
+class Event:
+    """Told to this server after the commit: something to count, to log or to tell people."""
+
+    kind: str
+    facts: Mapping[str, Any]
+
+
+class Transaction(ABC):
+    """
+    What an operation sees of the database.
+
+    Statements have ``?`` for each parameter; what stands in ``/*pg ... */`` is for PostgreSQL
+    only (row locks, which SQLite's single writer does not need).
+
+    :ivar now: seconds since the epoch by the database's clock, the same all through.
+    """
+
+    now: float
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+        self.events: list[Event] = []
+        self.notices: list[Notice] = []
+        self.wrote = False
+
+    @abstractmethod
+    def all(self, sql: str, parameters: Parameters = ()) -> Sequence[Row]:
+        """Every row of the result."""
+
+    @abstractmethod
+    def one(self, sql: str, parameters: Parameters = ()) -> Row | None:
+        """The first row of the result; None: there is none."""
+
+    @abstractmethod
+    def run(self, sql: str, parameters: Parameters = ()) -> int:
+        """Run a statement that writes; how many rows it changed."""
+
+    @abstractmethod
+    def insert(self, sql: str, parameters: Parameters = ()) -> Row | None:
+        """Run a statement that writes and has RETURNING; its first row."""
+
+    def notify(self, channel: str, payload: object) -> None:
+        """Tell all servers, once this is committed; the same notice twice is one."""
+        notice = Notice(channel, str(payload))
+        if notice not in self.notices:
+            self.notices.append(notice)
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Tell this server, once this is committed."""
+        self.events.append(Event(kind, facts))
+
+
+Operation = Callable[[Transaction], T]
+
+
+class Raced(Exception):
+    """Another transaction was first: run the operation again."""
+
+
+class Unavailable(Exception):
+    """The database cannot be reached, or gave up in the middle."""
+
+
+@define
+class _Job(Generic[T]):
+    """One submitted operation."""
+
+    operation: Operation[T]
+    done: Deferred[T]
+    write: bool
+
+
+@define
+class Outcome:
+    """What became of one operation."""
+
+    value: Any = None
+    error: BaseException | None = None
+    events: list[Event] = field(factory=list)
+    notices: list[Notice] = field(factory=list)
+
+
+class Session(ABC):
+    """One thread's connection."""
+
+    #: how often an operation is run again because of others
+    RETRIES = 3
+
+    @abstractmethod
+    def begin(self, write: bool) -> Transaction:
+        """Open a transaction; :raises Unavailable: there is no database."""
+
+    @abstractmethod
+    def commit(self, transaction: Transaction) -> None:
+        """Keep it; :raises Raced, Unavailable: it was not kept."""
+
+    @abstractmethod
+    def roll_back(self) -> None:
+        """Give it up; never raises."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the connection; never raises."""
+
+    @abstractmethod
+    def judge(self, error: Exception) -> Exception:
+        """*error* as Raced, Unavailable, a ScireFault, or itself."""
+
+    def perform(self, operations: Sequence[Operation[Any]], write: bool) -> list[Outcome]:
+        """
+        Run *operations*, in one transaction if they let us.
+
+        :returns: an outcome for each; all are durable.
+        """
+        if len(operations) > 1:
+            together = self._together(operations, write)
+            if together is not None:
+                return together
+        return [self._alone(operation, write) for operation in operations]
+
+    def _together(self, operations: Sequence[Operation[Any]], write: bool) -> list[Outcome] | None:
+        """None: not possible, nothing was kept."""
+        outcomes = []
+        try:
+            transaction = self.begin(write)
+            for operation in operations:
+                transaction.events, transaction.notices = [], []
+                transaction.wrote = False
+                outcome = Outcome(events=transaction.events, notices=transaction.notices)
+                try:
+                    outcome.value = operation(transaction)
+                except ScireFault as fault:
+                    if transaction.wrote:
+                        raise
+                    # It has read only: the others need not start again for it.
+                    outcome = Outcome(error=fault)
+                outcomes.append(outcome)
+            transaction.notices = [notice for o in outcomes for notice in o.notices]
+            self.commit(transaction)
+        except Exception:
+            # Whatever it is, running them one by one will show whose it is.
+            self.roll_back()
+            return None
+        return outcomes
+
+    def _alone(self, operation: Operation[Any], write: bool) -> Outcome:
+        attempts = self.RETRIES
+        while True:
+            try:
+                transaction = self.begin(write)
+                value = operation(transaction)
+                self.commit(transaction)
+                return Outcome(value, None, transaction.events, transaction.notices)
+            except Exception as error:
+                self.roll_back()
+                judged = self.judge(error)
+                if isinstance(judged, (Raced, Unavailable)) and attempts:
+                    attempts -= 1
+                    if isinstance(judged, Raced) or self.reconnect():
+                        continue
+                return Outcome(error=judged)
+
+    def reconnect(self) -> bool:
+        """Whether a lost connection is worth another attempt at once."""
+        return False
+
+
+class Lane:
+    """
+    Threads that run the operations of one queue.
+
+    :param connect: makes a thread's session.
+    :param threads: at most so many, started as they are needed.
+    :param batch: operations that may share a transaction.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        name: str,
+        reactor: IReactorFromThreads,
+        connect: Callable[[], Session],
+        deliver: Callable[[Sequence[Event], Sequence[Notice]], None],
+        threads: int,
+        batch: int,
+    ) -> None:
+        self._name = name
+        self._reactor = reactor
+        self._connect = connect
+        self._told = deliver
+        self._threads = threads
+        self._batch = batch
+        self._queue: deque[_Job[Any]] = deque()
+        self._ready = threading.Condition()
+        self._idle = 0
+        self._running: list[threading.Thread] = []
+        self._stopping = False
+        #: seconds spent in transactions, and how many there were
+        self.seconds = 0.0
+        self.transactions = 0
+
+    @property
+    def waiting(self) -> int:
+        """Operations that no thread has taken yet."""
+        return len(self._queue)
+
+    def submit(self, operation: Operation[T], write: bool) -> Deferred[T]:
+        """Run *operation* in a thread; call this in the reactor's thread."""
+        done: Deferred[T] = Deferred()
+        job = _Job(operation, done, write)
+        with self._ready:
+            if self._stopping:
+                done.errback(ScireFault(FaultCode.GOING_DOWN, "going down"))
+                return done
+            self._queue.append(job)
+            if self._idle:
+                self._ready.notify()
+            elif len(self._running) < self._threads:
+                thread = threading.Thread(
+                    target=self._work, name=f"scire-{self._name}", daemon=True
+                )
+                self._running.append(thread)
+                thread.start()
+        return done
+
+    def stop(self) -> list[threading.Thread]:
+        """Take nothing more, finish what waits; the threads end by themselves."""
+        with self._ready:
+            self._stopping = True
+            self._ready.notify_all()
+        return self._running
+
+    def _take(self) -> list[_Job[Any]]:
+        """The next operations, all reading or all writing; empty: the end."""
+        with self._ready:
+            self._idle += 1
+            while not self._queue and not self._stopping:
+                self._ready.wait()
+            self._idle -= 1
+            jobs: list[_Job[Any]] = []
+            while self._queue and len(jobs) < self._batch:
+                if jobs and self._queue[0].write != jobs[0].write:
+                    break
+                jobs.append(self._queue.popleft())
+            return jobs
+
+    def _work(self) -> None:
+        session: Session | None = None
+        while jobs := self._take():
+            started = monotonic()
+            try:
+                if session is None:
+                    session = self._connect()
+                outcomes = session.perform([job.operation for job in jobs], jobs[0].write)
+            except Exception as error:
+                self._log.failure("{lane}: no session", lane=self._name)
+                fault = ScireFault(FaultCode.DATABASE_UNAVAILABLE, f"no database: {error}")
+                outcomes = [Outcome(error=fault) for _ in jobs]
+            self.seconds += monotonic() - started
+            self.transactions += 1
+            self._reactor.callFromThread(self._deliver, jobs, outcomes)
+        if session is not None:
+            session.close()
+
+    def _deliver(self, jobs: Sequence[_Job[Any]], outcomes: Sequence[Outcome]) -> None:
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if outcome.error is None:
+                self._told(outcome.events, outcome.notices)
+                job.done.callback(outcome.value)
+            else:
+                job.done.errback(_as_failure(outcome.error))
+
+
+def _as_failure(error: BaseException) -> Failure:
+    if isinstance(error, Unavailable):
+        return Failure(ScireFault(FaultCode.DATABASE_UNAVAILABLE, str(error)))
+    if isinstance(error, Raced):
+        return Failure(ScireFault(FaultCode.BUSY, "too much contention", retry_after=1))
+    return Failure(error)
+
+
+class Database(ABC):
+    """
+    A database of job servers.
+
+    :ivar told: called in the reactor's thread after each commit with this server's events.
+    :ivar noticed: called in the reactor's thread for each notice, of any server.
+    :ivar doubtful: called in the reactor's thread when notices may have been missed.
+    """
+
+    def __init__(self) -> None:
+        self.told: Callable[[Event], None] = lambda event: None
+        self.noticed: Callable[[Notice], None] = lambda notice: None
+        self.doubtful: Callable[[], None] = lambda: None
+
+    @abstractmethod
+    def read(self, operation: Operation[T]) -> Deferred[T]:
+        """Run an operation that only reads."""
+
+    @abstractmethod
+    def write(self, operation: Operation[T]) -> Deferred[T]:
+        """Run an operation that may write; fires after the commit."""
+
+    @abstractmethod
+    def run_now(self, operation: Operation[T]) -> T:
+        """Run an operation in this thread: for commands and for the start."""
+
+    @abstractmethod
+    def clock_difference(self) -> float:
+        """Seconds that the database's clock is ahead of this host's; blocks."""
+
+    @abstractmethod
+    def start(self, reactor: Any) -> None:
+        """Open what runs all the time."""
+
+    @abstractmethod
+    def stop(self) -> Deferred[None]:
+        """Finish what was submitted, then close."""
+
+    @property
+    @abstractmethod
+    def leading(self) -> bool:
+        """Whether the duties that one server has are this one's now."""
+
+    @abstractmethod
+    def lanes(self) -> Sequence[Lane]:
+        """For metrics."""

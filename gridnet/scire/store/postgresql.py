@@ -1,0 +1,358 @@
+"""
+The shared database: PostgreSQL, any number of servers.
+
+A run is handed out once because its row is locked while it is chosen (``FOR UPDATE SKIP LOCKED``
+under READ COMMITTED); servers wake each other with NOTIFY; one of them leads because it holds an
+advisory lock.  Lock and listening live on a connection of their own, so that losing it loses both.
+
+All times are the database's: each connection measures how far its clock is from this host's
+monotonic one, again every :data:`CLOCK_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import cache
+from time import monotonic, time
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import errors, pq
+from psycopg.rows import dict_row
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+
+from gridnet.errors import ConfigError, Fault
+from gridnet.scire.store.database import (
+    Database,
+    Event,
+    Lane,
+    Notice,
+    Operation,
+    Parameters,
+    Raced,
+    Row,
+    Session,
+    Transaction,
+    Unavailable,
+)
+
+T = TypeVar("T")
+MINIMUM_VERSION = 120000
+CLOCK_SECONDS = 30.0
+#: Of the advisory lock: which server leads, and who migrates.
+LEADER_LOCK = 0x5C12E001
+CHANNELS = ("work", "control", "schedule")
+_CHANNEL_PREFIX = "scire_"
+_ATTEMPT_SECONDS = 5
+
+
+@cache
+def translated(sql: str) -> str:
+    """The statement *sql* as psycopg takes it."""
+    if "%" in sql:
+        raise ValueError(f"a statement with a per cent sign: {sql}")
+    pieces: list[str] = []
+    for piece in sql.split("/*pg "):
+        pieces.append(piece.replace("*/", "", 1) if pieces else piece)
+    return "".join(pieces).replace("?", "%s")
+
+
+class PostgresTransaction(Transaction):
+    """One transaction."""
+
+    def __init__(self, connection: psycopg.Connection[Any], now: float) -> None:
+        super().__init__(now)
+        self._cursor = connection.cursor(row_factory=dict_row)
+
+    def all(self, sql: str, parameters: Parameters = ()) -> Sequence[Row]:
+        """Every row of the result."""
+        rows: Sequence[Row] = self._cursor.execute(translated(sql), parameters).fetchall()
+        return rows
+
+    def one(self, sql: str, parameters: Parameters = ()) -> Row | None:
+        """The first row of the result."""
+        row: Row | None = self._cursor.execute(translated(sql), parameters).fetchone()
+        return row
+
+    def run(self, sql: str, parameters: Parameters = ()) -> int:
+        """How many rows a writing statement changed."""
+        self.wrote = True
+        return self._cursor.execute(translated(sql), parameters).rowcount
+
+    def insert(self, sql: str, parameters: Parameters = ()) -> Row | None:
+        """The first row that a writing statement returns."""
+        self.wrote = True
+        row: Row | None = self._cursor.execute(translated(sql), parameters).fetchone()
+        return row
+
+
+def connect(dsns: Sequence[str], **options: Any) -> psycopg.Connection[Any]:
+    """
+    A connection to the first of *dsns* that takes writing transactions.
+
+    :raises Unavailable: none does.
+    """
+    reasons = []
+    for dsn in dsns:
+        try:
+            connection = psycopg.connect(dsn, connect_timeout=_ATTEMPT_SECONDS, **options)
+        except psycopg.Error as error:
+            reasons.append(str(error).strip())
+            continue
+        row = connection.execute("SELECT pg_is_in_recovery(), clock_timestamp()").fetchone()
+        if row is not None and not row[0]:
+            if not connection.autocommit:
+                connection.rollback()
+            return connection
+        reasons.append("a standby, which takes no changes")
+        connection.close()
+    raise Unavailable(f"PostgreSQL: {'; '.join(reasons)}")
+
+
+def _database_seconds(connection: psycopg.Connection[Any]) -> float:
+    row = connection.execute(
+        "SELECT extract(epoch FROM clock_timestamp())::double precision"
+    ).fetchone()
+    assert row is not None
+    return float(row[0])
+
+
+class PostgresSession(Session):
+    """One connection, made anew when it is lost."""
+
+    def __init__(self, dsns: Sequence[str], application: str) -> None:
+        self._dsns = dsns
+        self._application = application
+        self._connection: psycopg.Connection[Any] | None = None
+        self._ahead = 0.0  # of the monotonic clock
+        self._measured = 0.0
+
+    def _connected(self) -> psycopg.Connection[Any]:
+        connection = self._connection
+        if connection is None or connection.closed:
+            connection = connect(self._dsns, application_name=self._application)
+            connection.execute("SET synchronous_commit = on")
+            connection.execute("SET lock_timeout = '10s'")
+            connection.commit()
+            self._connection = connection
+            self._measured = 0.0
+        now = monotonic()
+        if not self._measured or now - self._measured > CLOCK_SECONDS:
+            before = monotonic()
+            seconds = _database_seconds(connection)
+            after = monotonic()
+            connection.rollback()
+            self._ahead = seconds - (before + after) / 2
+            self._measured = after
+        return connection
+
+    def begin(self, write: bool) -> Transaction:
+        """Open a transaction."""
+        connection = self._connected()
+        return PostgresTransaction(connection, monotonic() + self._ahead)
+
+    def commit(self, transaction: Transaction) -> None:
+        """Keep it, durably."""
+        assert self._connection is not None
+        for notice in transaction.notices:
+            self._connection.execute(
+                "SELECT pg_notify(%s, %s)", (_CHANNEL_PREFIX + notice.channel, notice.payload)
+            )
+        self._connection.commit()
+
+    def roll_back(self) -> None:
+        """Give it up."""
+        if self._connection is not None:
+            try:
+                self._connection.rollback()
+            except psycopg.Error:
+                self._connection.close()
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._connection is not None:
+            self._connection.close()
+
+    def judge(self, error: Exception) -> Exception:
+        """Deadlocks and serialization failures are races; lost connections may come back."""
+        if isinstance(
+            error, (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable)
+        ):
+            return Raced()
+        if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
+            return Unavailable(f"PostgreSQL: {str(error).strip()}")
+        if isinstance(error, errors.ReadOnlySqlTransaction):
+            # A server that became a standby; another of the list may be the primary now.
+            if self._connection is not None:
+                self._connection.close()
+            return Unavailable("PostgreSQL: the server takes no changes any more")
+        return error
+
+    def reconnect(self) -> bool:
+        """Once more when the connection itself is gone, as after a restart of PostgreSQL."""
+        return self._connection is not None and (
+            self._connection.closed or self._connection.info.status is not pq.ConnStatus.OK
+        )
+
+
+class PostgresDatabase(Database):
+    """
+    A database that servers share.
+
+    :param dsns: connection strings, tried in order.
+    :param threads: connections at most.
+    :param application: shown in ``pg_stat_activity``.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, dsns: Sequence[str], threads: int = 8, batch: int = 16, application: str = "scire"
+    ) -> None:
+        super().__init__()
+        self._dsns = tuple(dsns)
+        self._threads = threads
+        self._batch = batch
+        self._application = application
+        self._own: PostgresSession | None = None
+        self._lane: Lane | None = None
+        self._reactor: Any = None
+        self._listener: threading.Thread | None = None
+        self._ending = threading.Event()
+        self._leading = False
+
+    def _session(self) -> PostgresSession:
+        return PostgresSession(self._dsns, self._application)
+
+    def check(self) -> None:
+        """
+        See whether it can be used.
+
+        :raises gridnet.errors.ConfigError: no server answers, or one that is too old.
+        """
+        try:
+            with connect(self._dsns) as connection:
+                version = connection.info.server_version
+        except Unavailable as error:
+            raise ConfigError([Fault("scire.database", str(error))]) from None
+        if version < MINIMUM_VERSION:
+            raise ConfigError([Fault("scire.database", "needs PostgreSQL 12 or newer")])
+
+    def start(self, reactor: Any) -> None:
+        """Open the threads' queue and the connection that listens."""
+        self._reactor = reactor
+        self._lane = Lane(
+            "database",
+            IReactorFromThreads(reactor),
+            self._session,
+            self._deliver,
+            self._threads,
+            self._batch,
+        )
+        self._listener = threading.Thread(target=self._listen, name="scire-listen", daemon=True)
+        self._listener.start()
+
+    def _deliver(self, events: Sequence[Event], notices: Sequence[Notice]) -> None:
+        # Notices come back through the listening connection, like those of other servers.
+        for event in events:
+            self.told(event)
+
+    def read(self, operation: Operation[T]) -> Deferred[T]:
+        """Run an operation that only reads."""
+        assert self._lane is not None
+        return self._lane.submit(operation, False)
+
+    def write(self, operation: Operation[T]) -> Deferred[T]:
+        """Run an operation that may write."""
+        assert self._lane is not None
+        return self._lane.submit(operation, True)
+
+    def run_now(self, operation: Operation[T]) -> T:
+        """Run an operation in this thread."""
+        if self._own is None:
+            self._own = self._session()
+        outcome = self._own.perform([operation], True)[0]
+        if outcome.error is not None:
+            raise outcome.error
+        value: T = outcome.value
+        return value
+
+    def clock_difference(self) -> float:
+        """Seconds that the database's clock is ahead of this host's."""
+
+        with connect(self._dsns) as connection:
+            return _database_seconds(connection) - time()
+
+    # -- listening and leading, in a thread of their own
+
+    def _listen(self) -> None:
+        pause = 0.0
+        while not self._ending.wait(pause):
+            try:
+                with connect(self._dsns, autocommit=True) as connection:
+                    for channel in CHANNELS:
+                        connection.execute(f"LISTEN {_CHANNEL_PREFIX}{channel}")
+                    self._reactor.callFromThread(self._doubt)
+                    self._follow(connection)
+            except (psycopg.Error, Unavailable) as error:
+                self._log.warn("listening connection lost, {reason}", reason=str(error).strip())
+            self._leading = False
+            pause = 1.0
+
+    def _follow(self, connection: psycopg.Connection[Any]) -> None:
+        while not self._ending.is_set():
+            if not self._leading:
+                row = connection.execute(
+                    "SELECT pg_try_advisory_lock(%s)", (LEADER_LOCK,)
+                ).fetchone()
+                self._leading = row is not None and bool(row[0])
+            for notification in connection.notifies(timeout=1.0):
+                notice = Notice(
+                    notification.channel.removeprefix(_CHANNEL_PREFIX), notification.payload
+                )
+                self._reactor.callFromThread(self._notice, notice)
+                if self._ending.is_set():
+                    break
+
+    def _notice(self, notice: Notice) -> None:
+        self.noticed(notice)
+
+    def _doubt(self) -> None:
+        self.doubtful()
+
+    def stop(self) -> Deferred[None]:
+        """Finish what was submitted, then close."""
+        self._ending.set()
+        threads = [thread for lane in self.lanes() for thread in lane.stop()]
+        if self._listener is not None:
+            threads.append(self._listener)
+
+        def joined() -> None:
+            for thread in threads:
+                thread.join()
+
+        done = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), joined)
+
+        def close(_: object) -> None:
+            self.close()
+
+        return done.addCallback(close)
+
+    def close(self) -> None:
+        """Close this thread's own connection."""
+        if self._own is not None:
+            self._own.close()
+            self._own = None
+
+    @property
+    def leading(self) -> bool:
+        """Whether this server holds the advisory lock."""
+        return self._leading
+
+    def lanes(self) -> Sequence[Lane]:
+        """For metrics."""
+        return [self._lane] if self._lane is not None else []
