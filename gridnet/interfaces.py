@@ -10,15 +10,21 @@ from __future__ import annotations
 
 from zope.interface import Attribute, Interface
 
+from gridnet.table.way_in import (
+    LaunchRequest,
+    PageRequest,
+    ProgramOutput,
+    WayInRequest,
+)
+
 
 class ITicketOffice(Interface):
     """Lets an outside client through to one server (provided by the firewall relay)."""
 
-    def reserve(request: object) -> object:
+    def reserve(request: WayInRequest) -> object:
         """
         Reserve one connection.
 
-        :param request: a :class:`gridnet.table.way_in.WayInRequest`.
         :returns: ``Deferred`` of a :class:`gridnet.table.way_in.ConnectionPoint`.
         :raises gridnet.errors.TicketError: (in the Deferred) refused; the text is for the client.
         """
@@ -27,16 +33,15 @@ class ITicketOffice(Interface):
 class IProgramLauncher(Interface):
     """Runs the program behind a service that has launcher information (the launcher)."""
 
-    def listen_once(request: object) -> object:
+    def listen_once(request: LaunchRequest) -> object:
         """
         Open a one-shot port for a stateful service.
 
-        :param request: a :class:`gridnet.table.way_in.LaunchRequest`.
         :returns: ``Deferred`` of a :class:`gridnet.table.way_in.ConnectionPoint`.
         :raises gridnet.errors.LaunchError: (in the Deferred) it cannot be.
         """
 
-    def run(request: object, output: object) -> object:
+    def run(request: LaunchRequest, output: ProgramOutput) -> object:
         """
         Start a stateless program.
 
@@ -54,11 +59,10 @@ class IDispatcherPage(Interface):
     The dispatcher looks it up by the path of the request, before it dispatches.
     """
 
-    def respond(request: object) -> object:
+    def respond(request: PageRequest) -> object:
         """
         Answer one request.
 
-        :param request: a :class:`gridnet.table.way_in.PageRequest`.
         :returns: ``Deferred`` of a :class:`gridnet.table.way_in.PageReply`.
         """
 
@@ -71,6 +75,17 @@ class IConfigurationHolder(Interface):
         Read the configuration anew as one atomic step.
 
         :returns: ``Deferred`` of a tuple of :class:`gridnet.errors.Fault`; empty: in force.
+        """
+
+
+class ITableFollower(Interface):
+    """Other processes that answer from copies of the site's table."""
+
+    def settled() -> object:
+        """
+        Wait for them.
+
+        :returns: ``Deferred`` that fires when all answer from the table as it is at the call.
         """
 
 

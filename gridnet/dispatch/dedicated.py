@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import frozen
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -30,7 +30,7 @@ from gridnet.dispatch.wire import ConnectionMode, DispatchRequest, header
 from gridnet.errors import LaunchError, TicketError
 from gridnet.table.model import Entry
 from gridnet.table.server_info import ServerType
-from gridnet.table.way_in import ConnectionPoint, LaunchRequest
+from gridnet.table.way_in import ConnectionPoint, LaunchRequest, WayInRequest
 
 
 @frozen
@@ -183,16 +183,29 @@ class Dedicated(OneReply):
         if kind is ServerType.NCBID:
             launched = await launch(offices, self.head, self.request, self.connection, entry)
         try:
-            point = await offices.timely(
-                office.reserve(
-                    evolve(offices.dispatcher.way_in(self.request, peer, entry), launched=launched)
-                )
-            )
+            point = await offices.timely(office.reserve(self._wish(entry, launched)))
         except TicketError as error:
             raise Refused(error.http_status, str(error)) from None
         except TimeoutError:
             raise Refused(504, "the relay does not answer") from None
         return self._informational(entry) + wire.connection_info(point)
+
+    def _wish(self, entry: Entry, launched: ConnectionPoint | None) -> WayInRequest:
+        """What to ask of the relay so that the client gets to *entry*."""
+        request = self.request
+        ports = request.fallback_ports
+        if not request.firewall_mode:
+            ports = None
+        elif ports is None:
+            ports = frozenset()  # the client leaves it to us: the regular ones
+        return WayInRequest(
+            service=entry.service,
+            server=entry.info,
+            client=self.offices.dispatcher.asker(request, self.connection.address).address,
+            fallback_ports=ports,
+            firewall_mode=request.firewall_mode,
+            launched=launched,
+        )
 
     def _informational(self, entry: Entry) -> bytes:
         offices = self.offices
@@ -238,7 +251,7 @@ def launch_request(
 ) -> LaunchRequest:
     """What the launcher must know to run the program of *entry* for this request."""
     path, words = wire.parse_target(head.target.decode("latin-1"))
-    host = connection.transport.getHost()
+    server_name, server_port = connection.local_place()
     return LaunchRequest(
         service=entry.service,
         server=entry.info,
@@ -251,8 +264,8 @@ def launch_request(
         headers=tuple(
             (name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers
         ),
-        server_name=getattr(host, "host", ""),
-        server_port=getattr(host, "port", 0),
+        server_name=server_name,
+        server_port=server_port,
         protocol=f"HTTP/1.{head.minor}",
         request_id=request.hit_id,
     )

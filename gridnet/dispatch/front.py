@@ -21,7 +21,7 @@ from gridnet.dispatch.relay import Relays
 from gridnet.dispatch.routes import Router
 from gridnet.dispatch.tally import Tally
 from gridnet.dispatch.tls import ClientTls
-from gridnet.dispatch.upstream import UpstreamPool
+from gridnet.dispatch.upstream import Place, UpstreamPool
 from gridnet.table.address_range import AddressRanges
 from gridnet.table.model import ServiceTable
 
@@ -48,6 +48,8 @@ class Front:
     """
     The listening side of one process.
 
+    :param office: where the site's own process takes what this worker cannot answer.
+    :param for_workers: this is that process, and its clients are workers.
     :ivar factory: makes the protocols of the listener.
     """
 
@@ -63,6 +65,8 @@ class Front:
         address: str,
         ticket_office: Callable[[], Any],
         launcher: Callable[[], Any],
+        office: Place | None = None,
+        for_workers: bool = False,
     ) -> None:
         self.config = config
         self._reactor = reactor
@@ -84,8 +88,9 @@ class Front:
             ticket_office,
             launcher,
         )
-        router = Router(config, self.dispatcher, self.relays, offices, clock, replies)
-        self.factory = HttpFactory(config, reactor, router.prepare)
+        router = Router(config, self.dispatcher, self.relays, offices, clock, replies, office)
+        prepare = router.prepare_handed_over if for_workers else router.prepare
+        self.factory = HttpFactory(config, reactor, prepare)
         self.factory.replies = replies
         self._sweeping = LoopingCall(self._sweep)
         self._sweeping.clock = IReactorTime(reactor)

@@ -124,6 +124,7 @@ class HttpConnection(TwistedProtocol):
     One client's connection, plain or above TLS.
 
     :ivar address: IP address text of the client.
+    :ivar asked_at: host and port that the client asked, when the transport cannot tell.
     :ivar secure: whether TLS is below.
     :ivar touched: when something last happened, seconds of the factory's coarse clock.
     :ivar evicted: sent away to make room.
@@ -138,6 +139,8 @@ class HttpConnection(TwistedProtocol):
     ) -> None:
         self.factory = factory
         self.address = address
+        self.counted_address = address  # the peer's, whoever stands behind it
+        self.asked_at: tuple[str, int] | None = None
         self.secure = below is not None
         self.touched = factory.now
         self.evicted = False
@@ -312,6 +315,13 @@ class HttpConnection(TwistedProtocol):
         self._resting = False
         self.transport.unregisterProducer()
         self.transport.abortConnection()
+
+    def local_place(self) -> tuple[str, int]:
+        """Host and port that the client asked."""
+        if self.asked_at is not None:
+            return self.asked_at
+        here = self.transport.getHost()
+        return getattr(here, "host", ""), getattr(here, "port", 0)
 
     @property
     def replied(self) -> bool:
@@ -712,7 +722,7 @@ class HttpFactory(Factory):
         self.connections.add(connection)
         if not connection.secure:
             self.open += 1
-            self._per_address[connection.address] += 1
+            self._per_address[connection.counted_address] += 1
 
     def closed(self, connection: HttpConnection) -> None:
         """Called by a connection as it ends."""
@@ -723,7 +733,7 @@ class HttpFactory(Factory):
         if connection.evicted:
             self._leaving -= 1
         else:
-            self._forget(connection.address)
+            self._forget(connection.counted_address)
 
     def count(self, kind: str, status: int) -> None:
         """Count a reply."""
@@ -768,7 +778,7 @@ class HttpFactory(Factory):
             for connection in self.connections
             if connection.idle
             and not connection.socket_side.evicted
-            and (address is None or connection.address == address)
+            and (address is None or connection.counted_address == address)
         ]
         idle.sort(key=lambda connection: connection.touched)
         leaving = idle[: max(1, int(len(idle) * _EVICTED_PART))]
@@ -776,7 +786,7 @@ class HttpFactory(Factory):
             side = connection.socket_side
             side.evicted = True
             self._leaving += 1
-            self._forget(side.address)
+            self._forget(side.counted_address)
             self.refused["evicted"] += 1
             connection.evict()
         return bool(leaving)

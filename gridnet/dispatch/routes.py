@@ -11,21 +11,32 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
+from attrs import evolve
+
 from gridnet.dispatch import pages
 from gridnet.dispatch.config import DispatchConfig
 from gridnet.dispatch.dedicated import Dedicated, Offices
-from gridnet.dispatch.head import RequestHead
-from gridnet.dispatch.http import Exchange, HttpConnection, Prepared
+from gridnet.dispatch.head import RequestHead, values
+from gridnet.dispatch.http import LOCAL_PEER, Exchange, HttpConnection, Prepared
 from gridnet.dispatch.model import Dispatcher
 from gridnet.dispatch.program import program_exchange
-from gridnet.dispatch.relay import Forwarding, Relay, Relays
+from gridnet.dispatch.relay import (
+    ASKED_AT_HEADER,
+    CLIENT_HEADER,
+    Errand,
+    Forwarding,
+    Relay,
+    Relays,
+)
 from gridnet.dispatch.reply import DateLine, complete, connection_line, failure, status_line
+from gridnet.dispatch.upstream import Place
 from gridnet.dispatch.wire import DispatchRequest, Kind, header, parse_request
 from gridnet.errors import RemoteProtocolError
 from gridnet.table.model import Entry
 from gridnet.table.server_info import ServerType
 
 _LOOKUPS = frozenset([Kind.INFO, Kind.LIST, Kind.REVERSE])
+_SPECIAL = frozenset([Kind.AUX, Kind.NCBID])
 _READING = frozenset(["GET", "HEAD"])
 
 
@@ -166,11 +177,36 @@ class Special(_Prepared):
         return self._exchange(connection)
 
 
+class HandedOver:
+    """A request that came by way of a worker, which has noted who asks."""
+
+    def __init__(self, head: RequestHead, prepare: Callable[[RequestHead], Prepared]) -> None:
+        client = values(head.headers, CLIENT_HEADER)
+        asked_at = values(head.headers, ASKED_AT_HEADER)
+        own = (CLIENT_HEADER, ASKED_AT_HEADER)
+        headers = tuple(pair for pair in head.headers if pair[0].lower() not in own)
+        self._prepared = prepare(evolve(head, headers=headers))
+        self._client = client[0].decode("ascii") if client else LOCAL_PEER
+        host, _, port = asked_at[0].decode("ascii").partition(" ") if asked_at else ("", "", "")
+        self._asked_at = (host, int(port or 0))
+        self.head = head
+        self.lone = self._prepared.lone
+        self.keep = self._prepared.keep
+
+    def respond(self, connection: HttpConnection) -> bytes | Exchange:
+        """See :class:`gridnet.dispatch.http.Prepared`."""
+        connection.address = self._client
+        connection.asked_at = self._asked_at
+        return self._prepared.respond(connection)
+
+
 class Router:
     """
     Decides what becomes of request heads.
 
     :ivar replies: (kind, status) -> how many.
+    :param office: where the site's own process takes what a worker cannot answer; None: this
+        is that process.
     """
 
     def __init__(
@@ -181,6 +217,7 @@ class Router:
         offices: Offices,
         clock: Callable[[], float],
         replies: Counter[tuple[str, int]],
+        office: Place | None = None,
     ) -> None:
         self.config = config
         self.dispatcher = dispatcher
@@ -188,6 +225,7 @@ class Router:
         self.offices = offices
         self.clock = clock
         self.replies = replies
+        self._office = office
         self.date = DateLine()
         self._local_addresses = pages.local_addresses(dispatcher.local_networks.file_text())
 
@@ -208,11 +246,18 @@ class Router:
             return self._refuse(head, error.http_status, str(error))
         if request.kind in _LOOKUPS:
             return Lookup(head, request, self)
+        if request.kind in _SPECIAL and self._office is not None:
+            errand = partial(Errand, self.relays, Forwarding(head, request), self._office)
+            return Special(head, self, errand)
         if request.kind is Kind.AUX:
             return Special(head, self, partial(Dedicated, self.offices, head, request))
         if request.kind is Kind.NCBID:
             return Special(head, self, partial(program_exchange, self.offices, head, request))
         return Relayed(head, request, self)
+
+    def prepare_handed_over(self, head: RequestHead) -> Prepared:
+        """The prepared form of *head*, which a worker sends."""
+        return HandedOver(head, self.prepare)
 
     def builtin(self, request: DispatchRequest) -> pages.Page | None:
         """The page that stands in for a service that the table does not have."""

@@ -10,6 +10,7 @@ from typing import Any
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
 from gridnet.dispatch.config import DispatchConfig
@@ -17,9 +18,10 @@ from gridnet.dispatch.front import Front
 from gridnet.dispatch.metrics import DispatchCollector, facts
 from gridnet.dispatch.tally import Tally
 from gridnet.dispatch.tls import ClientTls, ServerTls, client_context, self_signed, server_context
-from gridnet.dispatch.transport import ListeningReactor, PromptPort
+from gridnet.dispatch.transport import HeldPort, ListeningReactor, PromptPort
+from gridnet.dispatch.workers import Crew
 from gridnet.errors import ConfigError, Fault
-from gridnet.interfaces import IProgramLauncher, ITicketOffice
+from gridnet.interfaces import IProgramLauncher, ITableFollower, ITicketOffice
 from gridnet.listener import listener
 from gridnet.site import Site
 
@@ -32,8 +34,7 @@ def make_dispatch(config: DispatchConfig, site: Site) -> IService:
 
     :raises ConfigError: certificates cannot be used.
     """
-    service: Service = InProcess(config, site)
-    return IService(service)
+    return IService(Dispatching(config, site))
 
 
 def client_tls(config: DispatchConfig, directory: Path, reactor: Any) -> ClientTls:
@@ -81,8 +82,12 @@ class Certificates:
         return self._paths
 
 
-class InProcess(Service):
-    """The dispatcher in the process of the site."""
+class Dispatching(Service):
+    """
+    The dispatcher of a site: its port, and who answers there.
+
+    :ivar front: answers in this process: everything, or what workers hand over.
+    """
 
     _log = Logger()
 
@@ -90,7 +95,9 @@ class InProcess(Service):
         self._config = config
         self._site = site
         self._certificates = Certificates(config, site) if config.tls else None
+        self._crew: Crew | None = None
         reactor = site.reactor
+        alone = config.workers == 1
         self.front = Front(
             config,
             reactor,
@@ -100,12 +107,43 @@ class InProcess(Service):
             site.section.address,
             lambda: site.find(ITicketOffice),
             lambda: site.find(IProgramLauncher),
+            for_workers=not alone,
         )
-        listening = ListeningReactor(reactor, PromptPort, config.backlog)
-        self._listener = listener(config.listen, self.front.factory, listening)
+        self._listening = ListeningReactor(
+            reactor, PromptPort if alone else HeldPort, config.backlog
+        )
+        factory = self.front.factory if alone else Factory()
+        factory.noisy = False
+        self._listener = listener(config.listen, factory, self._listening)
         site.starting(self._listener.listening.addCallback(self._bound))
+        if not alone:
+            if config.listen.startswith("unix:"):
+                raise ConfigError(
+                    [Fault("dispatch.listen", "expected tcp: or systemd: for several workers")]
+                )
+            self._crew = Crew(
+                config,
+                site,
+                self.front,
+                lambda: self._certificates.paths() if self._certificates is not None else None,
+                lambda: self._listening.ports[0].fileno(),
+            )
+            site.provide(ITableFollower, self._crew, "dispatch")
+            site.starting(self._crew.ready)
         site.status.facts["dispatch"] = self._facts
-        site.status.metrics.register(DispatchCollector(self.front.tally, lambda: 1))
+        site.status.checks["dispatch"] = self._check
+        site.status.metrics.register(DispatchCollector(self.tally, lambda: self.alive))
+
+    @property
+    def alive(self) -> int:
+        """Processes that accept."""
+        if self._crew is not None:
+            return self._crew.alive
+        return int(bool(self.running))
+
+    def tally(self) -> Tally:
+        """What all processes have done."""
+        return self.front.tally() if self._crew is None else self._crew.tally()
 
     def privilegedStartService(self) -> None:
         """Bind the port."""
@@ -114,16 +152,22 @@ class InProcess(Service):
     def startService(self) -> None:
         """Serve."""
         super().startService()
+        self._listener.startService()
+        if self._crew is not None:
+            self._crew.startService()
+            return
         if self._certificates is not None:
             context = server_context(*self._certificates.paths())
             self.front.factory.tls = ServerTls(context, self._site.reactor)
-        self._listener.startService()
         self.front.start()
 
     def stopService(self) -> Deferred[Any]:
         """Close the port, let requests under way end."""
         super().stopService()
-        stopped = maybeDeferred(self._listener.stopService)
+        stopped: Deferred[Any] = maybeDeferred(self._listener.stopService)
+        if self._crew is not None:
+            crew = self._crew
+            return stopped.addCallback(lambda _: crew.stopService())
         return stopped.addCallback(lambda _: self.front.drain())
 
     def _bound(self, address: IAddress) -> None:
@@ -132,5 +176,10 @@ class InProcess(Service):
         self._log.info("dispatching at {http}", http=found["http"])
 
     def _facts(self) -> Mapping[str, Any]:
-        tally: Tally = self.front.tally()
-        return {**self._site.addresses.get("dispatch", {}), "workers": 1, **facts(tally)}
+        places = self._site.addresses.get("dispatch", {})
+        pids = {} if self._crew is None else {"worker_pids": list(self._crew.pids.values())}
+        return {**places, "workers": self.alive, **pids, **facts(self.tally())}
+
+    def _check(self) -> str:
+        missing = self._config.workers - self.alive
+        return f"{missing} of {self._config.workers} workers do not serve" if missing else ""

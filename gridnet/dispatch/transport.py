@@ -75,6 +75,15 @@ class PromptPort(tcp.Port):
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
+class SharedPort(PromptPort):
+    """A listening port that other processes accept from, too."""
+
+    def doRead(self) -> None:
+        """Called by Twisted.  One connection at a time leaves the others their share."""
+        self.numberAccepts = 1
+        super().doRead()
+
+
 class HeldPort(tcp.Port):
     """A listening port that is bound for others: it accepts nothing itself."""
 
@@ -95,12 +104,15 @@ class ListeningReactor:
 
     Endpoint strings (``tcp:8080``, ``systemd:domain=INET:index=0``) end in one of two calls, which
     are answered here; everything else is the real reactor's.
+
+    :ivar ports: the ports made so far.
     """
 
     def __init__(self, reactor: Any, port: type[tcp.Port], backlog: int = 50) -> None:
         self._reactor = reactor
         self._port = port
         self._backlog = backlog
+        self.ports: list[tcp.Port] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
@@ -112,6 +124,7 @@ class ListeningReactor:
         backlog = max(backlog, self._backlog)
         listening = self._port(port, factory, backlog, interface, self._reactor)
         listening.startListening()
+        self.ports.append(listening)
         return listening
 
     def adoptStreamPort(self, fd: int, family: int, factory: IProtocolFactory) -> tcp.Port:
@@ -120,6 +133,7 @@ class ListeningReactor:
             self._reactor, fd, family, factory
         )
         listening.startListening()
+        self.ports.append(listening)
         return listening
 
 
