@@ -168,6 +168,16 @@ def more_than(bound: float) -> Callable[[object, Attribute[Any], Any], None]:
     return validate
 
 
+def between(least: float, most: float) -> Callable[[object, Attribute[Any], Any], None]:
+    """An attrs validator: the number is from *least* to *most*."""
+
+    def validate(_: object, attribute: Attribute[Any], value: Any) -> None:
+        if not least <= value <= most:
+            raise ValueError(f"expected {least} to {most}, found {value!r}")
+
+    return validate
+
+
 @frozen
 class SiteSection:
     """``[site]``: what all components of one process share."""

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         config = evolve(config, servrc=str(file.absolute()))
         source = Source.of(config, site, "127.0.0.1", _any_address if options.no_resolve else None)
         loaded = source.load()
-        for remark in loaded.configuration.remarks:
+        for remark in loaded.remarks:
             print(f"{remark} (remark)", file=sys.stderr)
         for fault in loaded.faults:
             print(fault, file=sys.stderr)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from attrs import Attribute, field, frozen
 
-from gridnet.config import at_least, more_than
+from gridnet.config import at_least, between, more_than
 from gridnet.lbsmd.servrc.configuration import ALL_ZONES, Rules
 from gridnet.table.model import DEFAULT_TIME_SECONDS
 
@@ -48,6 +48,26 @@ class LbsmdConfig:
     resolve_seconds: float = field(default=10.0, validator=more_than(0))
     #: seconds until definitions refused for an unknown host are tried again
     resolve_retry_seconds: float = field(default=30.0, validator=more_than(0))
+    run_checks: bool = True  #: whether services are checked; otherwise all are as configured
+    max_parallel_checks: int = field(default=64, validator=at_least(1))  #: checks at a time
+    #: part of a period by which it may be shorter or longer
+    check_jitter: float = field(default=0.1, validator=between(0, 0.9))
+    #: seconds within which the first checks of new services begin
+    check_spread_seconds: float = field(default=5.0, validator=at_least(0))
+    #: seconds that a connection may take (never more than the period)
+    probe_seconds: float = field(default=5.0, validator=more_than(0))
+    #: octets of a check script's standard error that go to the log, a run
+    script_log_octets: int = field(default=65536, validator=at_least(0))
+    smtp_host: str = ""  #: that takes mail for contacts; empty: no mail
+    smtp_port: int = field(default=25, validator=between(1, 65535))
+    mail_from: str = ""  #: sender of mail; empty: lbsmd at ``mail_domain``
+    #: seconds from the first notice for a contact to the message that tells it
+    mail_batch_seconds: float = field(default=30.0, validator=at_least(0))
+    #: notices that may wait for one contact, and contacts that may wait
+    max_notices: int = field(default=500, validator=at_least(1))
+    #: messages that may fail before their notices are given up
+    mail_attempts: int = field(default=5, validator=at_least(1))
+    mail_seconds: float = field(default=60.0, validator=more_than(0))  #: for one message
 
     def __attrs_post_init__(self) -> None:
         if self.zone_bits & ~self.site_bits:
@@ -55,6 +75,11 @@ class LbsmdConfig:
                 f"zone_bits: expected a part of site_bits, {self.site_bits:#x}, "
                 f"found {self.zone_bits:#x}"
             )
+
+    @property
+    def sender(self) -> str:
+        """Whom mail to contacts is from."""
+        return self.mail_from or f"lbsmd@{self.mail_domain or 'localhost'}"
 
     def rules(self) -> Rules:
         """What the language leaves to the site."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from gridnet.lbsmd.servrc.check_list import Dependency
 from gridnet.lbsmd.servrc.configuration import PlacedRecord
 from gridnet.lbsmd.servrc.records import ServiceRecord
 from gridnet.table.address import canonical_address
@@ -12,13 +13,20 @@ from gridnet.table.server_info import ServerInfo, default_port, is_http
 
 
 def host_names(records: Iterable[PlacedRecord]) -> dict[str, PlacedRecord]:
-    """The names that must be looked up before entries can be made -> first record with it."""
+    """The names of servers and dependencies that must be looked up -> first record with it."""
     names: dict[str, PlacedRecord] = {}
     for placed in records:
-        host = placed.record.host
-        if host and canonical_address(host) is None:
-            names.setdefault(host, placed)
+        for host in named_hosts(placed.record):
+            if canonical_address(host) is None:
+                names.setdefault(host, placed)
     return names
+
+
+def named_hosts(record: ServiceRecord) -> list[str]:
+    """The hosts that *record* names, as names or addresses."""
+    hosts = [record.host] if record.host else []
+    hosts += [check.host for check in record.checks if isinstance(check, Dependency) and check.host]
+    return hosts
 
 
 def make_entry(

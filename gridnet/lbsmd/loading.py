@@ -21,7 +21,8 @@ from attrs import frozen
 from gridnet.config import SiteConfig
 from gridnet.errors import Fault
 from gridnet.lbsmd.config import LbsmdConfig
-from gridnet.lbsmd.entries import host_names, make_entry
+from gridnet.lbsmd.dependencies import Condition, loops
+from gridnet.lbsmd.entries import host_names, make_entry, named_hosts
 from gridnet.lbsmd.files import FileReader, State, local_path, octet_text
 from gridnet.lbsmd.servrc.configuration import Configuration, PlacedRecord, load
 from gridnet.table.address import canonical_address
@@ -37,23 +38,28 @@ Resolver = Callable[[str], str]
 
 
 @frozen
+class LoadedRecord:
+    """A service record with what only the site knows of it."""
+
+    placed: PlacedRecord
+    entry: Entry  #: as configured
+    conditions: tuple[Condition, ...] = ()  #: its dependencies
+
+
+@frozen
 class Loaded:
     """One look at the definitions: what they say, and the states of the files meanwhile."""
 
     configuration: Configuration
-    records: tuple[tuple[PlacedRecord, Entry], ...]  #: each with its entry as configured
+    records: tuple[LoadedRecord, ...]
     faults: tuple[Fault, ...]  #: of the configuration, and of hosts that are not known
+    remarks: tuple[Fault, ...]  #: of the configuration, and of dependencies that run in circles
     states: Mapping[str, State]
     settled: bool  #: no file was written so lately that the states may hide a change
     hosts_unknown: bool  #: some fault may mend itself without a change of the files
     absent: bool  #: there is no main file
     loaded_at: float  #: seconds since the epoch
     seconds: float  #: that it took
-
-    @property
-    def entries(self) -> tuple[Entry, ...]:
-        """All entries as configured."""
-        return tuple(entry for _, entry in self.records)
 
 
 @frozen
@@ -97,16 +103,18 @@ class Source:
         known = [
             placed
             for placed in configuration.records
-            if placed.record.host in addresses
-            or not placed.record.host
-            or canonical_address(placed.record.host) is not None
+            if all(
+                host in addresses or canonical_address(host) is not None
+                for host in named_hosts(placed.record)
+            )
         ]
-        records = tuple((placed, self._entry(placed, configuration, addresses)) for placed in known)
+        records = tuple(self._record(placed, configuration, addresses) for placed in known)
         main = local_path(octet_text(self.main))
         return Loaded(
             configuration,
             records,
             (*configuration.faults, *faults),
+            (*configuration.remarks, *loop_remarks(records)),
             reader.states,
             not reader.unsettled(began_ns, time.time_ns()),
             bool(faults),
@@ -115,16 +123,22 @@ class Source:
             time.monotonic() - began,
         )
 
-    def _entry(
+    def _record(
         self, placed: PlacedRecord, configuration: Configuration, addresses: Mapping[str, str]
-    ) -> Entry:
-        return make_entry(
-            placed.record,
+    ) -> LoadedRecord:
+        record = placed.record
+        entry = make_entry(
+            record,
             self.address,
             configuration.zone,
             addresses,
             self.config.default_time_seconds,
         )
+        conditions = tuple(
+            Condition.of(dependency, record.name, addresses)
+            for dependency in placed.plan.dependencies
+        )
+        return LoadedRecord(placed, entry, conditions)
 
     def _look_up(self, configuration: Configuration) -> tuple[Mapping[str, str], list[Fault]]:
         """Addresses of the hosts that are named, and a fault for each that has none."""
@@ -135,6 +149,18 @@ class Source:
             for name, reason in reasons.items()
         ]
         return addresses, faults
+
+
+def loop_remarks(records: Iterable[LoadedRecord]) -> list[Fault]:
+    """A remark for each circle of dependencies among *records*."""
+    by_key = {record.entry.key: record for record in records}
+    found = loops({key: (record.entry, record.conditions) for key, record in by_key.items()})
+    remarks = []
+    for loop in found:
+        places = [by_key[key].placed for key in loop]
+        names = ", ".join(f"{placed.record.name} ({placed.where})" for placed in places)
+        remarks.append(Fault(places[0].where, f"dependencies run in a circle: {names}"))
+    return remarks
 
 
 def resolve_name(name: str) -> str:

@@ -14,12 +14,10 @@ from twisted.logger import Logger
 
 from gridnet.errors import TableError
 from gridnet.lbsmd.check_codes import UP, State, Verdict
+from gridnet.lbsmd.dependencies import Condition, Key
 from gridnet.lbsmd.loading import Loaded
 from gridnet.lbsmd.servrc.configuration import PlacedRecord
 from gridnet.table.model import Entry, Host, ServiceTable
-
-#: Identifies a server of a service (:attr:`gridnet.table.model.Entry.key`).
-Key = tuple[object, ...]
 
 
 @frozen
@@ -41,6 +39,7 @@ class LocalService:
 
     placed: PlacedRecord
     configured: Entry  #: as the record says
+    conditions: tuple[Condition, ...] = ()  #: its dependencies
     standing: Standing = _AS_CONFIGURED
 
     @property
@@ -86,6 +85,7 @@ class LocalServices:
         self._table = table
         self._services: dict[Key, LocalService] = {}
         self._subscribers: list[Callable[[], None]] = []
+        self._watchers: list[Callable[[Key, bool], None]] = []
 
     def __getitem__(self, key: Key) -> LocalService:
         return self._services[key]
@@ -102,6 +102,14 @@ class LocalServices:
         """Call *loaded* after each new set of definitions has come into force."""
         self._subscribers.append(loaded)
 
+    def watch(self, asked: Callable[[Key, bool], None]) -> None:
+        """
+        Call *asked* after somebody has penalized or rerated a server.
+
+        It gets the server's key, and whether its base rate was set.
+        """
+        self._watchers.append(asked)
+
     def load(self, loaded: Loaded) -> None:
         """
         Put *loaded* in force, as one step; servers that stay keep their standing.
@@ -109,12 +117,15 @@ class LocalServices:
         :raises TableError: the table cannot hold it; all is as before.
         """
         services: dict[Key, LocalService] = {}
-        for placed, entry in loaded.records:
-            key = entry.key
+        for record in loaded.records:
+            key = record.entry.key
             before = self._services.get(key)
             # Of two definitions of one server the later counts, at the place of the earlier.
             services[key] = LocalService(
-                placed, entry, before.standing if before is not None else _AS_CONFIGURED
+                record.placed,
+                record.entry,
+                record.conditions,
+                before.standing if before is not None else _AS_CONFIGURED,
             )
         self._table.replace_owner(self.address, _entries(services.values()))
         host = self._table.host(self.address) or Host(self.address)
@@ -134,6 +145,8 @@ class LocalServices:
     def penalize(self, key: Key, percent: float) -> None:
         """The penalty of that server is *percent* now, 0..100."""
         self._change(key, lambda standing: evolve(standing, penalty=percent))
+        for asked in tuple(self._watchers):
+            asked(key, False)
 
     def rerate(self, key: Key, rate: float | None, reserved: bool = False) -> None:
         """
@@ -143,6 +156,8 @@ class LocalServices:
         :param reserved: whether it is kept aside.
         """
         self._change(key, lambda standing: evolve(standing, base_rate=rate, reserved=reserved))
+        for asked in tuple(self._watchers):
+            asked(key, True)
 
     def _change(self, key: Key, change: Callable[[Standing], Standing]) -> None:
         service = self._services.get(key)

@@ -211,7 +211,7 @@ class ConfigurationWatch(Service):
             files=len(loaded.configuration.files),
             seconds=loaded.seconds,
         )
-        for remark in loaded.configuration.remarks[:_LOGGED_FAULTS]:
+        for remark in loaded.remarks[:_LOGGED_FAULTS]:
             self._log.warn("{where}: {what}", where=remark.where, what=remark.what)
 
     # --- watching --------------------------------------------------------------------------
@@ -251,7 +251,7 @@ class ConfigurationWatch(Service):
                 "services": len(loaded.records),
                 "zone": f"{configuration.zone:#x}",
                 "monitored_ports": list(configuration.ports),
-                "remarks": [str(remark) for remark in configuration.remarks[:_LOGGED_FAULTS]],
+                "remarks": [str(remark) for remark in loaded.remarks[:_LOGGED_FAULTS]],
             }
         return facts
 

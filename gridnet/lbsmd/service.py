@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from twisted.application.service import IService, MultiService
@@ -10,9 +11,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.threads import deferToThreadPool
 
 from gridnet.interfaces import IConfigurationHolder
+from gridnet.lbsmd.checks import CheckBounds, Checks
 from gridnet.lbsmd.config import LbsmdConfig
 from gridnet.lbsmd.loading import Resolver, Source
 from gridnet.lbsmd.local_services import LocalServices
+from gridnet.lbsmd.notices import Postman, smtp_sender
 from gridnet.lbsmd.reload import ConfigurationWatch, RunInThread
 from gridnet.site import Site
 
@@ -23,13 +26,27 @@ class Daemon(MultiService):
 
     :ivar local: what this host publishes.
     :ivar watch: keeps it equal to the definitions on disk.
+    :ivar checks: judges it; None: checks are switched off.
     """
 
-    def __init__(self, local: LocalServices, watch: ConfigurationWatch) -> None:
+    def __init__(
+        self, local: LocalServices, watch: ConfigurationWatch, checks: Checks | None
+    ) -> None:
         super().__init__()
         self.local = local
         self.watch = watch
+        self.checks = checks
+        if checks is not None:
+            checks.postman.setServiceParent(self)
+            checks.setServiceParent(self)
         watch.setServiceParent(self)
+
+    def facts(self) -> Mapping[str, Any]:
+        """For the status page."""
+        facts = dict(self.watch.facts())
+        if self.checks is not None:
+            facts |= self.checks.facts()
+        return facts
 
 
 def make_lbsmd(
@@ -55,6 +72,37 @@ def make_lbsmd(
     watch = ConfigurationWatch(source, local, IReactorTime(site.reactor), run_in_thread or in_pool)
     watch.first_load()
     site.provide(IConfigurationHolder, watch, "lbsmd")
-    site.status.facts["lbsmd"] = watch.facts
+    daemon = Daemon(local, watch, _make_checks(config, site, source, local))
+    site.status.facts["lbsmd"] = daemon.facts
     site.status.checks["lbsmd"] = watch.check
-    return IService(Daemon(local, watch))
+    return IService(daemon)
+
+
+def _make_checks(
+    config: LbsmdConfig, site: Site, source: Source, local: LocalServices
+) -> Checks | None:
+    """What runs the checks, as far as *config* wants any."""
+    if not config.run_checks:
+        return None
+    send = None
+    if config.smtp_host:
+        send = smtp_sender(
+            site.reactor, config.smtp_host, config.smtp_port, config.sender, config.mail_seconds
+        )
+    postman = Postman(
+        send,
+        IReactorTime(site.reactor),
+        config.sender,
+        source.address,
+        config.mail_batch_seconds,
+        config.max_notices,
+        config.mail_attempts,
+    )
+    bounds = CheckBounds(
+        config.max_parallel_checks,
+        config.check_jitter,
+        config.check_spread_seconds,
+        config.probe_seconds,
+        config.script_log_octets,
+    )
+    return Checks(local, site.table, postman, site.reactor, source.directory, bounds)

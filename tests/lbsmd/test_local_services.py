@@ -6,9 +6,10 @@ from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.lbsmd.check_codes import DOWN, OFF, State, Verdict
+from gridnet.lbsmd.dependencies import Key
 from gridnet.lbsmd.entries import make_entry
-from gridnet.lbsmd.loading import Loaded
-from gridnet.lbsmd.local_services import Key, LocalServices
+from gridnet.lbsmd.loading import Loaded, LoadedRecord
+from gridnet.lbsmd.local_services import LocalServices
 from gridnet.table.model import Entry, ServiceTable
 from tests.lbsmd.support import read_set
 
@@ -18,10 +19,10 @@ def loaded(text: str) -> Loaded:
     configuration = read_set({"a": text})
     assert not configuration.faults, configuration.faults
     records = tuple(
-        (placed, make_entry(placed.record, "10.0.0.1", 3, {}, 30))
+        LoadedRecord(placed, make_entry(placed.record, "10.0.0.1", 3, {}, 30))
         for placed in configuration.records
     )
-    return Loaded(configuration, records, (), {}, True, False, False, 0.0, 0.0)
+    return Loaded(configuration, records, (), (), {}, True, False, False, 0.0, 0.0)
 
 
 class LocalServicesTests(SynchronousTestCase):
