@@ -2,8 +2,9 @@
 The tables, and how a database gets from any earlier version to this one.
 
 ``$ID``, ``$LONGID``, ``$REAL`` and ``$BYTES`` are the backend's words for a key that counts up
-(to 2**31, or further), a double and octets.  Times are seconds since the epoch; truth values are 0 and 1; lists and mappings are JSON.
-A published step of :data:`MIGRATIONS` is never changed: a new version appends one.
+(to 2**31, or further), a double and octets.  Times are seconds since the epoch; truth values are
+0 and 1; lists and mappings are JSON.  A published step of :data:`MIGRATIONS` is never changed: a
+new version appends one.
 """
 
 from __future__ import annotations
@@ -134,8 +135,9 @@ CREATE INDEX runs_job ON runs (job_id, occurrence, state);
 CREATE INDEX runs_ended ON runs (ended_at) WHERE ended_at IS NOT NULL;
 CREATE TABLE deliveries (
     receipt TEXT PRIMARY KEY, run_id INTEGER NOT NULL REFERENCES runs(id) ON DELETE CASCADE,
-    client_id INTEGER NOT NULL, attempt INTEGER NOT NULL, state TEXT NOT NULL,
-    server_id INTEGER NOT NULL, epoch INTEGER NOT NULL, sent_at $REAL NOT NULL);
+    client_id INTEGER NOT NULL, attempt INTEGER NOT NULL, retry INTEGER NOT NULL,
+    state TEXT NOT NULL, server_id INTEGER NOT NULL, epoch INTEGER NOT NULL,
+    sent_at $REAL NOT NULL);
 CREATE INDEX deliveries_run ON deliveries (run_id);
 CREATE TABLE reports (
     run_id INTEGER NOT NULL REFERENCES runs(id) ON DELETE CASCADE, retry INTEGER NOT NULL,
@@ -149,7 +151,7 @@ CREATE INDEX history_run ON history (run_id, id);
 CREATE TABLE outputs (
     run_id INTEGER NOT NULL REFERENCES runs(id) ON DELETE CASCADE, retry INTEGER NOT NULL,
     stream TEXT NOT NULL, start INTEGER NOT NULL, content $BYTES NOT NULL, size INTEGER NOT NULL,
-    truncated INTEGER NOT NULL DEFAULT 0, at $REAL NOT NULL,
+    total $REAL, truncated INTEGER NOT NULL DEFAULT 0, at $REAL NOT NULL,
     PRIMARY KEY (run_id, retry, stream, start));
 CREATE INDEX outputs_at ON outputs (at);
 CREATE TABLE inventory (

@@ -1,0 +1,91 @@
+"""Job definitions and scripts as their rows say, kept between transactions."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from threading import Lock
+
+from attrs import frozen
+
+from gridnet.scire.definition import JobDefinition, parse_definition
+from gridnet.scire.faults import FaultCode, ScireFault
+from gridnet.scire.store.database import Transaction
+
+#: Kept at most; the scripts of these are what memory goes to.
+_MAX_JOBS = 256
+
+
+@frozen
+class Job:
+    """A job, read."""
+
+    id: int
+    version: int
+    definition: JobDefinition
+    user_id: int
+    user_name: str
+    created_at: float
+    watched: bool  #: other runs wait for its runs' ends
+    script: bytes
+
+
+class JobCache:
+    """
+    The jobs used last.
+
+    A job's ``version`` column gets a random number with each change (a number that was rolled
+    back must not come again), so what is kept under the version that a transaction sees is what
+    that transaction would read.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[int, int], Job] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, tx: Transaction, job_id: int, version: int) -> Job:
+        """The job as *tx* sees it; *version* is what it has read of the row."""
+        key = (job_id, version)
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+                return found
+        job = read_job(tx, job_id)
+        with self._lock:
+            self._kept[(job_id, job.version)] = job
+            while len(self._kept) > _MAX_JOBS:
+                self._kept.popitem(last=False)
+        return job
+
+
+def read_job(tx: Transaction, job_id: int) -> Job:
+    """
+    Read a job.
+
+    :raises ScireFault: 1021 there is none.
+    """
+    row = tx.one(
+        "SELECT j.*, u.name AS user_name FROM jobs j JOIN users u ON u.id = j.user_id"
+        " WHERE j.id = ?",
+        (job_id,),
+    )
+    if row is None:
+        raise ScireFault(FaultCode.UNKNOWN_JOB, f"unknown job {job_id}")
+    definition = parse_definition(json.loads(row["definition"]))
+    script = b""
+    if definition.execute.script:
+        stored = tx.one(
+            "SELECT content FROM scripts WHERE digest = ?", (definition.execute.script,)
+        )
+        script = bytes(stored["content"]) if stored is not None else b""
+    return Job(
+        job_id,
+        row["version"],
+        definition,
+        row["user_id"],
+        row["user_name"],
+        row["created_at"],
+        bool(row["watched"]),
+        script,
+    )

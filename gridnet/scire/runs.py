@@ -1,0 +1,500 @@
+"""
+Runs in the database: how they change, are handed out, acknowledged, refused and withdrawn.
+
+Every change of state is one guarded update and one row of history in one transaction
+(docs/protocols/scire.rst, Life of a run, and Delivery).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from attrs import frozen
+
+from gridnet.scire import machine
+from gridnet.scire.faults import FaultCode, ScireFault
+from gridnet.scire.identity import Client, make_receipt
+from gridnet.scire.jobcache import Job, JobCache
+from gridnet.scire.jobfile import FileToFetch, JobFile, PackageWish, digest_of, format_job
+from gridnet.scire.machine import ENDS, TRANSITIONS, WITH_CLIENT, RunState
+from gridnet.scire.rights import Rights
+from gridnet.scire.store.database import Raced, Row, Transaction
+
+S = RunState
+#: A run's row, as a dictionary that follows its changes.
+Run = dict[str, Any]
+
+_SELECT = """
+    SELECT r.*, j.version AS job_version, j.watched, j.user_id, j.state AS job_state
+    FROM runs r JOIN jobs j ON j.id = r.job_id """
+_BY_ID = _SELECT + "WHERE r.id = ? /*pg FOR UPDATE OF r*/"
+_SENT = _SELECT + "WHERE r.client_id = ? AND r.state = 'sent' ORDER BY r.id /*pg FOR UPDATE OF r*/"
+#: Those of one client that the claim has to look at: what is sent, and the best that is ready.
+_CANDIDATES = """
+    SELECT r.*, j.version AS job_version, j.watched, j.user_id, j.state AS job_state,
+           (SELECT value FROM settings WHERE name = 'acl_version') AS acl_version
+    FROM runs r JOIN jobs j ON j.id = r.job_id
+    WHERE r.client_id = ? AND r.state IN ('pending', 'sent')
+      AND (r.state = 'sent' OR r.ready_at <= ?) AND j.state IN ('active', 'finished')
+    ORDER BY r.priority DESC, r.due, r.id LIMIT 20 /*pg FOR UPDATE OF r SKIP LOCKED*/"""
+#: Whether a poll would find something; the index alone answers it.
+_ANYTHING = """
+    SELECT 1 AS found FROM runs r JOIN jobs j ON j.id = r.job_id
+    WHERE r.client_id = ? AND r.state IN ('pending', 'sent')
+      AND (r.state = 'sent' OR r.ready_at <= ?) AND j.state IN ('active', 'finished') LIMIT 1"""
+#: Runs that one call looks at while it searches one to hand out.
+_MAX_SEARCH = 200
+
+
+@frozen
+class Server:
+    """The server that acts."""
+
+    id: int
+    name: str
+    epoch: int
+    lease: int  #: seconds
+
+    @property
+    def who(self) -> str:
+        """As history and audit name it."""
+        return f"server:{self.name}"
+
+
+@frozen
+class Delivery:
+    """A run that was just handed out."""
+
+    run: int
+    job: int
+    attempt: int
+    receipt: str
+    lease: int
+    file: bytes
+
+    def as_struct(self, signature: str) -> dict[str, Any]:
+        """The answer."""
+        return {
+            "run": self.run,
+            "job": self.job,
+            "attempt": self.attempt,
+            "receipt": self.receipt,
+            "lease": self.lease,
+            "digest": digest_of(self.file),
+            "file": self.file,
+            "signature": signature,
+            "more": True,
+        }
+
+
+def locked(tx: Transaction, run_id: int) -> Run:
+    """
+    The run, which nobody else changes until the end of *tx*.
+
+    :raises ScireFault: 1022 there is none.
+    """
+    row = tx.one(_BY_ID, (run_id,))
+    if row is None:
+        raise ScireFault(FaultCode.UNKNOWN_RUN, f"unknown run {run_id}")
+    return as_run(row)
+
+
+def as_run(row: Row) -> Run:
+    """A row of runs as a dictionary."""
+    return {name: row[name] for name in row.keys()}  # noqa: SIM118 - sqlite3.Row iterates values
+
+
+def owned(tx: Transaction, run_id: int, client: Client) -> Run:
+    """
+    The run, locked, of *client*.
+
+    :raises ScireFault: 1022 there is none, 1032 it is another client's.
+    """
+    run = locked(tx, run_id)
+    if run["client_id"] != client.id:
+        raise ScireFault(FaultCode.FOREIGN, f"run {run_id} is another client's")
+    return run
+
+
+def note(
+    tx: Transaction,
+    run_id: int,
+    before: str | None,
+    after: str,
+    by: str,
+    attempt: int = 0,
+    seq: int = 0,
+    detail: str = "",
+) -> None:
+    """Write one row of history."""
+    tx.run(
+        "INSERT INTO history (run_id, from_state, to_state, by_whom, at, attempt, seq, detail)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (run_id, before, after, by, tx.now, attempt, seq, detail[:1000]),
+    )
+
+
+def move(
+    tx: Transaction,
+    run: Run,
+    to: RunState,
+    by: str,
+    *,
+    detail: str = "",
+    seq: int = 0,
+    **columns: Any,
+) -> None:
+    """
+    Change a run's state, and *columns* with it; *run* follows.
+
+    :raises Raced: another transaction has changed it since it was read.
+    """
+    before = run["state"]
+    if (RunState(before), to) not in TRANSITIONS:
+        raise RuntimeError(f"run {run['id']}: {before} -> {to} is no transition")
+    columns.update(state=to.value, changed_at=tx.now)
+    if to is not S.SENT:
+        columns.update(receipt=None, lease_until=None)
+    if to in ENDS:
+        columns.setdefault("ended_at", tx.now)
+    elif run["ended_at"] is not None:
+        columns["ended_at"] = None
+    names = sorted(columns)
+    changed = tx.run(
+        f"UPDATE runs SET {', '.join(f'{name} = ?' for name in names)}"
+        " WHERE id = ? AND state = ? AND attempt = ?",
+        (*(columns[name] for name in names), run["id"], before, run["attempt"]),
+    )
+    if changed != 1:
+        raise Raced
+    run.update(columns)
+    note(tx, run["id"], before, to.value, by, run["attempt"], seq, detail)
+    if to in ENDS:
+        tx.event("ended", run=run["id"], job=run["job_id"], state=to.value, before=before)
+        if run["watched"]:
+            tx.notify("schedule", run["job_id"])
+
+
+# -- deliveries --------------------------------------------------------------------------------
+
+
+def fail_delivery(tx: Transaction, run: Run, max_deliveries: int, by: str, why: str) -> None:
+    """The open delivery of a sent run did not arrive: rest, or give up."""
+    tx.run("UPDATE deliveries SET state = 'void' WHERE run_id = ? AND state = 'open'", (run["id"],))
+    failures = run["failures"] + 1
+    to = machine.after_failed_delivery(failures, max_deliveries)
+    ready_at = tx.now + machine.rest_seconds(failures)
+    move(tx, run, to, by, detail=why, failures=failures, ready_at=ready_at)
+    if to is S.UNDELIVERABLE:
+        tx.event("undeliverable", run=run["id"], job=run["job_id"], client=run["client_id"])
+    else:
+        tx.event("redelivery", run=run["id"], why=why)
+
+
+def end_open_deliveries(
+    tx: Transaction, client_id: int, jobs: JobCache, by: str, rows: Iterable[Run] | None = None
+) -> None:
+    """What was sent to a client that now asks anew never arrived."""
+    runs = map(as_run, tx.all(_SENT, (client_id,))) if rows is None else rows
+    for run in runs:
+        job = jobs.get(tx, run["job_id"], run["job_version"])
+        fail_delivery(tx, run, job.definition.max_deliveries, by, "asked anew")
+
+
+def anything(tx: Transaction, client_id: int) -> bool:
+    """Whether there may be something to hand out to a client; locks and writes nothing."""
+    return tx.one(_ANYTHING, (client_id, tx.now)) is not None
+
+
+def job_file(run: Run, job: Job, client: Client, now: float) -> bytes:
+    """The job file of a delivery: the same rows and attempt give the same octets."""
+    definition, execute = job.definition, job.definition.execute
+    return format_job(
+        JobFile(
+            run=run["id"],
+            job=job.id,
+            attempt=run["attempt"],
+            retry=run["retry"],
+            name=definition.name,
+            description=definition.description,
+            client=client.id,
+            client_name=client.name,
+            ordered_by=job.user_name,
+            ordered_at=job.created_at,
+            issued=now,
+            priority=run["priority"],
+            not_before=run["due"],
+            not_after=run["deadline"],
+            occurrence=run["occurrence"],
+            requires=definition.capabilities,
+            run_seconds=definition.limits.run_seconds,
+            kill_seconds=definition.limits.kill_seconds,
+            output_bytes=definition.limits.output_bytes,
+            kind=execute.kind,
+            user=execute.user,
+            directory=execute.directory,
+            umask=execute.umask,
+            interpreter=execute.interpreter,
+            variables=tuple(sorted(execute.variables.items())),
+            arguments=execute.arguments,
+            script=job.script,
+            packages=tuple(PackageWish(p.name, p.version, p.action) for p in execute.packages),
+            files=tuple(
+                FileToFetch(a.name, a.digest, a.size, a.mode) for a in definition.attachments
+            ),
+            success=execute.success,
+            interrupt=definition.on_interrupt,
+            keep=definition.keep_output,
+        )
+    )
+
+
+def _hand_out(tx: Transaction, run: Run, job: Job, client: Client, server: Server) -> Delivery:
+    receipt, attempt = make_receipt(), run["attempt"] + 1
+    changed = tx.run(
+        "UPDATE runs SET state = 'sent', attempt = ?, receipt = ?, lease_until = ?,"
+        " server_id = ?, epoch = ?, changed_at = ? WHERE id = ? AND state = ? AND attempt = ?",
+        (
+            attempt,
+            receipt,
+            tx.now + server.lease,
+            server.id,
+            server.epoch,
+            tx.now,
+            run["id"],
+            run["state"],
+            run["attempt"],
+        ),
+    )
+    if changed != 1:
+        raise Raced
+    tx.run(
+        "INSERT INTO deliveries (receipt, run_id, client_id, attempt, retry, state, server_id,"
+        " epoch, sent_at) VALUES (?, ?, ?, ?, ?, 'open', ?, ?, ?)",
+        (receipt, run["id"], client.id, attempt, run["retry"], server.id, server.epoch, tx.now),
+    )
+    note(tx, run["id"], run["state"], "sent", server.who, attempt)
+    run.update(state="sent", attempt=attempt, receipt=receipt)
+    return Delivery(
+        run["id"], job.id, attempt, receipt, server.lease, job_file(run, job, client, tx.now)
+    )
+
+
+class Dispatch:
+    """Hands runs out, with what that needs between transactions."""
+
+    def __init__(self, jobs: JobCache, rights: Rights) -> None:
+        self.jobs = jobs
+        self.rights = rights
+
+    def _offer(
+        self, tx: Transaction, run: Run, client: Client, server: Server, acl_version: str | None
+    ) -> Delivery | None:
+        """Hand out one pending run, if deadline and permissions let us."""
+        job = self.jobs.get(tx, run["job_id"], run["job_version"])
+        if run["deadline"] is not None and run["deadline"] <= tx.now:
+            move(tx, run, S.EXPIRED, server.who, detail="deadline passed")
+            return None
+        directory = self.rights.directory(tx, acl_version)
+        decision = directory.decide(job.user_id, job.definition.permission, client.id, tx.now)
+        if not decision.allowed:
+            rules = ", ".join(f"rule {rule.id}" for rule in decision.rules)
+            why = f"{job.definition.permission}: {decision.reason}"
+            detail = f"{why} ({rules})" if rules else why
+            move(tx, run, S.DENIED, server.who, detail=detail)
+            tx.event("denied", run=run["id"], job=job.id, client=client.id, detail=detail)
+            return None
+        return _hand_out(tx, run, job, client, server)
+
+    def next_run(self, tx: Transaction, client: Client, server: Server) -> Delivery | None:
+        """
+        Hand out the best run that waits for *client*.
+
+        What is sent to him already evidently never arrived: those deliveries end first.
+        """
+        looked_at = 0
+        while looked_at < _MAX_SEARCH:
+            rows = [as_run(row) for row in tx.all(_CANDIDATES, (client.id, tx.now))]
+            if not rows:
+                return None
+            sent = [run for run in rows if run["state"] == "sent"]
+            if sent:
+                # They may be the best of all again, so the choice is made anew after this.
+                end_open_deliveries(tx, client.id, self.jobs, client.who, sent)
+                looked_at += len(sent)
+                continue
+            for run in rows:
+                delivery = self._offer(tx, run, client, server, run["acl_version"])
+                if delivery is not None:
+                    return delivery
+            looked_at += len(rows)
+        return None
+
+    def this_run(
+        self, tx: Transaction, client: Client, run_id: int, server: Server
+    ) -> Delivery | None:
+        """
+        Hand out one particular run.
+
+        :returns: None: it has just ended (denied, expired).
+        :raises ScireFault: 1022, 1032; 1030 it is withdrawn; 1033 not to be handed out now.
+        """
+        run = owned(tx, run_id, client)
+        end_open_deliveries(tx, client.id, self.jobs, client.who)
+        run = locked(tx, run_id)
+        state = RunState(run["state"])
+        if state in ENDS:
+            raise ScireFault(FaultCode.RUN_WITHDRAWN, f"run {run_id} is {state}")
+        if state is not S.PENDING or run["ready_at"] > tx.now or run["job_state"] == "paused":
+            raise ScireFault(FaultCode.TRANSITION, f"run {run_id} is {state}, not to be sent now")
+        return self._offer(tx, run, client, server, None)
+
+
+def waiting_for(tx: Transaction, client_id: int) -> Sequence[Row]:
+    """What ``get_jobs`` lists."""
+    return tx.all(
+        "SELECT r.id, r.job_id, j.name, j.definition, r.priority, r.due, r.attempt FROM runs r"
+        " JOIN jobs j ON j.id = r.job_id WHERE r.client_id = ?"
+        " AND r.state IN ('pending', 'sent') AND j.state IN ('active', 'finished')"
+        " ORDER BY r.priority DESC, r.due, r.id LIMIT 1000",
+        (client_id,),
+    )
+
+
+def _delivery_row(tx: Transaction, receipt: str, client: Client) -> Row:
+    row = tx.one("SELECT * FROM deliveries WHERE receipt = ?", (receipt,))
+    if row is None:
+        raise ScireFault(FaultCode.UNKNOWN_RECEIPT, "unknown receipt")
+    if row["client_id"] != client.id:
+        raise ScireFault(FaultCode.FOREIGN, "the receipt is another client's")
+    return row
+
+
+def receive(tx: Transaction, run: Run, jobs: JobCache, by: str, detail: str = "") -> None:
+    """A sent or pending run has arrived at its client."""
+    tx.run("UPDATE deliveries SET state = 'void' WHERE run_id = ? AND state = 'open'", (run["id"],))
+    job = jobs.get(tx, run["job_id"], run["job_version"])
+    move(
+        tx,
+        run,
+        S.RECEIVED,
+        by,
+        detail=detail,
+        sign_at=tx.now,
+        silent_after=tx.now + job.definition.start_within,
+    )
+
+
+def acknowledge(
+    tx: Transaction, client: Client, receipt: str, jobs: JobCache
+) -> tuple[int, str, bool]:
+    """
+    The client has durably stored what came with *receipt*.
+
+    :returns: run, its state, whether this was said before.
+    :raises ScireFault: 1030 withdrawn, 1031 unknown receipt, 1032 another client's.
+    """
+    delivery = _delivery_row(tx, receipt, client)
+    run = locked(tx, delivery["run_id"])
+    state = RunState(run["state"])
+    if delivery["state"] == "acknowledged":
+        return run["id"], state.value, True
+    if state in (S.SENT, S.PENDING) and delivery["retry"] == run["retry"]:
+        receive(tx, run, jobs, client.who)
+    elif state in WITH_CLIENT | machine.RESULTS:
+        # Another delivery of the same run was acknowledged, or already reported.
+        tx.run("UPDATE deliveries SET state = 'acknowledged' WHERE receipt = ?", (receipt,))
+        return run["id"], state.value, True
+    else:
+        raise ScireFault(FaultCode.RUN_WITHDRAWN, f"run {run['id']} is {state}: forget it")
+    tx.run("UPDATE deliveries SET state = 'acknowledged' WHERE receipt = ?", (receipt,))
+    return run["id"], S.RECEIVED.value, False
+
+
+def extend(tx: Transaction, client: Client, receipt: str, seconds: int) -> int:
+    """
+    Lengthen the lease of an open delivery.
+
+    :returns: seconds granted, 0..3600.
+    """
+    delivery = _delivery_row(tx, receipt, client)
+    run = locked(tx, delivery["run_id"])
+    if run["receipt"] != receipt:
+        raise ScireFault(FaultCode.RUN_WITHDRAWN, "the delivery is over")
+    granted = max(0, min(seconds, 3600))
+    lease_until = max(run["lease_until"], tx.now + granted)
+    tx.run("UPDATE runs SET lease_until = ? WHERE id = ?", (lease_until, run["id"]))
+    return granted
+
+
+REFUSALS = ("unsupported", "digest", "policy", "space")
+
+
+def refuse(
+    tx: Transaction, client: Client, receipt: str, reason: str, text: str
+) -> tuple[int, str]:
+    """
+    The client will not do what came with *receipt*.
+
+    :returns: run, its state.
+    """
+    if reason not in REFUSALS:
+        raise ScireFault(FaultCode.WRONG_PARAMETERS, f"reason is one of {', '.join(REFUSALS)}")
+    delivery = _delivery_row(tx, receipt, client)
+    run = locked(tx, delivery["run_id"])
+    if run["state"] == "refused":
+        return run["id"], "refused"
+    if run["state"] != "sent" or run["receipt"] != receipt:
+        raise ScireFault(FaultCode.TRANSITION, f"run {run['id']} is {run['state']}")
+    tx.run("UPDATE deliveries SET state = 'refused' WHERE receipt = ?", (receipt,))
+    move(tx, run, S.REFUSED, client.who, detail=f"{reason}: {text}", message=text[:4000])
+    tx.event("refused", run=run["id"], job=run["job_id"], client=client.id, reason=reason)
+    return run["id"], "refused"
+
+
+def cancel(tx: Transaction, run: Run, by: str, force: bool, why: str = "") -> None:
+    """Withdraw a run that has not ended: at once, or as a wish to its client."""
+    if RunState(run["state"]) in WITH_CLIENT:
+        wish = 2 if force else 1
+        if run["cancel_wanted"] < wish:
+            tx.run("UPDATE runs SET cancel_wanted = ? WHERE id = ?", (wish, run["id"]))
+            note(tx, run["id"], run["state"], run["state"], by, run["attempt"], 0, "cancel wanted")
+            run["cancel_wanted"] = wish
+        tx.notify("control", run["client_id"])
+        return
+    if RunState(run["state"]) in machine.BEFORE:
+        tx.run(
+            "UPDATE deliveries SET state = 'void' WHERE run_id = ? AND state = 'open'",
+            (run["id"],),
+        )
+        move(tx, run, S.CANCELLED, by, detail=why or "cancelled")
+
+
+def lose(tx: Transaction, run: Run, job: Job, by: str, why: str) -> None:
+    """A run with its client is lost; start it anew if its job says so."""
+    move(tx, run, S.LOST, by, detail=why)
+    tx.event("lost", run=run["id"], job=run["job_id"], client=run["client_id"], why=why)
+    retry_if_wanted(tx, run, job, by)
+
+
+def retry_if_wanted(tx: Transaction, run: Run, job: Job, by: str) -> None:
+    """Put a lost run back, where its job may run twice."""
+    if job.definition.on_lost.value != "retry" or run["cancel_wanted"]:
+        return
+    if run["deadline"] is not None and run["deadline"] <= tx.now:
+        return
+    move(
+        tx,
+        run,
+        S.PENDING,
+        by,
+        detail="started anew",
+        failures=0,
+        retry=run["retry"] + 1,
+        retry_attempt=run["attempt"] + 1,
+        seq=0,
+        gap=0,
+        ready_at=tx.now,
+    )
+    tx.notify("work", run["client_id"])
