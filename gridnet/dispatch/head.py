@@ -366,7 +366,7 @@ def _framing(headers: HeaderLines, minor: int, no_body: bool) -> Framing:
         if minor == 0:
             raise HttpError("Transfer-Encoding in HTTP/1.0")
         if len(codings) > 1 or codings[0].lower() != b"chunked":
-            raise HttpError("a transfer coding other than chunked", 501)
+            raise HttpError("a transfer coding other than chunked")
         return Framing(chunked=True)
     if len(lengths) > 1:
         raise HttpError("several Content-Length lines")
