@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from attrs import evolve
 
 from benchmarks.common import Figure, Options
-from gridnet.dispatch.model import Dispatcher
+from gridnet.dispatch.dispatcher import Dispatcher
 from gridnet.dispatch.wire import parse_request
 from gridnet.table.address_range import AddressRanges
 from gridnet.table.model import Entry, Host, ServiceTable

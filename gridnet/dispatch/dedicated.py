@@ -20,13 +20,14 @@ from twisted.python.failure import Failure
 
 from gridnet.dispatch import wire
 from gridnet.dispatch.config import DispatchConfig
+from gridnet.dispatch.dispatcher import Dispatcher
 from gridnet.dispatch.head import ReplyHead, RequestHead, values
 from gridnet.dispatch.http import HttpConnection
-from gridnet.dispatch.model import Dispatcher
 from gridnet.dispatch.relay import Forwarding, place_of
 from gridnet.dispatch.reply import complete, failure
+from gridnet.dispatch.request import ConnectionMode, DispatchRequest
 from gridnet.dispatch.upstream import Attempt, HttpLink, Link, UpstreamPool
-from gridnet.dispatch.wire import ConnectionMode, DispatchRequest, header
+from gridnet.dispatch.wire import header
 from gridnet.errors import LaunchError, TicketError
 from gridnet.table.model import Entry
 from gridnet.table.server_info import ServerType
@@ -267,7 +268,7 @@ def launch_request(
         server_name=server_name,
         server_port=server_port,
         protocol=f"HTTP/1.{head.minor}",
-        request_id=request.hit_id,
+        request_id=request.identifier,
     )
 
 

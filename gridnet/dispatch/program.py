@@ -12,12 +12,13 @@ from twisted.logger import Logger
 from gridnet.dispatch import wire
 from gridnet.dispatch.body import LAST_CHUNK, chunk
 from gridnet.dispatch.dedicated import Offices, OneReply, Refused, launch_request
+from gridnet.dispatch.dispatcher import relay_path
 from gridnet.dispatch.head import RequestHead
 from gridnet.dispatch.http import Exchange, HttpConnection
-from gridnet.dispatch.model import relay_path
 from gridnet.dispatch.relay import DEFAULT_CONTENT_TYPE
 from gridnet.dispatch.reply import connection_line, failure, status_line
-from gridnet.dispatch.wire import ConnectionMode, DispatchRequest, header
+from gridnet.dispatch.request import ConnectionMode, DispatchRequest
+from gridnet.dispatch.wire import header
 from gridnet.errors import LaunchError
 from gridnet.table.model import Entry
 from gridnet.table.server_info import ServerType

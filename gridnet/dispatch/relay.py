@@ -15,12 +15,13 @@ from functools import lru_cache
 
 from gridnet.dispatch.body import LAST_CHUNK, chunk
 from gridnet.dispatch.config import DispatchConfig
+from gridnet.dispatch.dispatcher import Dispatcher, relay_path, used_lines
 from gridnet.dispatch.head import ReplyHead, RequestHead, end_to_end, values
 from gridnet.dispatch.http import HttpConnection
-from gridnet.dispatch.model import Dispatcher, relay_path, used_lines
 from gridnet.dispatch.reply import DateLine, connection_line, failure, status_line
+from gridnet.dispatch.request import ConnectionMode, DispatchRequest
 from gridnet.dispatch.upstream import Attempt, HttpLink, Link, Place, UpstreamPool
-from gridnet.dispatch.wire import ConnectionMode, DispatchRequest, header, parse_target
+from gridnet.dispatch.wire import header, parse_target
 from gridnet.table.address import canonical_address
 from gridnet.table.model import Entry
 from gridnet.table.server_info import ServerInfo, ServerType

@@ -16,9 +16,9 @@ from attrs import evolve
 from gridnet.dispatch import pages
 from gridnet.dispatch.config import DispatchConfig
 from gridnet.dispatch.dedicated import Dedicated, Offices
+from gridnet.dispatch.dispatcher import Dispatcher
 from gridnet.dispatch.head import RequestHead, values
 from gridnet.dispatch.http import LOCAL_PEER, Exchange, HttpConnection, Prepared
-from gridnet.dispatch.model import Dispatcher
 from gridnet.dispatch.program import program_exchange
 from gridnet.dispatch.relay import (
     ASKED_AT_HEADER,
@@ -29,8 +29,9 @@ from gridnet.dispatch.relay import (
     Relays,
 )
 from gridnet.dispatch.reply import DateLine, complete, connection_line, failure, status_line
+from gridnet.dispatch.request import DispatchRequest, Kind
 from gridnet.dispatch.upstream import Place
-from gridnet.dispatch.wire import DispatchRequest, Kind, header, parse_request
+from gridnet.dispatch.wire import header, parse_request
 from gridnet.errors import RemoteProtocolError
 from gridnet.table.model import Entry
 from gridnet.table.server_info import ServerType

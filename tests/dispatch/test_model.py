@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from gridnet.dispatch.model import Answer, Dispatcher, same_server, used_lines
-from gridnet.dispatch.wire import DispatchRequest, parse_request
+from gridnet.dispatch.dispatcher import Answer, Dispatcher, used_lines
+from gridnet.dispatch.model import same_server
+from gridnet.dispatch.request import DispatchRequest
+from gridnet.dispatch.wire import parse_request
 from gridnet.table.address_range import AddressRanges
 from gridnet.table.model import Entry, Host, ServiceTable
 from gridnet.table.server_info import parse, parse_advisory

@@ -9,11 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from gridnet.dispatch.request import ConnectionMode, DispatchRequest, Kind, Preference
 from gridnet.dispatch.wire import (
-    ConnectionMode,
-    DispatchRequest,
-    Kind,
-    Preference,
     connection_info,
     failures,
     header,
