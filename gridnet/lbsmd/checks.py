@@ -147,6 +147,7 @@ class Checks(Service):
         self._due: list[tuple[float, int, ServiceCheck]] = []
         self._ticket = count()
         self._turns: deque[ServiceCheck] = deque()
+        self._taking_turns = False
         self._timer: IDelayedCall | None = None
         self._ending: list[Deferred[Any]] = []
         self.running_checks = 0
@@ -259,11 +260,17 @@ class Checks(Service):
         self._arrange()
 
     def _take_turns(self) -> None:
-        while self._turns and self.running_checks < self._bounds.max_parallel:
-            check = self._turns.popleft()
-            check.waiting = False
-            if self._is_current(check):
-                self._start(check)
+        if self._taking_turns:
+            return  # a check that ended at once: the loop below goes on
+        self._taking_turns = True
+        try:
+            while self._turns and self.running_checks < self._bounds.max_parallel:
+                check = self._turns.popleft()
+                check.waiting = False
+                if self._is_current(check):
+                    self._start(check)
+        finally:
+            self._taking_turns = False
 
     def _start(self, check: ServiceCheck) -> None:
         self.running_checks += 1
@@ -288,7 +295,7 @@ class Checks(Service):
                     wait = backoff * (1.0 + jitter)
                 self._schedule(check, max(0.0, began + wait - self._clock.seconds()))
             ended.callback(None)
-            if self.running:
+            if self.running and not self._taking_turns:
                 self._take_turns()
                 self._arrange()
 
@@ -321,8 +328,7 @@ class Checks(Service):
             if script is None or (piped and connection is None):
                 self._judge(check)
                 return
-            if check.unmet or check.unreachable:
-                self._judge(check)  # the script cannot make it better, and may take its time
+            self._judge(check)  # with the script's last word: it may take its time for the next
             run = self._run(service, check, connection if piped else None, period)
         finally:
             if connection is not None:
@@ -411,7 +417,8 @@ class Checks(Service):
 
         def ended(code: int | None) -> None:
             self._ending.remove(run.ended)
-            waiting.callback(code)
+            if not waiting.called:  # called off meanwhile
+                waiting.callback(code)
 
         run.ended.addCallback(ended)
         try:

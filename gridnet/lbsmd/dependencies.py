@@ -141,9 +141,9 @@ class _Search:
                 parent = path[-1][0]
                 self.low[parent] = min(self.low[parent], self.low[key])
             if self.low[key] == self.order[key]:
-                first = self.stack.index(key)
-                component = self.stack[first:]
-                del self.stack[first:]
+                component = [self.stack.pop()]
+                while component[-1] != key:
+                    component.append(self.stack.pop())
                 self.on_stack.difference_update(component)
                 yield component
 

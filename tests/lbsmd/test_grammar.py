@@ -179,7 +179,7 @@ class LineTests(SynchronousTestCase):
         record = parse_line("x [|/bin/ask] STANDALONE :1 R=0.0095", DOMAIN)
         self.assertEqual(str(record), "x [|/bin/ask] STANDALONE :1 L=no R=0.0095")
 
-    @examples(2000)
+    @examples(1000)
     @given(
         st.sampled_from(["STANDALONE :1", "HTTP h:8 /a", "DNS", "NCBID :0 a=b"]),
         st.lists(

@@ -7,22 +7,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.lbsmd.check_codes import DOWN, OFF, State, Verdict
 from gridnet.lbsmd.dependencies import Key
-from gridnet.lbsmd.entries import make_entry
-from gridnet.lbsmd.loading import Loaded, LoadedRecord
 from gridnet.lbsmd.local_services import LocalServices
 from gridnet.table.model import Entry, ServiceTable
-from tests.lbsmd.support import read_set
-
-
-def loaded(text: str) -> Loaded:
-    """The definitions *text*, as if read from disk."""
-    configuration = read_set({"a": text})
-    assert not configuration.faults, configuration.faults
-    records = tuple(
-        LoadedRecord(placed, make_entry(placed.record, "10.0.0.1", 3, {}, 30))
-        for placed in configuration.records
-    )
-    return Loaded(configuration, records, (), (), {}, True, False, False, 0.0, 0.0)
+from tests.lbsmd.support import loaded
 
 
 class LocalServicesTests(SynchronousTestCase):
