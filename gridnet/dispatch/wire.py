@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from urllib.parse import unquote_plus
 
 from gridnet.dispatch.request import (
@@ -215,6 +216,11 @@ def _skip(value: str, named: bool) -> Skip | None:
     return None if identity is None else Skip(identity)
 
 
+# A client that walks a service says at each step again what it said before.
+_skip_again = lru_cache(maxsize=16_384)(_skip)
+_REMEMBERED_CHARACTERS = 256
+
+
 def _skips(lines: Sequence[tuple[bytes, bytes]], named: bool) -> tuple[Skip, ...]:
     numbered: list[tuple[int, str]] = []
     for raw_number, raw_value in lines:
@@ -222,7 +228,10 @@ def _skips(lines: Sequence[tuple[bytes, bytes]], named: bool) -> tuple[Skip, ...
         if _is_number(number, 9):
             numbered.append((int(number), _text(raw_value)))
     numbered.sort()
-    found = [_skip(text, named) for _, text in numbered]
+    found = [
+        _skip_again(text, named) if len(text) <= _REMEMBERED_CHARACTERS else _skip(text, named)
+        for _, text in numbered
+    ]
     return tuple(skip for skip in found if skip is not None)
 
 
