@@ -103,3 +103,27 @@ class IObjectSource(Interface):
 
         :returns: a callable that ends the subscription.
         """
+
+
+class IJobEvents(Interface):
+    """Stores job events and tells of them (provided by the LB proxy)."""
+
+    def log(line: bytes) -> object:
+        """
+        Store one event line (docs/protocols/lbproxy.rst, "Event lines").
+
+        :returns: ``Deferred`` of a :class:`gridnet.lbproxy.frames.Reply`, once it is durable.
+        """
+
+    def subscribe(
+        received: Any, wanted: Any = None, after: int | None = None, ended: Any = None
+    ) -> object:
+        """
+        Follow the event stream inside the process.
+
+        :param received: called with a sequence of :class:`gridnet.lbproxy.ledger.StoredEvent`.
+        :param wanted: a :class:`gridnet.lbproxy.stream.EventFilter`.
+        :param after: position of the last event that is known; None: from now on.
+        :param ended: called with a reason when there will be no more.
+        :returns: a subscription with ``cursor`` and ``cancel()``.
+        """

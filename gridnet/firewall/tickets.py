@@ -23,7 +23,6 @@ class Passage:
     port: int  #: 1..65535
     client: str  #: IP address text of whoever asked; empty: unknown
     server_ticket: int = 0  #: sent to the server first, when not 0
-    secure: bool = False  #: the relay itself takes up TLS after the ticket
 
 
 @frozen

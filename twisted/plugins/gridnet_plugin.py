@@ -12,3 +12,6 @@ lbsmd = ServiceMaker(
 dispatch = ServiceMaker(
     "gridnet dispatch", "gridnet.dispatch.tap", "HTTP dispatcher.", "gridnet-dispatch"
 )
+firewall = ServiceMaker(
+    "gridnet firewall", "gridnet.firewall.tap", "Ticketed relay.", "gridnet-firewall"
+)

@@ -1,0 +1,13 @@
+"""The ticketed relay as a component."""
+
+from gridnet.component import Component
+from gridnet.firewall.config import FirewallConfig
+
+COMPONENT = Component(
+    name="firewall",
+    summary="ticketed relay: lets outside clients through to public services",
+    config=FirewallConfig,
+    factory="gridnet.firewall.service:make_firewall",
+    after=("lbsmd",),
+    demo="gridnet.firewall.demo:section",
+)

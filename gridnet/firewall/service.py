@@ -1,0 +1,175 @@
+"""The ticketed relay as a service."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from twisted.application.service import IService, MultiService, Service
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from gridnet.errors import ConfigError, Fault
+from gridnet.firewall.asking import AskingOffice
+from gridnet.firewall.config import FirewallConfig
+from gridnet.firewall.metrics import FirewallCollector, facts
+from gridnet.firewall.office import MemoryTickets, TicketOffice
+from gridnet.firewall.penalty_file import Penalties
+from gridnet.firewall.ports import PortSets, parse_ports
+from gridnet.firewall.protocol import FirewallFactory
+from gridnet.interfaces import ITicketOffice
+from gridnet.listener import listener
+from gridnet.site import Site
+
+PENALTY_FILE = ".dispd.msg"
+#: How often deadlines of connections that have not got through are looked at.
+SWEEP_SECONDS = 0.25
+#: The same for tickets and relayed connections.
+EXPIRE_SECONDS = 1.0
+
+
+def make_firewall(config: FirewallConfig, site: Site) -> IService:
+    """
+    The ticketed relay of *site*.
+
+    :raises ConfigError: keys that do not go together.
+    """
+    penalties = Penalties(
+        config,
+        site.config.path(config.penalty_file)
+        if config.penalty_file
+        else site.state_dir / PENALTY_FILE,
+    )
+    if config.ask:
+        host, colon, port = config.ask.rpartition(":")
+        if not (colon and port.isdecimal() and 0 < int(port) < 65536):
+            raise ConfigError([Fault("firewall.ask", f"expected host:port, found {config.ask!r}")])
+        office = AskingOffice(
+            host, int(port), penalties, config.connect_timeout_seconds, site.reactor
+        )
+        site.provide(ITicketOffice, office)
+        service: Service = Service()
+        return IService(service)
+    return IService(FirewallService(config, site, penalties))
+
+
+class FirewallService(MultiService):
+    """Listens, and keeps time."""
+
+    _log = Logger()
+
+    def __init__(self, config: FirewallConfig, site: Site, penalties: Penalties) -> None:
+        super().__init__()
+        self._config = config
+        self._site = site
+        chance = random.SystemRandom()
+        self.ports = PortSets(
+            parse_ports(config.ports),
+            parse_ports(config.relay_ports),
+            parse_ports(config.fallback_ports),
+            random.Random(),
+        )
+        self.address = config.advertise or site.section.address
+        clock = IReactorTime(site.reactor)
+        self.office = TicketOffice(
+            config,
+            site.table,
+            site.local_networks,
+            self.ports,
+            self.address,
+            site.section.address,
+            MemoryTickets(config, chance),
+            penalties,
+            clock.seconds,
+            random.Random(),
+        )
+        self.factory = FirewallFactory(config, site.reactor, self.office)
+        self._listeners = MultiService()
+        self._listeners.setServiceParent(self)
+        if config.serve:
+            self._listen()
+        self._sweeping = self._looping(self.factory.sweep)
+        self._expiring = self._looping(self._expire)
+        site.provide(ITicketOffice, self.office)
+        site.status.facts["firewall"] = self._facts
+        site.status.metrics.register(FirewallCollector(self.factory))
+
+    def _looping(self, work: Any) -> LoopingCall:
+        call = LoopingCall(work)
+        call.clock = IReactorTime(self._site.reactor)
+        return call
+
+    def _listen(self) -> None:
+        bound: list[Deferred[Any]] = []
+        for port in self.ports.everything():
+            try:
+                service = listener(
+                    self._config.listen.format(port=port), self.factory, self._site.reactor
+                )
+            except (ValueError, KeyError, IndexError) as error:
+                raise ConfigError([Fault("firewall.listen", str(error))]) from None
+            service.setServiceParent(self._listeners)
+            bound.append(service.listening)
+
+        def all_bound(_: object) -> None:
+            self._site.announce("firewall", self._announcement())
+            self._log.info(
+                "relaying at {address}, {count} ports", address=self.address, count=len(bound)
+            )
+
+        self._site.starting(gatherResults(bound, consumeErrors=True).addCallback(all_bound))
+
+    def _announcement(self) -> Mapping[str, Any]:
+        return {
+            "address": self.address,
+            "ports": list(self.ports.firewall),
+            "relay_ports": list(self.ports.relay),
+            "fallback_ports": list(self.ports.fallback),
+        }
+
+    def startService(self) -> None:
+        """Serve."""
+        super().startService()
+        for call, seconds in (
+            (self._sweeping, SWEEP_SECONDS),
+            (self._expiring, EXPIRE_SECONDS),
+        ):
+            call.start(seconds, now=False).addErrback(self._failed)
+
+    def _failed(self, failure: Failure) -> None:
+        self._log.failure("the relay does not keep time any more", failure)
+
+    def _expire(self) -> Deferred[None]:
+        now = self.factory.now()
+        with self._log.failuresHandled("looking at relayed connections"):
+            self.factory.sessions.sweep(now)
+            self.office.penalties.forget(now)
+        return self.office.expire().addErrback(
+            lambda failure: self._log.failure("tickets not looked at", failure)
+        )
+
+    def stopService(self) -> Deferred[Any]:
+        """Listen no more, let connections finish for ``stop_seconds``, cut the others."""
+        stopped = maybeDeferred(super().stopService)
+        return stopped.addCallback(lambda _: self._drain())
+
+    def _drain(self) -> Deferred[Any]:
+        clock = IReactorTime(self._site.reactor)
+        cutting = clock.callLater(self._config.stop_seconds, self.factory.cut_all)
+
+        def gone(_: object) -> None:
+            if cutting.active():
+                cutting.cancel()
+            for call in (self._sweeping, self._expiring):
+                if call.running:
+                    call.stop()
+            self.factory.close()
+
+        return self.factory.all_gone().addCallback(gone)
+
+    def _facts(self) -> Mapping[str, Any]:
+        return {**self._announcement(), **facts(self.factory)}
