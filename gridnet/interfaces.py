@@ -8,6 +8,8 @@ under an interface of this file (:meth:`gridnet.site.Site.provide`); one that wa
 
 from __future__ import annotations
 
+from typing import Any
+
 from zope.interface import Attribute, Interface
 
 from gridnet.table.way_in import (
