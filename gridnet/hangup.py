@@ -50,6 +50,7 @@ class HangupService(Service):
         if self.running and getattr(self._reactor, "_installSignalHandlers", False):
             self._previous = signal.signal(signal.SIGHUP, self._received)
             self._installed = True
+            self._log.info("from now on SIGHUP has the configuration read anew")
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         self._reactor.callFromThread(self.reload)

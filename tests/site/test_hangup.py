@@ -173,7 +173,7 @@ class DaemonProcessTests(TestCase):
 
         async def drive() -> object:
             await output.expect("1 services from 1 files are in force")
-            await output.expect("reactor class")
+            await output.expect("from now on SIGHUP")
             servrc.write_text("A STANDALONE 127.0.0.1:1\nB STANDALONE 127.0.0.1:2\n")
             process.signalProcess("HUP")
             await output.expect("2 services from 1 files are in force")
