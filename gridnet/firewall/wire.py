@@ -118,6 +118,7 @@ class OpeningReader:
         """
         held = self._held = self._held + data
         if held.startswith(PROBE):
+            self._held, self.excess = PROBE, held[len(PROBE) :]
             return ProbeSeen()
         if len(held) < TICKET_OCTETS:
             return None

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.errors import DescriptorError
+from gridnet.table.address import canonical_address
 from gridnet.table.server_info import (
     CONTENT_ENCODINGS,
     CONTENT_SUBTYPES,
@@ -81,7 +82,7 @@ def rewritten(text: str, lazy: bool = False) -> str | None:
 hosts = st.one_of(
     st.just(""),
     st.ip_addresses(v=4).map(str).filter(lambda text: text != "0.0.0.0"),
-    st.ip_addresses(v=6).map(str).filter(lambda text: "." not in text and "%" not in text),
+    st.ip_addresses(v=6).map(str).filter(lambda text: canonical_address(text) == text),
 )
 printable = st.characters(min_codepoint=0x21, max_codepoint=0xFF, exclude_characters="\x7f#")
 
