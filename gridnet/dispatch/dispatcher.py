@@ -222,7 +222,8 @@ class Dispatcher:
     """
     Decides for one process.
 
-    :ivar zone: zone bits of the dispatcher's host; 0: sees every zone.
+    :ivar zone: zone bits of the dispatcher's host; 0: those of its record in the table, and every
+        zone when there is none.
     :ivar own_addresses: IP address texts of the dispatcher's host beside the loopback ones; a
         client with one of them, or with a loopback one, is on this host.
     :ivar default_count: servers that a look-up is told when it does not say how many.

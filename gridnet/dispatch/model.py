@@ -148,7 +148,8 @@ class Suitability:
     """
     The rules by which servers of a table suit requests.
 
-    :ivar zone: zone bits of the dispatcher's host; 0: sees every zone.
+    :ivar zone: zone bits of the dispatcher's host; 0: those of its record in the table, and every
+        zone when there is none.
     :ivar own_addresses: IP address texts of the dispatcher's host beside the loopback ones.
     """
 
@@ -265,9 +266,19 @@ class Suitability:
     def _is_visible(self, entry: Entry, view: View) -> bool:
         info = entry.info
         client = info.host if info.host in view.nearby else ""
-        return in_zone(entry.zone, self.zone, info.interzone) and is_visible(
+        return in_zone(entry.zone, self._zone(), info.interzone) and is_visible(
             info, client, view.inside
         )
+
+    def _zone(self) -> int:
+        """The zone of whoever looks: as told, else that of this host's own record."""
+        if self.zone:
+            return self.zone
+        for address in self.own_addresses:
+            host = self.table.host(address)
+            if host is not None:
+                return host.zone
+        return 0
 
     def _status(self, entry: Entry, now: float) -> float | None:
         """The status of *entry*; None: dynamic, and nothing is known of its host."""

@@ -131,7 +131,7 @@ class Relayed(_Prepared):
     def respond(self, connection: HttpConnection) -> bytes | Exchange:
         """See :class:`gridnet.dispatch.http.Prepared`."""
         router = self._router
-        page = router.builtin(self._request)
+        page = router.builtin(self._request, connection.address)
         if page is not None:
             return router.show(self.head, page, self._request.service)(self.keep)
         if self._forwarding.hops >= router.config.max_hops:
@@ -260,12 +260,16 @@ class Router:
         """The prepared form of *head*, which a worker sends."""
         return HandedOver(head, self.prepare)
 
-    def builtin(self, request: DispatchRequest) -> pages.Page | None:
-        """The page that stands in for a service that the table does not have."""
+    def builtin(self, request: DispatchRequest, peer: str) -> pages.Page | None:
+        """
+        The page that stands in for a service that the table does not have.
+
+        Which addresses are local is told to clients inside only.
+        """
         name = request.service.lower()
         if name == pages.TEST_SERVICE:
             page = pages.TEST
-        elif name == pages.LOCAL_ADDRESSES_SERVICE:
+        elif name == pages.LOCAL_ADDRESSES_SERVICE and self.dispatcher.asker(request, peer).inside:
             page = self._local_addresses
         else:
             return None

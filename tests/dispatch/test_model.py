@@ -617,6 +617,15 @@ class VisibilityTests(ModelCase):
         self.put("STANDALONE 10.1.1.1:3", zone=3)
         self.assertEqual(self.ports(), {2, 3})
 
+    def test_the_zone_is_that_of_the_dispatchers_own_host(self) -> None:
+        """As its record in the table has it; without a record every zone is seen."""
+        self.dispatcher = evolve(self.dispatcher, own_addresses=frozenset(["10.0.0.1"]))
+        self.put("STANDALONE 10.1.1.1:1", zone=1)
+        self.put("STANDALONE 10.1.1.1:2", zone=2)
+        self.assertEqual(self.ports(), {1, 2})
+        self.table.put_host(Host("10.0.0.1", zone=2))
+        self.assertEqual(self.ports(), {2})
+
 
 class AffinityTests(ModelCase):
     """Requests routed by an argument."""
