@@ -11,7 +11,7 @@ from gridnet.lbproxy.events import Event
 from gridnet.lbproxy.record import JobRecord
 
 #: Numbers of ``JOBTYPE`` whose registrations count their children.
-_COUNTING = frozenset({2, 4, 5, 9})
+COUNTING_TYPES = frozenset({2, 4, 5, 9})
 
 
 class Effect(Enum):
@@ -40,7 +40,7 @@ def set_tag(job: JobRecord, event: Event) -> None:
 def take_family(job: JobRecord, event: Event) -> None:
     """Take over from a registration who the parent is and how many children there are."""
     job.set("parent_job", event.get("parent"))
-    if event.fields["jobtype"] in _COUNTING:
+    if event.fields["jobtype"] in COUNTING_TYPES:
         count = max(0, event.fields.get("nsubjobs", 0))
         job.set("children_num", count)
         elsewhere = sum(job.class_counts) - job.class_counts[states.UNKNOWN]

@@ -15,3 +15,4 @@ dispatch = ServiceMaker(
 firewall = ServiceMaker(
     "gridnet firewall", "gridnet.firewall.tap", "Ticketed relay.", "gridnet-firewall"
 )
+lbproxy = ServiceMaker("gridnet lbproxy", "gridnet.lbproxy.tap", "Job events.", "gridnet-lbproxy")

@@ -1,0 +1,217 @@
+"""
+The store as the rest of the component sees it: events in, answers out, nothing that blocks.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from gridnet.errors import JobError
+from gridnet.lbproxy.config import LbproxyConfig
+from gridnet.lbproxy.events import Event
+from gridnet.lbproxy.frames import Reply
+from gridnet.lbproxy.ledger import Ledger, LedgerRules
+from gridnet.lbproxy.store import Readers, StoreFile
+from gridnet.lbproxy.stream import Page
+from gridnet.lbproxy.subscriptions import Hub
+from gridnet.lbproxy.writer import GroupReport, ReplyCallback, Writer
+
+T = TypeVar("T")
+
+
+class Overloaded(JobError):
+    """Too much is waiting already; a query peer sees HTTP 503."""
+
+
+class JobBook:
+    """
+    One store with its writing thread, its reading threads and its followers.
+
+    All methods are for the reactor's thread.
+
+    :ivar hub: the event stream.
+    :ivar waiting: events that wait for their commit.
+    :ivar on_forwardable: told the destinations that a group has something new for.
+    :ivar on_room: told when fewer events wait again than may.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, config: LbproxyConfig, rules: LedgerRules, store: StoreFile, reactor: Any
+    ) -> None:
+        self.config = config
+        self.store = store
+        self.waiting = 0
+        self.stored = self.duplicates = self.purged = self.not_forwarded = 0
+        self.hub = Hub(config.stream, self._read_page)
+        self.on_forwardable: Callable[[set[str]], None] = lambda destinations: None
+        self.on_room: Callable[[], None] = lambda: None
+        self._reactor = reactor
+        self._waiting_queries = 0
+        self._readers = Readers(store, config.query_seconds)
+        self._pool = ThreadPool(0, config.query_threads, "lbproxy-queries")
+        self.writer = Writer(
+            store,
+            rules,
+            deliver=reactor.callFromThread,
+            committed=self._committed,
+            failed=self._writer_failed,
+            clock=reactor.seconds,
+            max_group=config.max_group_events,
+        )
+
+    def start(self) -> None:
+        """
+        Open the store and start the threads.
+
+        :raises gridnet.errors.ConfigError: the store cannot be used.
+        :raises sqlite3.Error: it cannot be written.
+        """
+        self.store.open()
+        if self.store.set_aside is not None:
+            self._log.error(
+                "{store} was damaged: it is now {aside}, and a new store was begun",
+                store=str(self.store.path),
+                aside=str(self.store.set_aside),
+            )
+        self.writer.start()
+        with self._readers.reading() as connection:
+            (newest,) = connection.execute("SELECT ifnull(max(position), 0) FROM events").fetchone()
+        self.hub.start(newest)
+        self._pool.start()
+
+    def stop(self) -> Deferred[None]:
+        """Write what waits, then close; fires once the file is closed."""
+        self.hub.close()
+        self._readers.close()
+        self.writer.stop()
+
+        def end() -> None:
+            self.writer.join()
+
+        waiting: Deferred[Any] = deferToThreadPool(self._reactor, self._pool, end)
+
+        def close(_: Any) -> None:
+            # All threads are idle by now or at the end of their last query.
+            self._pool.stop()
+            self.store.close()
+
+        return waiting.addBoth(close)
+
+    # -- writing ----------------------------------------------------------------------------------
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more events should be read for now."""
+        return self.waiting >= self.config.max_waiting_events
+
+    def submit(self, event: Event, done: ReplyCallback) -> None:
+        """Store *event*; *done* gets the reply once it is durable, or refused."""
+        self.waiting += 1
+
+        def told(reply: Reply) -> None:
+            self.waiting -= 1
+            done(reply)
+
+        self.writer.submit(event, told)
+
+    def log(self, event: Event) -> Deferred[Reply]:
+        """The same as a Deferred."""
+        result: Deferred[Reply] = Deferred()
+        self.submit(event, result.callback)
+        return result
+
+    def change(self, work: Callable[[Ledger], T]) -> Deferred[T]:
+        """Have *work* done on the ledger by the writing thread."""
+        result: Deferred[T] = Deferred()
+        self.writer.run(work, result.callback, lambda error: result.errback(Failure(error)))
+        return result
+
+    def _committed(self, report: GroupReport) -> None:
+        result = report.result
+        self.stored += len(result.stored)
+        self.duplicates += result.duplicates
+        self.purged += result.purged
+        if result.not_forwarded:
+            self.not_forwarded += result.not_forwarded
+            self._log.error(
+                "forwarding spool is full: {count} events stay here only",
+                count=result.not_forwarded,
+            )
+        self.hub.publish(result.stored)
+        if result.destinations:
+            self.on_forwardable(result.destinations)
+        if not self.is_full:
+            self.on_room()
+
+    def _writer_failed(self, error: BaseException) -> None:
+        self._log.failure("an event could not be entered", Failure(error))
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    def read(self, work: Callable[[sqlite3.Connection], T]) -> Deferred[T]:
+        """
+        Have *work* done on a snapshot of the store, in a thread.
+
+        :raises Overloaded: (in the Deferred) too many wait.
+        """
+        if self._waiting_queries >= self.config.max_waiting_queries:
+            return fail(Overloaded("too many queries wait"))
+        self._waiting_queries += 1
+
+        def run() -> T:
+            with self._readers.reading() as connection:
+                return work(connection)
+
+        reading: Deferred[T] = deferToThreadPool(self._reactor, self._pool, run)
+        return reading.addBoth(self._read_done)
+
+    def _read_done(self, result: T) -> T:
+        self._waiting_queries -= 1
+        return result
+
+    def _read_page(self, work: Callable[[sqlite3.Connection], Page]) -> Deferred[Page]:
+        return self.read(work)
+
+    def facts(self) -> dict[str, Any]:
+        """For the status board."""
+        writer = self.writer
+        return {
+            "store": str(self.store.path),
+            "set aside": str(self.store.set_aside or ""),
+            "events stored": self.stored,
+            "duplicates": self.duplicates,
+            "commits": writer.counts.groups,
+            "failed commits": writer.counts.failed_groups,
+            "jobs removed": self.purged,
+            "events waiting": self.waiting,
+            "queries waiting": self._waiting_queries,
+            "followers": self.hub.followers,
+            "deliveries": self.hub.delivered,
+        }
+
+    def cursor(self, consumer: str) -> Deferred[int | None]:
+        """Where the consumer stopped, or None for one that is not known."""
+
+        def find(connection: sqlite3.Connection) -> int | None:
+            row = connection.execute(
+                "SELECT position FROM consumers WHERE name = ?", (consumer,)
+            ).fetchone()
+            return row[0] if row is not None else None
+
+        return self.read(find)
+
+    def move_cursor(self, consumer: str, position: int) -> Deferred[bool]:
+        """Note how far *consumer* has come; False: there are too many consumers."""
+        most = self.config.stream.max_consumers
+        now = self._reactor.seconds()
+        return self.change(lambda ledger: ledger.set_cursor(consumer, position, now, most))

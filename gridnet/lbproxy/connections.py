@@ -1,0 +1,371 @@
+"""What both sockets do with connections: count, bound, time out, and say who is there."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import socket
+import stat
+import struct
+from collections.abc import Collection
+from typing import Any
+
+from attrs import frozen
+from twisted.internet.interfaces import IConsumer, IListeningPort, IPullProducer
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from gridnet.errors import ConfigError, Fault
+
+#: Messages below this are not worth counting against the common buffer.
+SMALL_OCTETS = 64 << 10
+_CHUNK_OCTETS = 128 << 10
+_CREDENTIALS = struct.Struct("3i")
+
+
+class Budget:
+    """Octets that unfinished messages of all connections may take together."""
+
+    def __init__(self, octets: int) -> None:
+        self.left = octets
+
+    def take(self, octets: int) -> bool:
+        """Reserve *octets*; False: there is no room for them."""
+        if octets > self.left:
+            return False
+        self.left -= octets
+        return True
+
+    def give_back(self, octets: int) -> None:
+        """Return what was reserved."""
+        self.left += octets
+
+
+@frozen
+class Peer:
+    """Who is at the other end of a UNIX socket, as the kernel says."""
+
+    pid: int
+    uid: int
+    gid: int
+
+    @property
+    def user(self) -> str:
+        """The user's name, or number where it has none."""
+        try:
+            return pwd.getpwuid(self.uid).pw_name
+        except KeyError:
+            return str(self.uid)
+
+    def __str__(self) -> str:
+        return f"pid={self.pid} uid={self.uid} gid={self.gid}"
+
+
+def peer_of(transport: Any) -> Peer | None:
+    """The peer of a connected UNIX socket, None for other transports."""
+    handle = getattr(transport, "socket", None)
+    if handle is None or getattr(handle, "family", None) != socket.AF_UNIX:
+        return None
+    octets = handle.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return Peer(*_CREDENTIALS.unpack(octets))
+
+
+class BoundedFactory(Factory):
+    """
+    Makes connections up to a number, and looks after their time-outs once a second.
+
+    :param clock: IReactorTime.
+    """
+
+    noisy = False
+    _log = Logger()
+
+    def __init__(
+        self, clock: Any, max_connections: int, idle_seconds: float, request_seconds: float
+    ) -> None:
+        self.clock = clock
+        self.max_connections = max_connections
+        self.idle_seconds = idle_seconds
+        self.request_seconds = request_seconds
+        self.connections: set[BoundedConnection] = set()
+        self.refused = 0
+        self.timed_out = 0
+        self._reaper = LoopingCall(self._reap)
+        self._reaper.clock = clock
+
+    def startFactory(self) -> None:
+        """Start looking after time-outs (called by Twisted with the first listener)."""
+        if not self._reaper.running:
+            self._reaper.start(min(1.0, self.idle_seconds / 2), now=False)
+
+    def stopFactory(self) -> None:
+        """Stop looking after time-outs (called by Twisted with the last listener)."""
+        if self._reaper.running:
+            self._reaper.stop()
+
+    def make_connection(self) -> BoundedConnection:
+        """A fresh protocol."""
+        raise NotImplementedError  # pragma: no cover - every factory here has one
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """Accept, unless there are too many (called by Twisted)."""
+        if len(self.connections) >= self.max_connections:
+            self.refused += 1
+            self._log.warn(
+                "a connection was closed at once: {count} are open", count=len(self.connections)
+            )
+            return None
+        connection = self.make_connection()
+        connection.factory = self
+        return connection
+
+    def _reap(self) -> None:
+        now = self.clock.seconds()
+        for connection in list(self.connections):
+            if connection.is_overdue(now):
+                self.timed_out += 1
+                connection.time_out()
+
+    def abort_all(self) -> None:
+        """End all connections at once."""
+        for connection in list(self.connections):
+            connection.abort()
+
+
+@implementer(IPullProducer)
+class _BodyProducer:
+    """Gives a large reply to the transport piece by piece."""
+
+    def __init__(self, connection: BoundedConnection, octets: bytes) -> None:
+        self._connection = connection
+        self._rest = memoryview(octets)
+
+    def resumeProducing(self) -> None:
+        """Give the next piece (called by the transport when it wants one)."""
+        connection = self._connection
+        connection.active_at = connection.factory.clock.seconds()
+        piece, self._rest = self._rest[:_CHUNK_OCTETS], self._rest[_CHUNK_OCTETS:]
+        if piece:
+            connection.stream.write(bytes(piece))
+        if not self._rest:
+            connection.body_done()
+
+    def stopProducing(self) -> None:
+        """The connection is gone (called by the transport)."""
+        self._rest = memoryview(b"")
+
+
+class BoundedConnection(Protocol):
+    """
+    A connection with time-outs and a share in the common buffer.
+
+    :ivar active_at: when octets last came or went, seconds.
+    :ivar began_at: when the present message began to come; None between messages.
+    """
+
+    factory: BoundedFactory
+    _log = Logger()
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._reserved = 0
+        self.active_at = 0.0
+        self.began_at: float | None = None
+        self.is_writing = False
+        self.peer: Peer | None = None
+
+    @property
+    def stream(self) -> Any:
+        """The transport, which is there while connected."""
+        assert self.transport is not None
+        return self.transport
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the peer waits for us, so that no time-out of its runs."""
+        return False
+
+    def connectionMade(self) -> None:
+        """Count, and see who it is (called by Twisted)."""
+        self.active_at = self.factory.clock.seconds()
+        self.factory.connections.add(self)
+        self.peer = peer_of(self.transport)
+        if self.peer is not None:
+            self._log.debug("connection from {peer}", peer=str(self.peer))
+
+    def connectionLost(self, reason: Any = None) -> None:
+        """Uncount (called by Twisted)."""
+        self.factory.connections.discard(self)
+        self._reserve(0)
+
+    def note_progress(self, expected: int, is_partial: bool) -> bool:
+        """
+        Account for octets that came.
+
+        :param expected: size of the message that is coming, 0 when not known yet.
+        :param is_partial: whether part of a message has come.
+        :returns: False: there is no room for it; the connection is closed.
+        """
+        now = self.active_at = self.factory.clock.seconds()
+        if not is_partial:
+            self.began_at = None
+        elif self.began_at is None:
+            self.began_at = now
+        if self._reserve(expected if expected > SMALL_OCTETS else 0):
+            return True
+        self._log.warn(
+            "{peer}: no room for a message of {octets} octets; connection closed",
+            peer=str(self.peer),
+            octets=expected,
+        )
+        self.abort()
+        return False
+
+    def _reserve(self, octets: int) -> bool:
+        if octets != self._reserved:
+            self._budget.give_back(self._reserved)
+            self._reserved = 0
+            if not self._budget.take(octets):
+                return False
+            self._reserved = octets
+        return True
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether the connection has had its time at *now*."""
+        factory = self.factory
+        if self.is_writing:
+            return now - self.active_at > factory.request_seconds
+        if self.is_busy:
+            return False
+        if self.began_at is not None:
+            return now - self.began_at > factory.request_seconds
+        return now - self.active_at > factory.idle_seconds
+
+    def time_out(self) -> None:
+        """End an overdue connection."""
+        self._log.debug("{peer}: timed out", peer=str(self.peer))
+        self.abort()
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        transport = self.transport
+        if transport is None:
+            return
+        abort = getattr(transport, "abortConnection", None) or transport.loseConnection
+        abort()
+
+    def write_body(self, octets: bytes) -> None:
+        """Write a reply; a large one piece by piece, :meth:`body_done` follows in each case."""
+        if len(octets) <= _CHUNK_OCTETS:
+            self.stream.write(octets)
+            self.body_done()
+            return
+        self.is_writing = True
+        producer = _BodyProducer(self, octets)
+        IConsumer(self.stream).registerProducer(producer, False)
+
+    def body_done(self) -> None:
+        """All of a reply is with the transport."""
+        if self.is_writing:
+            self.is_writing = False
+            IConsumer(self.stream).unregisterProducer()
+        self.reply_written()
+
+    def reply_written(self) -> None:
+        """For subclasses: go on with the next request."""
+
+
+# -- UNIX sockets ---------------------------------------------------------------------------------
+
+
+def take_over(path: str, what: str) -> None:
+    """
+    Remove a socket file that nobody answers at.
+
+    :param what: key under which a fault is told.
+    :raises ConfigError: somebody answers, or the path is something else than a socket.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError([Fault(what, f"{path} exists and is no socket")])
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            pass
+        except OSError as error:  # a full backlog counts as an answer
+            raise ConfigError([Fault(what, f"{path} is in use: {error}")]) from None
+        else:
+            raise ConfigError([Fault(what, f"{path} is in use: another instance answers")])
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
+def group_number(name: str) -> int:
+    """
+    The number of a group.
+
+    :raises ConfigError: there is none of that name.
+    """
+    if name.isdecimal():
+        return int(name)
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ConfigError([Fault("lbproxy.socket_group", f"no group {name!r}")]) from None
+
+
+def listen_unix(
+    reactor: Any,
+    path: str,
+    factory: Factory,
+    *,
+    backlog: int,
+    mode: int,
+    group: str,
+    what: str,
+) -> Any:
+    """
+    Listen at *path* with permissions *mode*, never wider for a moment.
+
+    :param what: key under which a fault is told.
+    :returns: the IListeningPort.
+    :raises ConfigError: the path is taken, or cannot be made.
+    """
+    number = group_number(group) if group else -1
+    take_over(path, what)
+    before = os.umask(0o177)
+    try:
+        # Twisted sets the mode after binding; until then the umask holds.
+        port = IListeningPort(reactor.listenUNIX(path, factory, backlog, mode=0o600))
+    except Exception as error:
+        raise ConfigError([Fault(what, f"{path} cannot be listened at: {error}")]) from None
+    finally:
+        os.umask(before)
+    if number >= 0:
+        os.chown(path, -1, number)
+    os.chmod(path, mode)
+    return port
+
+
+def users_of(numbers_or_names: Collection[str]) -> dict[int, str]:
+    """User number -> the key it was given by, for those that exist on this host."""
+    found = {}
+    for key in numbers_or_names:
+        if key.isdecimal():
+            found[int(key)] = key
+            continue
+        try:
+            found[pwd.getpwnam(key).pw_uid] = key
+        except KeyError:
+            raise ConfigError([Fault("lbproxy.identities", f"no user {key!r}")]) from None
+    return found

@@ -1,0 +1,832 @@
+"""
+The book that events are entered into: one connection to the store, one caller at a time.
+
+A group of events is applied inside one transaction and written together; whoever calls
+:meth:`Ledger.apply` gets the replies only after the commit.  This module knows no threads
+(:mod:`gridnet.lbproxy.writer` does) and no reactor.  The steps of an event are
+docs/protocols/lbproxy.rst, "What happens to a stored event".
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, TypeVar
+
+from attrs import define, field, frozen
+
+from gridnet.lbproxy import family, frames, rows
+from gridnet.lbproxy.calendar import MICROSECONDS, time_text
+from gridnet.lbproxy.changes import COUNTING_TYPES
+from gridnet.lbproxy.events import (
+    PRIORITY_DIRECT,
+    PRIORITY_EXCLUSIVE,
+    PRIORITY_INTERNAL,
+    Event,
+)
+from gridnet.lbproxy.frames import Major, Reply
+from gridnet.lbproxy.identity import comparison_key, is_nobody, normal_form
+from gridnet.lbproxy.jobid import JobIdError, subjob
+from gridnet.lbproxy.jobid import parse as parse_job_id
+from gridnet.lbproxy.record import COMPOUND, JobRecord, subjob_record
+from gridnet.lbproxy.state import apply
+
+T = TypeVar("T")
+
+#: A job with more events than this asks the table for duplicates instead of remembering them.
+_REMEMBERED_FINGERPRINTS = 4096
+#: What an entry of the cache costs besides its texts, roughly, in octets.
+_ENTRY_OCTETS, _FINGERPRINT_OCTETS = 2500, 90
+#: Parents of parents that are followed; nobody nests collections deeper.
+_MAX_GENERATIONS = 8
+
+TOO_MANY_SUBJOBS = Reply(Major.DATABASE, errno.E2BIG, "too many subjobs in one registration")
+SPOOL_FULL = Reply(Major.DATABASE, errno.ENOSPC, "forwarding spool is full")
+
+
+@frozen
+class LedgerRules:
+    """What the ledger does besides storing."""
+
+    host: str = "localhost"  #: that computed events come from
+    #: state number -> seconds that a job stays after reaching it; states not named stay
+    keep_seconds: Mapping[int, float] = field(factory=dict)
+    stream_keep_seconds: float = 0.0  #: how long events of purged jobs stay for the stream
+    forwards: bool = False  #: whether events go on to the jobs' servers
+    #: ``host:port`` of servers that share this store: nothing is forwarded to them
+    local_servers: frozenset[str] = frozenset()
+    max_spooled: int = 1_000_000  #: events waiting to be forwarded
+    drops_when_full: bool = False  #: a full spool: store and do not forward, instead of refusing
+    max_subjobs: int = 100_000  #: of one registration
+    cache_octets: int = 64 << 20  #: of jobs held in memory, roughly
+
+
+@frozen(slots=True)
+class StoredEvent:
+    """One event that is in the store now."""
+
+    position: int
+    event: Event
+    job_id: str
+    owner: str
+    state_before: int
+    state: int
+    arrived: int  #: seconds since the epoch
+
+
+@define(slots=True)
+class GroupResult:
+    """What became of a group, in its order."""
+
+    replies: list[Reply] = field(factory=list)
+    stored: list[StoredEvent] = field(factory=list)
+    destinations: set[str] = field(factory=set)  #: that there is something new for
+    duplicates: int = 0
+    purged: int = 0
+    not_forwarded: int = 0  #: for want of room in the spool
+
+
+@define(slots=True, eq=False)
+class _Entry:
+    """A job in memory."""
+
+    id: int
+    record: JobRecord
+    parent: str  #: unique part; empty: none
+    fingerprints: set[int] | None  #: of its events; None: too many, ask the table
+    due_at: float | None = None
+    is_new: bool = False
+    dirty: bool = False
+    octets: int = _ENTRY_OCTETS
+
+
+def fingerprint(event: Event) -> int:
+    """64 bits by which a repeated event of the same job is known."""
+    digest = blake2b(event.fingerprint_octets, digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+class Ledger:
+    """
+    Applies events to the store behind *connection*.
+
+    :ivar rules: may be replaced between groups.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, rules: LedgerRules) -> None:
+        self.rules = rules
+        self._db = connection
+        self._cache: OrderedDict[str, _Entry] = OrderedDict()
+        self._cached_octets = 0
+        self._dirty: list[_Entry] = []
+        self._event_rows: list[tuple[Any, ...]] = []
+        self._spool_rows: list[tuple[Any, ...]] = []
+        self._pending_fingerprints: set[tuple[int, int]] = set()
+        self._result = GroupResult()
+        self._serial = 1
+        self.spooled = 0
+        self._recount()
+
+    # -- transactions -----------------------------------------------------------------------------
+
+    def _recount(self) -> None:
+        """Learn from the tables what is held in memory about them."""
+        (highest,) = self._db.execute(
+            "SELECT max((SELECT ifnull(max(position), 0) FROM events),"
+            " (SELECT ifnull(max(id), 0) FROM jobs),"
+            " (SELECT ifnull(max(job), 0) FROM purged),"
+            " (SELECT ifnull(max(value), 0) FROM marks))"
+        ).fetchone()
+        self._serial = highest + 1
+        (self.spooled,) = self._db.execute("SELECT count(*) FROM spool").fetchone()
+
+    def transaction(self, work: Callable[[], T]) -> T:
+        """
+        Do *work* in one transaction: all of it is durable afterwards, or nothing.
+
+        :raises sqlite3.Error: nothing was written; the next transaction starts afresh.
+        """
+        spooled = self.spooled
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            done = work()
+            self._flush()
+            self._db.execute("COMMIT")
+        except BaseException:
+            self.spooled = spooled
+            self._forget()
+            raise
+        self._trim_cache()
+        return done
+
+    def _forget(self) -> None:
+        """Give up the transaction and everything that memory holds of it."""
+        self._cache.clear()
+        self._cached_octets = 0
+        self._dirty.clear()
+        self._event_rows.clear()
+        self._spool_rows.clear()
+        self._pending_fingerprints.clear()
+        with suppress(sqlite3.Error):  # what still holds then shows in ``in_transaction``
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+    def apply(self, group: Sequence[Event], now: float) -> GroupResult:
+        """
+        Enter *group* in its order, in one transaction.
+
+        :param now: seconds since the epoch, the events' time of arrival.
+        :raises sqlite3.Error: nothing of the group was stored.
+        """
+
+        def work() -> GroupResult:
+            self._result = result = GroupResult()
+            for event in group:
+                result.replies.append(self._enter(event, now))
+            return result
+
+        return self.transaction(work)
+
+    # -- one event --------------------------------------------------------------------------------
+
+    def _enter(self, event: Event, now: float) -> Reply:
+        if is_nobody(event.user):
+            return frames.NOBODY
+        unique = event.job_id.unique
+        entry = self._entry(unique)
+        registers = event.type.name == "RegJob"
+        if registers:
+            refusal = self._check_registration(entry, event)
+            if refusal is not None:
+                return refusal
+        if entry is None and not registers:
+            return frames.NOT_REGISTERED
+        mark = fingerprint(event)
+        if entry is not None and self._is_known(entry, mark):
+            self._result.duplicates += 1
+            return frames.OK
+        destination = self._destination(event)
+        if destination and self.spooled >= self.rules.max_spooled:
+            if not self.rules.drops_when_full:
+                return SPOOL_FULL
+            destination = ""
+            self._result.not_forwarded += 1
+        if entry is None:
+            entry = self._new_entry(event)
+        position = self._happen(entry, event, mark, now)
+        if destination:
+            self._spool_rows.append((position, destination, entry.id))
+            self.spooled += 1
+            self._result.destinations.add(destination)
+        if registers:
+            self._make_subjobs(entry, event)
+        self._settle(entry, now)
+        return frames.OK
+
+    def _check_registration(self, entry: _Entry | None, event: Event) -> Reply | None:
+        exclusive = event.priority & PRIORITY_EXCLUSIVE
+        if entry is not None:
+            if comparison_key(event.user) != comparison_key(entry.record.owner):
+                return frames.OTHER_OWNER
+            if exclusive:
+                return frames.EXISTS
+        elif exclusive and self._was_purged(event.job_id.unique):
+            return frames.EXISTS
+        if event.fields.get("nsubjobs", 0) > self.rules.max_subjobs:
+            return TOO_MANY_SUBJOBS
+        return None
+
+    def _was_purged(self, unique: str) -> bool:
+        found = self._db.execute("SELECT 1 FROM purged WHERE unique_part = ?", (unique,))
+        return found.fetchone() is not None
+
+    def _destination(self, event: Event) -> str:
+        """Where the event goes on to; empty: nowhere."""
+        if not self.rules.forwards or event.priority & (PRIORITY_DIRECT | PRIORITY_INTERNAL):
+            return ""
+        server = event.job_id.server
+        return "" if server in self.rules.local_servers else server
+
+    def _next_serial(self) -> int:
+        serial = self._serial
+        self._serial += 1
+        return serial
+
+    def _new_entry(self, event: Event) -> _Entry:
+        record = JobRecord(event.job_id, normal_form(event.user))
+        entry = _Entry(self._next_serial(), record, "", set(), is_new=True)
+        self._cache[event.job_id.unique] = entry
+        self._cached_octets += entry.octets
+        return entry
+
+    def _happen(self, entry: _Entry, event: Event, mark: int, now: float) -> int:
+        """Let *event* happen to the job and to its parents; returns its position."""
+        record = entry.record
+        before, old_class, was_new = record.state, record.child_class, entry.is_new
+        apply(record, event)
+        if event.type.name == "RegJob":
+            entry.parent = _unique_of(record.get("parent_job"))
+        position = self._next_serial()
+        self._event_rows.append(
+            (
+                position,
+                entry.id,
+                mark,
+                event.type.number,
+                event.source,
+                event.level,
+                event.timestamp,
+                int(now),
+                before,
+                record.state,
+                event.line,
+            )
+        )
+        if entry.fingerprints is None:
+            self._pending_fingerprints.add((entry.id, mark))
+        else:
+            entry.fingerprints.add(mark)
+            entry.octets += _FINGERPRINT_OCTETS
+            self._cached_octets += _FINGERPRINT_OCTETS
+            if len(entry.fingerprints) > _REMEMBERED_FINGERPRINTS:
+                self._stop_remembering(entry)
+        self._soil(entry)
+        self._result.stored.append(
+            StoredEvent(
+                position,
+                event,
+                str(record.job_id),
+                record.owner,
+                before,
+                record.state,
+                int(now),
+            )
+        )
+        if record.state != before or was_new:
+            keep = self.rules.keep_seconds.get(record.state)
+            entry.due_at = None if keep is None else now + keep
+        if entry.parent and record.child_class != old_class:
+            self._tell_parent(entry, old_class, event, now)
+        return position
+
+    def _tell_parent(self, child: _Entry, old_class: int, event: Event, now: float) -> None:
+        """Count a child that moved, and log the parent's new state if that changes it."""
+        parent = self._entry(child.parent)
+        if parent is None or parent is child or parent.record.job_type not in COMPOUND:
+            return
+        family.move_child(parent.record, old_class, child.record.child_class)
+        self._soil(parent)
+        state = family.computed_state(parent.record)
+        if state is None or state == parent.record.state:
+            return
+        if self._generation(parent) > _MAX_GENERATIONS:
+            return
+        made = family.collection_event(
+            parent.record,
+            state,
+            str(child.record.job_id),
+            event.type.name,
+            self.rules.host,
+            int(now * MICROSECONDS),
+        )
+        self._happen(parent, made, fingerprint(made), now)
+
+    def _generation(self, entry: _Entry) -> int:
+        depth = 0
+        above: _Entry | None = entry
+        while above is not None and above.parent and depth <= _MAX_GENERATIONS:
+            above = self._entry(above.parent)
+            depth += 1
+        return depth
+
+    def _make_subjobs(self, entry: _Entry, event: Event) -> None:
+        """Create the subjobs that a registration announces, unless they exist."""
+        record = entry.record
+        total = int(record.get("children_num"))
+        if event.fields["jobtype"] not in COUNTING_TYPES or not total:
+            return
+        self._flush()
+        core = ""
+        unique = event.job_id.unique
+        made = []
+        for index in range(total):
+            job_id = subjob(event.job_id, event.get("seed"), index)
+            child = subjob_record(record, job_id)
+            core = core or rows.dump(child.core())
+            made.append(
+                (
+                    self._next_serial(),
+                    job_id.unique,
+                    str(job_id),
+                    record.owner,
+                    comparison_key(record.owner),
+                    child.job_type,
+                    child.state,
+                    unique,
+                    child.entered_at,
+                    child.updated_at,
+                    None,
+                    core,
+                )
+            )
+        self._db.executemany(f"{_INSERT_JOB} ON CONFLICT (unique_part) DO NOTHING", made)
+
+    # -- leaving ----------------------------------------------------------------------------------
+
+    def _settle(self, entry: _Entry, now: float) -> None:
+        """Remove the job, and its family, if it may leave at once."""
+        if entry.due_at is not None and entry.due_at <= now:
+            self.remove_families([self._root(entry)], now, only_due=True)
+
+    def _root(self, entry: _Entry) -> str:
+        """The unique part of the oldest ancestor that is in the store."""
+        seen = set()
+        while entry.parent and entry.parent not in seen:
+            seen.add(entry.record.job_id.unique)
+            above = self._entry(entry.parent)
+            if above is None:
+                break
+            entry = above
+        return entry.record.job_id.unique
+
+    def family_of(self, root: str) -> list[tuple[int, str, str, str, int, int, float | None]]:
+        """
+        A job and everything below it: (id, unique part, job id, owner, state, updated, due).
+
+        Empty when there is no such job.
+        """
+        self._flush()
+        return self._db.execute(
+            "WITH RECURSIVE kin (unique_part, depth) AS ("
+            " SELECT unique_part, 0 FROM jobs WHERE unique_part = ?"
+            " UNION SELECT j.unique_part, k.depth + 1 FROM jobs j JOIN kin k"
+            "  ON j.parent = k.unique_part WHERE k.depth < ?)"
+            " SELECT DISTINCT id, unique_part, job_id, owner, state, updated_at, due_at"
+            " FROM jobs WHERE unique_part IN (SELECT unique_part FROM kin) ORDER BY id",
+            (root, _MAX_GENERATIONS),
+        ).fetchall()
+
+    def remove_families(
+        self, roots: Iterable[str], now: float, *, only_due: bool = False
+    ) -> list[str]:
+        """
+        Remove jobs with all their subjobs; inside a transaction.
+
+        :param only_due: leave a family alone unless each of it may leave by now.
+        :returns: the job ids that went.
+        """
+        gone = []
+        for root in roots:
+            members = self.family_of(root)
+            if only_due and any(due is None or due > now for *_, due in members):
+                continue
+            for number, unique, job_id, owner, *_ in members:
+                self._remove(number, unique, job_id, owner, now)
+                gone.append(job_id)
+        self._result.purged += len(gone)
+        return gone
+
+    def _remove(self, number: int, unique: str, job_id: str, owner: str, now: float) -> None:
+        execute = self._db.execute
+        execute("DELETE FROM jobs WHERE id = ?", (number,))
+        execute("DELETE FROM parts WHERE job = ?", (number,))
+        entry = self._cache.pop(unique, None)
+        if entry is not None:
+            self._cached_octets -= entry.octets
+        keeps = self.rules.stream_keep_seconds > 0 or self._is_spooled(number)
+        execute(
+            "INSERT INTO purged VALUES (?, ?, ?, ?, ?, ?)",
+            (number, unique, job_id, owner, now, int(keeps)),
+        )
+        if not keeps:
+            self._delete_events(number)
+
+    def _is_spooled(self, job: int) -> bool:
+        # Through the index of the job's events: the spool of one job may be anywhere in it.
+        found = self._db.execute(
+            "SELECT 1 FROM events e WHERE e.job = ?"
+            " AND EXISTS (SELECT 1 FROM spool s WHERE s.position = e.position) LIMIT 1",
+            (job,),
+        )
+        return found.fetchone() is not None
+
+    def _delete_events(self, job: int) -> None:
+        (highest,) = self._db.execute(
+            "SELECT max(position) FROM events WHERE job = ?", (job,)
+        ).fetchone()
+        if highest is not None:
+            self._db.execute("DELETE FROM events WHERE job = ?", (job,))
+            self._raise_mark("trimmed", highest)
+        self._raise_mark("serial", self._serial)
+
+    def _raise_mark(self, name: str, value: int) -> None:
+        self._db.execute(
+            "INSERT INTO marks VALUES (?, ?) ON CONFLICT (name)"
+            " DO UPDATE SET value = max(value, excluded.value)",
+            (name, value),
+        )
+
+    def sweep(self, now: float, most: int) -> int:
+        """
+        Remove jobs that are due, with their families; at most *most* roots at a time.
+
+        :returns: how many jobs went.
+        """
+
+        def work() -> int:
+            found = self._db.execute(
+                "SELECT unique_part FROM jobs j WHERE due_at <= ? AND (parent IS NULL OR NOT"
+                " EXISTS (SELECT 1 FROM jobs p WHERE p.unique_part = j.parent))"
+                " AND NOT EXISTS (SELECT 1 FROM jobs c WHERE c.parent = j.unique_part"
+                "  AND (c.due_at IS NULL OR c.due_at > ?))"
+                " ORDER BY due_at LIMIT ?",
+                (now, now, most),
+            ).fetchall()
+            return len(self.remove_families([unique for (unique,) in found], now, only_due=True))
+
+        return self.transaction(work)
+
+    def trim(self, now: float, remember_seconds: float, most: int) -> int:
+        """
+        Drop events of purged jobs that nobody is owed any more, and forget old purges.
+
+        :param remember_seconds: how long a purged id is told from an unknown one.
+        :returns: how many jobs' events went.
+        """
+
+        def work() -> int:
+            found = self._db.execute(
+                "SELECT job FROM purged WHERE keeps_events AND purged_at <= ?"
+                " ORDER BY purged_at LIMIT ?",
+                (now - self.rules.stream_keep_seconds, most),
+            ).fetchall()
+            dropped = 0
+            for (job,) in found:
+                if not self._is_spooled(job):
+                    self._delete_events(job)
+                    self._db.execute("UPDATE purged SET keeps_events = 0 WHERE job = ?", (job,))
+                    dropped += 1
+            self._db.execute(
+                "DELETE FROM purged WHERE job IN (SELECT job FROM purged"
+                " WHERE purged_at <= ? AND NOT keeps_events ORDER BY purged_at LIMIT ?)",
+                (now - remember_seconds, most),
+            )
+            return dropped
+
+        return self.transaction(work)
+
+    def reschedule(self, now: float) -> None:
+        """
+        Give every job the time of leaving that the present rules say.
+
+        For the start of the service: the rules may have changed since the file was written.
+        Jobs that already had a time keep it if the rules still remove their state.
+        """
+
+        def work() -> None:
+            states = list(self.rules.keep_seconds)
+            marks = ", ".join("?" * len(states))
+            self._db.execute(
+                f"UPDATE jobs SET due_at = NULL WHERE due_at IS NOT NULL"
+                f" AND state NOT IN ({marks})",
+                states,
+            )
+            for state, keep in self.rules.keep_seconds.items():
+                self._db.execute(
+                    "UPDATE jobs SET due_at = ? WHERE state = ? AND (due_at IS NULL OR due_at > ?)",
+                    (now + keep, state, now + keep),
+                )
+
+        self.transaction(work)
+        self._cache.clear()
+        self._cached_octets = 0
+
+    # -- purges asked for -------------------------------------------------------------------------
+
+    def purge_candidates(self, timeouts: Sequence[float | None], now: float) -> list[str]:
+        """
+        Unique parts of the roots whose whole family is older than its states' time-outs.
+
+        :param timeouts: seconds by state number; None: never.
+        """
+        older = " OR ".join(
+            f"(j.state = {state} AND ? - j.updated_at / {MICROSECONDS} > ?)"
+            for state, seconds in enumerate(timeouts)
+            if seconds is not None
+        )
+        if not older:
+            return []
+        limits: list[float] = []
+        for seconds in timeouts:
+            if seconds is not None:
+                limits += [int(now), seconds]
+        found = self._db.execute(
+            f"SELECT unique_part FROM jobs j WHERE ({older}) AND (parent IS NULL OR NOT EXISTS"
+            " (SELECT 1 FROM jobs p WHERE p.unique_part = j.parent)) ORDER BY unique_part",
+            limits,
+        ).fetchall()
+        return [unique for (unique,) in found if self._all_older(unique, timeouts, now)]
+
+    def _all_older(self, root: str, timeouts: Sequence[float | None], now: float) -> bool:
+        for *_, state, updated_at, _ in self.family_of(root):
+            seconds = timeouts[state]
+            if seconds is None or not int(now) - updated_at // MICROSECONDS > seconds:
+                return False
+        return True
+
+    def purge(
+        self,
+        roots: Sequence[str],
+        now: float,
+        *,
+        timeouts: Sequence[float | None] | None = None,
+        dump: Path | None = None,
+        really: bool = True,
+    ) -> list[str]:
+        """
+        Remove *roots* and their families in one transaction.
+
+        :param timeouts: check again that each family is old enough; None: it does not matter.
+        :param dump: append the events to this file first, synced before they go.
+        :param really: False: only say what would go.
+        :returns: job ids that went.
+        """
+
+        def work() -> list[str]:
+            chosen = [
+                root for root in roots if timeouts is None or self._all_older(root, timeouts, now)
+            ]
+            if dump is not None and really:
+                self._dump(chosen, dump)
+            if not really:
+                return [job_id for root in chosen for _, _, job_id, *_ in self.family_of(root)]
+            return self.remove_families(chosen, now)
+
+        return self.transaction(work)
+
+    def _dump(self, roots: Iterable[str], path: Path) -> None:
+        with open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            for root in roots:
+                for number, *_ in self.family_of(root):
+                    lines = self._db.execute(
+                        "SELECT arrived, line FROM events WHERE job = ? ORDER BY position",
+                        (number,),
+                    )
+                    for arrived, line in lines:
+                        stamp = time_text(arrived * MICROSECONDS).encode("ascii")
+                        file.write(b"DG.ARRIVED=%s %s\n" % (stamp, line.rstrip(b"\n")))
+            file.flush()
+            os.fsync(file.fileno())
+
+    # -- forwarding and consumers -----------------------------------------------------------------
+
+    def forwarded(self, positions: Sequence[int]) -> None:
+        """Take events out of the spool: their servers have them."""
+
+        def work() -> None:
+            before = self._db.total_changes
+            self._db.executemany(
+                "DELETE FROM spool WHERE position = ?", [(position,) for position in positions]
+            )
+            removed = self._db.total_changes - before
+            self.spooled -= removed
+
+        self.transaction(work)
+
+    def set_cursor(self, name: str, position: int, now: float, most: int) -> bool:
+        """
+        Note how far the consumer *name* has come.
+
+        :param most: consumers that there may be.
+        :returns: False: it would be one more.
+        """
+
+        def work() -> bool:
+            (others,) = self._db.execute(
+                "SELECT count(*) FROM consumers WHERE name <> ?", (name,)
+            ).fetchone()
+            if others >= most:
+                return False
+            self._db.execute(
+                "INSERT INTO consumers VALUES (?, ?, ?) ON CONFLICT (name)"
+                " DO UPDATE SET position = excluded.position, seen_at = excluded.seen_at",
+                (name, position, now),
+            )
+            return True
+
+        return self.transaction(work)
+
+    # -- memory and table -------------------------------------------------------------------------
+
+    def _is_known(self, entry: _Entry, mark: int) -> bool:
+        if entry.fingerprints is not None:
+            return mark in entry.fingerprints
+        if (entry.id, mark) in self._pending_fingerprints:
+            return True
+        found = self._db.execute(
+            "SELECT 1 FROM events WHERE job = ? AND fingerprint = ?", (entry.id, mark)
+        )
+        return found.fetchone() is not None
+
+    def _entry(self, unique: str) -> _Entry | None:
+        entry = self._cache.get(unique)
+        if entry is not None:
+            self._cache.move_to_end(unique)
+            return entry
+        row = self._db.execute(_LOAD_JOB, (unique,)).fetchone()
+        if row is None:
+            return None
+        *columns, parent, due_at = row
+        record = rows.record_from(tuple(columns))
+        number = columns[0]
+        rows.load_parts(self._db, number, record)
+        marks = self._db.execute(
+            "SELECT fingerprint FROM events WHERE job = ? LIMIT ?",
+            (number, _REMEMBERED_FINGERPRINTS + 1),
+        ).fetchall()
+        known = {mark for (mark,) in marks} if len(marks) <= _REMEMBERED_FINGERPRINTS else None
+        entry = _Entry(number, record, parent or "", known, due_at)
+        self._cache[unique] = entry
+        entry.octets = _weight(entry)
+        self._cached_octets += entry.octets
+        return entry
+
+    def _soil(self, entry: _Entry) -> None:
+        if not entry.dirty:
+            entry.dirty = True
+            self._dirty.append(entry)
+
+    def _flush(self) -> None:
+        """Write what waits in memory to the tables, inside the transaction."""
+        if self._dirty:
+            self._flush_jobs()
+        if self._event_rows:
+            self._db.executemany(_INSERT_EVENT, self._event_rows)
+            self._event_rows.clear()
+            self._pending_fingerprints.clear()
+        if self._spool_rows:
+            self._db.executemany("INSERT INTO spool VALUES (?, ?, ?)", self._spool_rows)
+            self._spool_rows.clear()
+
+    def _flush_jobs(self) -> None:
+        inserts: list[tuple[Any, ...]] = []
+        updates: list[tuple[Any, ...]] = []
+        parts: list[tuple[Any, ...]] = []
+        for entry in self._dirty:
+            record = entry.record
+            core = rows.dump(record.core())
+            if entry.is_new:
+                inserts.append(
+                    (
+                        entry.id,
+                        record.job_id.unique,
+                        str(record.job_id),
+                        record.owner,
+                        comparison_key(record.owner),
+                        record.job_type,
+                        record.state,
+                        entry.parent or None,
+                        record.entered_at,
+                        record.updated_at,
+                        entry.due_at,
+                        core,
+                    )
+                )
+                entry.is_new = False
+            else:
+                updates.append(
+                    (
+                        record.job_type,
+                        record.state,
+                        entry.parent or None,
+                        record.entered_at,
+                        record.updated_at,
+                        entry.due_at,
+                        core,
+                        entry.id,
+                    )
+                )
+            entry.dirty = False
+            if record.touched:
+                self._flush_parts(entry, parts)
+                self._weigh(entry)
+        self._dirty.clear()
+        if inserts:
+            self._db.executemany(_INSERT_JOB, inserts)
+        if updates:
+            self._db.executemany(_UPDATE_JOB, updates)
+        if parts:
+            self._db.executemany(_SET_PART, parts)
+
+    def _flush_parts(self, entry: _Entry, parts: list[tuple[Any, ...]]) -> None:
+        record = entry.record
+        for part, key in record.touched:
+            if key is None:
+                self._db.execute(
+                    "DELETE FROM parts WHERE job = ? AND part = ?", (entry.id, part.value)
+                )
+        for part, key in record.touched:
+            if key is None:
+                continue
+            value = record.part_value(part, key)
+            if value is None:
+                self._db.execute(
+                    "DELETE FROM parts WHERE job = ? AND part = ? AND key = ?",
+                    (entry.id, part.value, key),
+                )
+            else:
+                parts.append((entry.id, part.value, key, rows.dump(value)))
+        record.touched.clear()
+
+    def _weigh(self, entry: _Entry) -> None:
+        weight = _weight(entry)
+        self._cached_octets += weight - entry.octets
+        entry.octets = weight
+
+    def _stop_remembering(self, entry: _Entry) -> None:
+        """Leave it to the table to know the events of a job that has this many."""
+        waiting = {mark for _, job, mark, *_ in self._event_rows if job == entry.id}
+        self._pending_fingerprints.update((entry.id, mark) for mark in waiting)
+        entry.fingerprints = None
+        self._weigh(entry)
+
+    def _trim_cache(self) -> None:
+        while self._cached_octets > self.rules.cache_octets and len(self._cache) > 1:
+            _, entry = self._cache.popitem(last=False)
+            self._cached_octets -= entry.octets
+
+
+def _weight(entry: _Entry) -> int:
+    record = entry.record
+    texts = sum(len(value) for value in record.values.values() if type(value) is str)
+    lists = record.destinations, record.nodes, record.failures
+    texts += sum(len(text) + 50 for texts_of in lists for text in texts_of) if any(lists) else 0
+    texts += sum(len(tag.value) + 300 for tag in record.tags.values()) if record.tags else 0
+    texts += sum(len(row.jdl) + 300 for row in record.branches.values())
+    return _ENTRY_OCTETS + texts + _FINGERPRINT_OCTETS * len(entry.fingerprints or ())
+
+
+def _unique_of(job_id: str) -> str:
+    try:
+        return parse_job_id(job_id).unique if job_id else ""
+    except JobIdError:
+        return ""
+
+
+_INSERT_JOB = "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_UPDATE_JOB = (
+    "UPDATE jobs SET job_type = ?, state = ?, parent = ?, entered_at = ?, updated_at = ?,"
+    " due_at = ?, record = ? WHERE id = ?"
+)
+_INSERT_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_SET_PART = (
+    "INSERT INTO parts VALUES (?, ?, ?, ?) ON CONFLICT (job, part, key)"
+    " DO UPDATE SET value = excluded.value"
+)
+_LOAD_JOB = f"SELECT {rows.JOB_COLUMNS}, j.parent, j.due_at FROM jobs j WHERE unique_part = ?"

@@ -1,0 +1,319 @@
+"""The LB proxy as a service."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from twisted.application.service import IService, Service
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from gridnet.interfaces import IJobEvents
+from gridnet.lbproxy.book import JobBook
+from gridnet.lbproxy.config import LbproxyConfig
+from gridnet.lbproxy.connections import BoundedFactory, Budget, listen_unix
+from gridnet.lbproxy.forward import Forwarder
+from gridnet.lbproxy.ledger import LedgerRules
+from gridnet.lbproxy.log import JobEvents
+from gridnet.lbproxy.paths import Side, socket_path
+from gridnet.lbproxy.purging import Purger
+from gridnet.lbproxy.serve_socket import ServeFactory
+from gridnet.lbproxy.store import StoreFile
+from gridnet.lbproxy.store_socket import Identities, StoreFactory
+from gridnet.site import Site
+
+#: How long connections may take to get their last replies when the service stops.
+STOP_SECONDS = 2.0
+
+
+def make_lbproxy(config: LbproxyConfig, site: Site) -> IService:
+    """
+    The LB proxy of *site*.
+
+    :raises ConfigError: paths or identities cannot be used.
+    """
+    return IService(LbproxyService(config, site, os.environ))
+
+
+def rules_of(config: LbproxyConfig) -> LedgerRules:
+    """What *config* says about keeping and forwarding."""
+    forward = config.forward
+    return LedgerRules(
+        host=socket.getfqdn(),
+        keep_seconds=config.keep_by_state(),
+        stream_keep_seconds=config.stream.keep_seconds,
+        forwards=forward.mode != "none" and config.role == "proxy",
+        local_servers=frozenset(name.lower() for name in forward.local_servers),
+        max_spooled=forward.max_spooled,
+        drops_when_full=forward.when_full == "keep",
+        max_subjobs=config.max_subjobs,
+        cache_octets=config.cache_octets,
+    )
+
+
+class LbproxyService(Service):
+    """
+    Two sockets over one store.
+
+    :ivar book: the store.
+    """
+
+    _log = Logger()
+
+    def __init__(self, config: LbproxyConfig, site: Site, environment: Mapping[str, str]) -> None:
+        self._config = config
+        self._reactor = reactor = site.reactor
+        self.paths = {
+            Side.STORE: socket_path(Side.STORE, config.store_socket, environment),
+            Side.SERVE: socket_path(Side.SERVE, config.serve_socket, environment),
+        }
+        self._site = site
+        store = StoreFile(
+            site.config.path(Path(site.section.state_dir) / config.store),
+            config.busy_seconds,
+            config.check_at_start,
+            reactor.seconds,
+        )
+        identities = Identities.from_config(config.identities) if config.check_identity else None
+        self._rules = rules_of(config)
+        self.book = JobBook(config, self._rules, store, reactor)
+        budget = Budget(config.max_buffered_octets)
+        dumps = site.config.path(Path(site.section.state_dir) / config.purge.dump_directory)
+        self._store_factory = StoreFactory(self.book, reactor, budget, identities)
+        self._serve_factory = ServeFactory(
+            self.book, Purger(self.book, dumps, reactor), reactor, budget
+        )
+        self.book.on_room = self._store_factory.release
+        self._forwarder: Forwarder | None = None
+        if self._rules.forwards:
+            self._forwarder = Forwarder(self.book, config.forward, reactor, random.Random())
+        self._sweep = LoopingCall(self._sweep_once)
+        self._sweep.clock = reactor
+        self._ports: list[Any] = []
+        self._ready: Deferred[None] = Deferred()
+        site.starting(self._ready)
+        site.provide(IJobEvents, JobEvents(self.book))
+        site.status.facts["lbproxy"] = self.facts
+        site.status.checks["lbproxy"] = self.check
+        site.status.metrics.register(self)
+
+    # -- start and stop ---------------------------------------------------------------------------
+
+    def startService(self) -> None:
+        """
+        Open the store and the sockets (called by Twisted).
+
+        :raises ConfigError: the store or a path cannot be used; the process ends.
+        """
+        super().startService()
+        _ = self._site.state_dir  # made, and closed to others
+        try:
+            self.book.start()
+            self._listen()
+        except BaseException:
+            self._ready.errback(Failure())
+            for port in self._ports:
+                port.stopListening()
+            raise
+        self._sweep.start(self._config.sweep_seconds, now=False)
+        if self._forwarder is not None:
+            starting = self._forwarder.start()
+            starting.addErrback(lambda failure: self._log.failure("reading the spool", failure))
+        further = [
+            self._listen_further(self._config.store_endpoint, self._store_factory, "store"),
+            self._listen_further(self._config.serve_endpoint, self._serve_factory, "serve"),
+        ]
+        gatherResults(further, consumeErrors=True).addCallbacks(self._started, self._not_started)
+
+    def _listen(self) -> None:
+        config = self._config
+        for side, factory in (
+            (Side.STORE, self._store_factory),
+            (Side.SERVE, self._serve_factory),
+        ):
+            self._ports.append(
+                listen_unix(
+                    self._reactor,
+                    self.paths[side],
+                    factory,
+                    backlog=config.backlog,
+                    mode=config.socket_mode,
+                    group=config.socket_group,
+                    what=f"lbproxy.{side.name.lower()}_socket",
+                )
+            )
+
+    def _listen_further(
+        self, endpoint: str, factory: BoundedFactory, name: str
+    ) -> Deferred[tuple[str, Any]]:
+        if not endpoint:
+            return succeed((name, None))
+        listening = serverFromString(self._reactor, endpoint).listen(factory)
+
+        def bound(port: Any) -> tuple[str, Any]:
+            self._ports.append(port)
+            return name, IListeningPort(port).getHost()
+
+        named: Deferred[tuple[str, Any]] = listening.addCallback(bound)
+        return named
+
+    def _started(self, further: list[tuple[str, Any]]) -> None:
+        addresses: dict[str, str] = {
+            "store": self.paths[Side.STORE],
+            "serve": self.paths[Side.SERVE],
+        }
+        for name, address in further:
+            if address is not None:
+                host = getattr(address, "host", "")
+                addresses[f"{name}_address"] = f"{host}:{getattr(address, 'port', '')}"
+        self._site.announce("lbproxy", addresses)
+        self._log.info(
+            "events at {store}, queries at {serve}",
+            store=addresses["store"],
+            serve=addresses["serve"],
+        )
+        self._ready.callback(None)
+
+    def _not_started(self, failure: Failure) -> None:
+        self._log.failure("a further listener cannot be bound", failure)
+        self._ready.errback(failure)
+
+    def stopService(self) -> Deferred[None]:
+        """Accept nothing more, answer what waits, close the store (called by Twisted)."""
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        if self._sweep.running:
+            self._sweep.stop()
+        ports, self._ports = self._ports, []
+        await gatherResults([maybeDeferred(port.stopListening) for port in ports])
+        if self._forwarder is not None:
+            self._forwarder.stop()
+        await self.book.stop()
+        # Every reply is with its connection now; those that do not take it do not hold us up.
+        for factory in (self._store_factory, self._serve_factory):
+            factory.stopFactory()
+            for connection in list(factory.connections):
+                connection.stream.loseConnection()
+        waited = 0.0
+        while self._connections() and waited < STOP_SECONDS:
+            await _pause(self._reactor, 0.02)
+            waited += 0.02
+        for factory in (self._store_factory, self._serve_factory):
+            factory.abort_all()
+
+    def _connections(self) -> int:
+        return len(self._store_factory.connections) + len(self._serve_factory.connections)
+
+    # -- leaving ----------------------------------------------------------------------------------
+
+    def _sweep_once(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._sweep_and_trim()).addErrback(self._sweep_failed)
+
+    async def _sweep_and_trim(self) -> None:
+        config, now = self._config, self._reactor.seconds()
+        if self._rules.keep_seconds:
+            gone = await self.book.change(lambda ledger: ledger.sweep(now, config.sweep_jobs))
+            if gone:
+                self.book.purged += gone
+                self._log.debug("{count} jobs left", count=gone)
+        await self.book.change(
+            lambda ledger: ledger.trim(now, config.remember_purged_seconds, config.sweep_jobs)
+        )
+
+    def _sweep_failed(self, failure: Failure) -> None:
+        if self.running:
+            self._log.warn("jobs could not be removed: {reason}", reason=failure.getErrorMessage())
+
+    # -- status -----------------------------------------------------------------------------------
+
+    def facts(self) -> Mapping[str, Any]:
+        """For the status pages."""
+        found = {
+            "role": self._config.role,
+            "store socket": self.paths[Side.STORE],
+            "serve socket": self.paths[Side.SERVE],
+            "connections": self._connections(),
+            "queries": self._serve_factory.queries,
+            "refused messages": sum(self._store_factory.refusals.values()),
+            **self.book.facts(),
+        }
+        if self._forwarder is not None:
+            found["forwarding"] = self._forwarder.facts()
+        return found
+
+    def check(self) -> str:
+        """What is wrong, in one line; empty: nothing."""
+        if not self.running:
+            return "not running"
+        return (
+            f"events cannot be stored: {self.book.writer.fault}" if self.book.writer.fault else ""
+        )
+
+    def describe(self) -> list[Any]:
+        """Nothing to say before the first scrape (called by prometheus_client)."""
+        return []
+
+    def collect(self) -> list[Any]:
+        """Metrics (called by prometheus_client)."""
+        book, stores, serves = self.book, self._store_factory, self._serve_factory
+        counters = {
+            "events": ("events stored", book.stored),
+            "duplicates": ("repeated events, answered and not stored again", book.duplicates),
+            "commits": ("groups of events committed", book.writer.counts.groups),
+            "failed_commits": (
+                "groups that could not be written",
+                book.writer.counts.failed_groups,
+            ),
+            "removed_jobs": ("jobs that left", book.purged),
+            "queries": ("requests answered", serves.queries),
+            "deliveries": ("events given to followers", book.hub.delivered),
+            "timed_out_connections": (
+                "connections closed for their time-outs",
+                stores.timed_out + serves.timed_out,
+            ),
+            "refused_connections": (
+                "connections closed for their number",
+                stores.refused + serves.refused,
+            ),
+        }
+        gauges = {
+            "waiting_events": ("events that wait for their commit", book.waiting),
+            "connections": ("open connections", self._connections()),
+            "followers": ("followers of the event stream", book.hub.followers),
+        }
+        if self._forwarder is not None:
+            counts = self._forwarder.counts
+            counters["forwarded"] = ("events taken by their servers", counts.delivered)
+            counters["not_wanted"] = ("events refused for good by their servers", counts.dropped)
+        found: list[Any] = [
+            CounterMetricFamily(f"gridnet_lbproxy_{name}", text, value=value)
+            for name, (text, value) in counters.items()
+        ]
+        found += [
+            GaugeMetricFamily(f"gridnet_lbproxy_{name}", text, value=value)
+            for name, (text, value) in gauges.items()
+        ]
+        refusals = CounterMetricFamily(
+            "gridnet_lbproxy_refusals", "messages refused", labels=["major"]
+        )
+        for major, count in sorted(stores.refusals.items()):
+            refusals.add_metric([str(major)], count)
+        return [*found, refusals]
+
+
+def _pause(reactor: Any, seconds: float) -> Deferred[None]:
+    waiting: Deferred[None] = Deferred()
+    reactor.callLater(seconds, waiting.callback, None)
+    return waiting

@@ -1,0 +1,234 @@
+"""The store socket: events come in here (docs/protocols/lbproxy.rst, "Store protocol")."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import define, frozen
+from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from gridnet.lbproxy import events, frames
+from gridnet.lbproxy.book import JobBook
+from gridnet.lbproxy.connections import BoundedConnection, BoundedFactory, Budget, Peer, users_of
+from gridnet.lbproxy.events import Event, EventError
+from gridnet.lbproxy.frames import BodyError, FrameReader, Major, Reply
+from gridnet.lbproxy.identity import comparison_key
+
+OTHER_USER = Reply(Major.PERMISSION, 0, "DG.USER is not a name of the user at the socket")
+
+
+@frozen
+class Identities:
+    """Which names local users may log under."""
+
+    #: user number -> keys of names; ``*`` for any
+    names: Mapping[int, frozenset[str]]
+
+    @classmethod
+    def from_config(cls, identities: Mapping[str, tuple[str, ...]]) -> Identities:
+        """
+        As ``[lbproxy] identities`` says.
+
+        :raises ConfigError: a user that this host does not know.
+        """
+        users = users_of(identities)
+        return cls(
+            {
+                uid: frozenset(
+                    name if name == "*" else comparison_key(name) for name in identities[key]
+                )
+                for uid, key in users.items()
+            }
+        )
+
+    def allow(self, peer: Peer | None, name: str) -> bool:
+        """Whether *peer* may log as *name*; one that is not on a UNIX socket may not."""
+        if peer is None:
+            return False
+        allowed = self.names.get(peer.uid, frozenset())
+        return "*" in allowed or comparison_key(name) in allowed
+
+
+class StoreFactory(BoundedFactory):
+    """
+    Makes store connections.
+
+    :ivar refusals: messages refused since the start, by first number of the reply.
+    """
+
+    def __init__(
+        self, book: JobBook, clock: Any, budget: Budget, identities: Identities | None
+    ) -> None:
+        config = book.config
+        super().__init__(clock, config.max_connections, config.idle_seconds, config.request_seconds)
+        self.book = book
+        self.identities = identities
+        self.refusals: dict[int, int] = {}
+        self._budget = budget
+        self._held: set[StoreConnection] = set()
+
+    def make_connection(self) -> StoreConnection:
+        """A store connection."""
+        return StoreConnection(self._budget)
+
+    def hold(self, connection: StoreConnection) -> None:
+        """*connection* reads nothing until there is room."""
+        self._held.add(connection)
+
+    def release(self) -> None:
+        """There is room again."""
+        held, self._held = self._held, set()
+        for connection in held:
+            connection.read_on()
+
+    def forget(self, connection: StoreConnection) -> None:
+        """*connection* is gone."""
+        self._held.discard(connection)
+
+
+@define(slots=True, eq=False)
+class _Slot:
+    """The place of one reply in the order of messages."""
+
+    octets: bytes | None = None
+
+
+@implementer(IHalfCloseableProtocol)
+class StoreConnection(BoundedConnection):
+    """One client: any number of messages, answered in their order."""
+
+    factory: StoreFactory
+    _log = Logger()
+
+    def __init__(self, budget: Budget) -> None:
+        super().__init__(budget)
+        self._slots: deque[_Slot] = deque()
+        self._reader: FrameReader | None = None
+        self._held = False
+        self._ending = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether some message waits for its commit."""
+        return bool(self._slots)
+
+    def connectionMade(self) -> None:
+        """Start (called by Twisted)."""
+        super().connectionMade()
+        self._reader = FrameReader(self.factory.book.config.max_message_octets)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take octets (called by Twisted)."""
+        reader = self._reader
+        if reader is None or self._ending:
+            return
+        bodies = reader.receive(data)
+        for body in bodies:
+            self._take(body)
+        if reader.fault is not None:
+            self._log.warn(
+                "{peer}: {reason}; connection closed",
+                peer=str(self.peer),
+                reason=str(reader.fault),
+            )
+            self._end()
+            return
+        if not self.note_progress(reader.expected_octets, reader.in_frame):
+            return
+        book = self.factory.book
+        if len(self._slots) >= book.config.max_pipelined or book.is_full:
+            self._hold(book.is_full)
+
+    def _take(self, body: bytes) -> None:
+        slot = _Slot()
+        self._slots.append(slot)
+        try:
+            event = events.parse(frames.event_line(body))
+        except BodyError:
+            self._answer(slot, frames.UNREADABLE)
+            return
+        except EventError as error:
+            self._answer(slot, Reply(Major.PROTOCOL, error.number, str(error)))
+            return
+        if not self._may(event):
+            self._answer(slot, OTHER_USER)
+            return
+        self.factory.book.submit(event, lambda reply: self._answer(slot, reply))
+
+    def _may(self, event: Event) -> bool:
+        identities = self.factory.identities
+        if identities is None or identities.allow(self.peer, event.user):
+            return True
+        self._log.warn("{peer}: may not log as {user}", peer=str(self.peer), user=event.user)
+        return False
+
+    def _answer(self, slot: _Slot, reply: Reply) -> None:
+        if reply is frames.OK:
+            slot.octets = frames.OK_FRAME
+        else:
+            slot.octets = frames.encode_reply(reply)
+            refusals = self.factory.refusals
+            if not reply.ok:
+                refusals[reply.major] = refusals.get(reply.major, 0) + 1
+        slots = self._slots
+        if slots and slots[0] is slot:
+            self._flush()
+
+    def _flush(self) -> None:
+        slots = self._slots
+        ready = []
+        while slots and slots[0].octets is not None:
+            ready.append(slots.popleft().octets or b"")
+        if self.transport is None or self not in self.factory.connections:
+            return
+        self.active_at = self.factory.clock.seconds()
+        self.transport.write(ready[0] if len(ready) == 1 else b"".join(ready))
+        if slots:
+            return
+        if self._ending:
+            self.transport.loseConnection()
+        elif self._held:
+            self.read_on()
+
+    def _end(self) -> None:
+        """Read nothing more; close once all is answered."""
+        self._ending = True
+        if self.transport is not None:
+            self.stream.pauseProducing()
+            if not self._slots:
+                self.transport.loseConnection()
+
+    def _hold(self, everywhere: bool) -> None:
+        if not self._held:
+            self._held = True
+            self.stream.pauseProducing()
+        if everywhere:
+            self.factory.hold(self)
+
+    def read_on(self) -> None:
+        """Read again after a hold."""
+        if self._held and self in self.factory.connections and not self._ending:
+            if self.factory.book.is_full:
+                self.factory.hold(self)
+                return
+            self._held = False
+            self.stream.resumeProducing()
+
+    def readConnectionLost(self) -> None:
+        """The peer sends no more but may still read (called by Twisted)."""
+        self._ending = True
+        if not self._slots:
+            self.stream.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """The peer reads no more (called by Twisted)."""
+        self.stream.loseConnection()
+
+    def connectionLost(self, reason: Any = None) -> None:
+        """The end (called by Twisted)."""
+        super().connectionLost(reason)
+        self.factory.forget(self)

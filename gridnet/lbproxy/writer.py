@@ -1,0 +1,252 @@
+"""
+The one thread that writes: it takes what waits, commits it as one group, then tells.
+
+Events that come while a group is being committed form the next one, so the number of commits
+follows the speed of the disk and not the number of events.
+"""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from attrs import define, frozen
+
+from gridnet.lbproxy.events import Event
+from gridnet.lbproxy.frames import Major, Reply
+from gridnet.lbproxy.ledger import GroupResult, Ledger, LedgerRules
+from gridnet.lbproxy.store import StoreFile, failure_reply
+
+#: Told about one event, in the thread that *deliver* brings it to.
+ReplyCallback = Callable[[Reply], None]
+
+INTERNAL_ERROR = Reply(Major.DATABASE, errno.EIO, "internal error; see the log of the service")
+STOPPING = Reply(Major.DATABASE, errno.EAGAIN, "the service is stopping")
+
+
+@frozen(slots=True, eq=False)
+class _Submission:
+    event: Event
+    done: ReplyCallback
+
+
+@frozen(slots=True, eq=False)
+class _Chore:
+    work: Callable[[Ledger], Any]
+    done: Callable[[Any], None]
+    failed: Callable[[BaseException], None]
+
+
+@frozen(slots=True)
+class GroupReport:
+    """What *committed* is told about each group."""
+
+    result: GroupResult
+    seconds: float  #: that the transaction took
+
+
+@define(slots=True)
+class WriterCounts:
+    """Counters since the start, written by the thread, read by anyone."""
+
+    groups: int = 0
+    events: int = 0  #: stored
+    failed_groups: int = 0
+
+
+class Writer:
+    """
+    Owns the writing connection.
+
+    :param deliver: brings a callable to the thread of the callers (``reactor.callFromThread``).
+    :param committed: told about each group of events, in that thread, after the replies.
+    :param failed: told about faults that are ours, in that thread.
+    :param clock: seconds since the epoch.
+    :param max_group: most events in one commit.
+    :ivar fault: why the last attempt to write failed; empty when it did not.
+    """
+
+    def __init__(
+        self,
+        store: StoreFile,
+        rules: LedgerRules,
+        *,
+        deliver: Callable[..., object],
+        committed: Callable[[GroupReport], None],
+        failed: Callable[[BaseException], None],
+        clock: Callable[[], float],
+        max_group: int = 512,
+    ) -> None:
+        self.fault = ""
+        self.counts = WriterCounts()
+        self._store = store
+        self._rules = rules
+        self._deliver = deliver
+        self._committed = committed
+        self._failed = failed
+        self._clock = clock
+        self._max_group = max_group
+        self._queue: SimpleQueue[_Submission | _Chore | None] = SimpleQueue()
+        self._ledger: Ledger | None = None
+        self._connection: sqlite3.Connection | None = None
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="lbproxy-writer", daemon=True)
+
+    def start(self) -> None:
+        """
+        Open the connection and start the thread.
+
+        :raises sqlite3.Error: the store cannot be written.
+        """
+        self._open().reschedule(self._clock())
+        self._thread.start()
+
+    def submit(self, event: Event, done: ReplyCallback) -> None:
+        """Store *event*; *done* gets the reply once it is durable, or refused."""
+        if self._stopped:
+            done(STOPPING)
+        else:
+            self._queue.put(_Submission(event, done))
+
+    def run(
+        self,
+        work: Callable[[Ledger], Any],
+        done: Callable[[Any], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        """Have *work* done on the ledger, between groups; one of *done* and *failed* is called."""
+        if self._stopped:
+            failed(RuntimeError("the store is closed"))
+        else:
+            self._queue.put(_Chore(work, done, failed))
+
+    def stop(self) -> None:
+        """
+        Take nothing more; what waits is still written and told.
+
+        Wait for :meth:`join` elsewhere than in the thread of the callers.
+        """
+        if not self._stopped:
+            self._stopped = True
+            self._queue.put(None)
+
+    def join(self) -> None:
+        """Block until the thread is through and the connection closed."""
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    # -- in the thread ----------------------------------------------------------------------------
+
+    def _open(self) -> Ledger:
+        if self._ledger is None:
+            connection = self._store.connect()
+            try:
+                self._ledger = Ledger(connection, self._rules)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._ledger
+
+    def _drop_connection(self) -> None:
+        self._ledger = None
+        if self._connection is not None:
+            with suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+
+    def _run(self) -> None:
+        queue = self._queue
+        while True:
+            item = queue.get()
+            group: list[_Submission] = []
+            ending = False
+            while True:
+                if isinstance(item, _Submission):
+                    group.append(item)
+                    if len(group) >= self._max_group:
+                        break
+                else:
+                    self._commit(group)
+                    group = []
+                    if item is None:
+                        ending = True
+                        break
+                    self._do(item)
+                try:
+                    item = queue.get_nowait()
+                except Empty:
+                    break
+            self._commit(group)
+            if ending:
+                break
+        if self._connection is not None:
+            with suppress(sqlite3.Error):
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._drop_connection()
+
+    def _commit(self, group: list[_Submission]) -> None:
+        if not group:
+            return
+        try:
+            report = self._apply([one.event for one in group])
+        except sqlite3.Error as error:
+            self._write_failed(error)
+            replies = [failure_reply(error)] * len(group)
+            self._deliver(_tell, group, replies, None, self._committed)
+        except Exception as error:
+            # A fault of ours in one event must not cost the others theirs.
+            self._deliver(self._failed, error)
+            if len(group) == 1:
+                self._deliver(_tell, group, [INTERNAL_ERROR], None, self._committed)
+            else:
+                for one in group:
+                    self._commit([one])
+        else:
+            self.fault = ""
+            self.counts.groups += 1
+            self.counts.events += len(report.result.stored)
+            self._deliver(_tell, group, report.result.replies, report, self._committed)
+
+    def _apply(self, events: list[Event]) -> GroupReport:
+        start = self._clock()
+        result = self._open().apply(events, start)
+        return GroupReport(result, self._clock() - start)
+
+    def _write_failed(self, error: sqlite3.Error) -> None:
+        self.counts.failed_groups += 1
+        self.fault = failure_reply(error).text
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        busy = code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        if self._connection is None or self._connection.in_transaction or not busy:
+            # Whatever it was may be mended from outside: look at the file afresh next time.
+            self._drop_connection()
+
+    def _do(self, chore: _Chore) -> None:
+        try:
+            done = chore.work(self._open())
+        except sqlite3.Error as error:
+            self._write_failed(error)
+            self._deliver(chore.failed, error)
+        except Exception as error:
+            self._deliver(chore.failed, error)
+        else:
+            self.fault = ""
+            self._deliver(chore.done, done)
+
+
+def _tell(
+    group: list[_Submission],
+    replies: list[Reply],
+    report: GroupReport | None,
+    committed: Callable[[GroupReport], None],
+) -> None:
+    for one, reply in zip(group, replies, strict=True):
+        one.done(reply)
+    if report is not None:
+        committed(report)
