@@ -79,10 +79,12 @@ def stalls(count: int, seconds: float) -> tuple[float, int]:
             worst[0] = max(worst[0], now - worst[1] - 0.001)
             worst[1] = now
 
+        text = definitions(count)
+
         async def reload() -> None:
             until = time.perf_counter() + seconds
             while time.perf_counter() < until:
-                path.write_text(f"{definitions(count)}\nNow{watch.loads} DNS :1\n")
+                path.write_text(f"{text}\nNow{watch.loads} DNS :1\n")
                 await watch.reload()
             reactor.stop()
 

@@ -52,18 +52,17 @@ class LocalService:
     def in_force(self) -> Entry | None:
         """What the table says of it; None: nothing, it is off."""
         standing, entry = self.standing, self.configured
+        if standing is _AS_CONFIGURED:
+            return entry
         verdict = standing.verdict
         if verdict.state is State.OFF:
             return None
         rate = self.base_rate
-        info = entry.info
-        if standing is not _AS_CONFIGURED:
-            # The sign of a rate that somebody has set is kept.
-            rate = verdict.rate(abs(rate)) * (-1.0 if rate < 0 else 1.0)
-            info = evolve(info, rate=rate)
+        # The sign of a rate that somebody has set is kept.
+        rate = verdict.rate(abs(rate)) * (-1.0 if rate < 0 else 1.0)
         return evolve(
             entry,
-            info=info,
+            info=evolve(entry.info, rate=rate),
             penalty=standing.penalty,
             reserved=standing.reserved or verdict.state is State.RESERVED,
         )

@@ -83,12 +83,13 @@ class ServerInfo:
         Plain numbers and texts, since tables and skip lists hash thousands of these.
         """
         hidden = self.hidden_type
+        # int() is several times as fast as the flag's value.
         return (
-            self.type.value,
+            int(self.type),
             self.host,
             self.port,
             self.arguments,
-            0 if hidden is None else hidden.value,
+            0 if hidden is None else int(hidden),
         )
 
 
