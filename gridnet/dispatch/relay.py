@@ -299,7 +299,7 @@ class Relay:
         self._kept: list[bytes] = []  # of the body: not sent yet, or to be sent again
         self._kept_octets = 0
         self._replayable = True  # what is kept is all of the body so far
-        self._body_whole = False
+        self._body_whole = self._head.framing.empty
         self._replied = False
         self._chunked_reply = False
         self._keep = False

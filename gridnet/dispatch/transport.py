@@ -26,6 +26,8 @@ def _send_at_once(transport: Any, data: bytes) -> bytes:
         or transport._writeDisconnecting
         or transport._aborting
         or not transport.connected
+        # Who waits to be asked for more is asked when the reactor has written what there was.
+        or (not transport.streamingProducer and transport.producer is not None)
     ):
         return data
     try:

@@ -263,13 +263,10 @@ class Conversation(TwistedProtocol):
         return waiting
 
     def _look(self) -> None:
-        still = []
-        for test, waiting in self._waiting:
-            if test(self.received):
-                waiting.callback(self.received)
-            else:
-                still.append((test, waiting))
-        self._waiting = still
+        done = [pair for pair in self._waiting if pair[0](self.received)]
+        self._waiting = [pair for pair in self._waiting if pair not in done]
+        for _, waiting in done:
+            waiting.callback(self.received)
 
 
 def serving(make: Callable[[], TwistedProtocol]) -> Factory:
