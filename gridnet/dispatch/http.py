@@ -356,6 +356,7 @@ class HttpConnection(TwistedProtocol):
         elif self._above is not None:
             if not self._above._handshaken and silent > config.tls_handshake_seconds:
                 self.factory.refused["tls handshake"] += 1
+                self._closing = True
                 self.transport.abortConnection()
         elif self._exchange is not None or self._body is not None:
             self._sweep_exchange(silent)

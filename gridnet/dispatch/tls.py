@@ -252,6 +252,11 @@ class TlsLayer(TLSMemoryBIOProtocol):
         if self._handshakeDone and not self._appSendBuffer:
             self._shutdownTLS()
 
+    def abortConnection(self) -> None:
+        """Cut the connection off, if there still is one."""
+        if self._tlsConnection is not None:
+            super().abortConnection()
+
     def _checkHandshakeStatus(self) -> None:
         super()._checkHandshakeStatus()
         if self._output_ended and self._handshakeDone and not self._appSendBuffer:
