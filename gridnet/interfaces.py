@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from typing import Any
-
 from zope.interface import Attribute, Interface
 
 from gridnet.table.way_in import (
