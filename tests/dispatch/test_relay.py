@@ -126,11 +126,11 @@ class Stage(TestCase):
         number: int = port.getHost().port
         return number
 
-    def start(self, table: str, **config: Any) -> int:
+    def start(self, table: str, office: Any = None, **config: Any) -> int:
         """Start the dispatcher; ``{port}`` in *table* is the played server's."""
         settings = {"drain_seconds": 0.0, **config}
         text = table.replace("{port}", str(self.backend_port))
-        self.front = make_front(make_table(text), self.core, DispatchConfig(**settings))
+        self.front = make_front(make_table(text), self.core, DispatchConfig(**settings), office)
         self.front.start()
         self.dispatch_port = self.listen(self.front.factory)
         return self.dispatch_port
