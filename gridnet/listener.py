@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.application.internet import StreamServerEndpointService
+from twisted.internet import tcp
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import (
@@ -55,3 +56,42 @@ class Listener(StreamServerEndpointService):
 def listener(endpoint: str, factory: IProtocolFactory, reactor: Any) -> Listener:
     """A :class:`Listener` at the endpoint string *endpoint* (``tcp:8080``, ``unix:/run/x``)."""
     return Listener(serverFromString(reactor, endpoint), factory)
+
+
+class ListeningReactor:
+    """
+    A reactor as stream endpoints see it, whose ports are of a class of our choice.
+
+    Endpoint strings (``tcp:8080``, ``systemd:domain=INET:index=0``) end in one of two calls, which
+    are answered here; everything else is the real reactor's.
+
+    :ivar ports: the ports made so far.
+    """
+
+    def __init__(self, reactor: Any, port: type[tcp.Port], backlog: int = 50) -> None:
+        self._reactor = reactor
+        self._port = port
+        self._backlog = backlog
+        self.ports: list[tcp.Port] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def listenTCP(
+        self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
+    ) -> tcp.Port:
+        """Called by endpoints; see :class:`twisted.internet.interfaces.IReactorTCP`."""
+        backlog = max(backlog, self._backlog)
+        listening = self._port(port, factory, backlog, interface, self._reactor)
+        listening.startListening()
+        self.ports.append(listening)
+        return listening
+
+    def adoptStreamPort(self, fd: int, family: int, factory: IProtocolFactory) -> tcp.Port:
+        """Called by endpoints; see :class:`twisted.internet.interfaces.IReactorSocket`."""
+        listening: tcp.Port = self._port._fromListeningDescriptor(
+            self._reactor, fd, family, factory
+        )
+        listening.startListening()
+        self.ports.append(listening)
+        return listening

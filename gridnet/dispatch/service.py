@@ -18,11 +18,11 @@ from gridnet.dispatch.front import Front
 from gridnet.dispatch.metrics import DispatchCollector, facts
 from gridnet.dispatch.tally import Tally
 from gridnet.dispatch.tls import ClientTls, ServerTls, client_context, self_signed, server_context
-from gridnet.dispatch.transport import HeldPort, ListeningReactor, PromptPort
+from gridnet.dispatch.transport import HeldPort, PromptPort
 from gridnet.dispatch.workers import Crew
 from gridnet.errors import ConfigError, Fault
 from gridnet.interfaces import IProgramLauncher, ITableFollower, ITicketOffice
-from gridnet.listener import listener
+from gridnet.listener import ListeningReactor, listener
 from gridnet.site import Site
 
 _ANY_ADDRESS = frozenset(["0.0.0.0", "::"])

@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from twisted.internet import tcp
-from twisted.internet.interfaces import IProtocolFactory
 
 
 def _send_at_once(transport: Any, data: bytes) -> bytes:
@@ -98,45 +97,6 @@ class PromptConnector(tcp.Connector):
 
     def _makeTransport(self) -> PromptClient:
         return PromptClient(self.host, self.port, self.bindAddress, self, self.reactor)
-
-
-class ListeningReactor:
-    """
-    A reactor as stream endpoints see it, whose ports are of a class of our choice.
-
-    Endpoint strings (``tcp:8080``, ``systemd:domain=INET:index=0``) end in one of two calls, which
-    are answered here; everything else is the real reactor's.
-
-    :ivar ports: the ports made so far.
-    """
-
-    def __init__(self, reactor: Any, port: type[tcp.Port], backlog: int = 50) -> None:
-        self._reactor = reactor
-        self._port = port
-        self._backlog = backlog
-        self.ports: list[tcp.Port] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reactor, name)
-
-    def listenTCP(
-        self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
-    ) -> tcp.Port:
-        """Called by endpoints; see :class:`twisted.internet.interfaces.IReactorTCP`."""
-        backlog = max(backlog, self._backlog)
-        listening = self._port(port, factory, backlog, interface, self._reactor)
-        listening.startListening()
-        self.ports.append(listening)
-        return listening
-
-    def adoptStreamPort(self, fd: int, family: int, factory: IProtocolFactory) -> tcp.Port:
-        """Called by endpoints; see :class:`twisted.internet.interfaces.IReactorSocket`."""
-        listening: tcp.Port = self._port._fromListeningDescriptor(
-            self._reactor, fd, family, factory
-        )
-        listening.startListening()
-        self.ports.append(listening)
-        return listening
 
 
 def connect(

@@ -38,9 +38,10 @@ from gridnet.dispatch.channel import VERSION, FrameReader, Run, frame
 from gridnet.dispatch.config import DispatchConfig
 from gridnet.dispatch.front import Front
 from gridnet.dispatch.tls import ClientTls, ServerTls, client_context, server_context
-from gridnet.dispatch.transport import ListeningReactor, SharedPort
+from gridnet.dispatch.transport import SharedPort
 from gridnet.dispatch.upstream import Place
 from gridnet.errors import GridnetError, LocalProtocolError
+from gridnet.listener import ListeningReactor
 from gridnet.table.address_range import AddressRanges
 from gridnet.table.model import ServiceTable
 
