@@ -91,20 +91,26 @@ class Catalogue:
         initial: Iterable[str] | None = None,
         event_names: Mapping[int, str] | None = None,
     ) -> None:
-        self.types = tuple(sorted(types, key=lambda each: each.number))
-        self.by_name: Mapping[str, ObjectType] = {each.name: each for each in self.types}
-        self.by_number: Mapping[int, ObjectType] = {each.number: each for each in self.types}
+        self.types: tuple[ObjectType, ...] = ()
+        self.by_name: dict[str, ObjectType] = {}
+        self.by_number: dict[int, ObjectType] = {}
         self._meaning: dict[int, tuple[ObjectType, Action]] = {}
-        for each in self.types:
-            for event in each.also:
-                self._meaning[event] = (each, Action.MODIFY)
-        for each in self.types:
-            for action, event in each.events.items():
-                self._meaning[event] = (each, action)
-        order = list(initial) if initial is not None else [t.name for t in self.types]
+        self.highest_event = max(OBLIGATORY)
+        for each in sorted(types, key=lambda kind: kind.number):
+            self._add(each)
+        order: Iterable[str] = self.by_name if initial is None else initial
         self.initial = tuple(self.by_name[name] for name in order if self.by_name[name].list_event)
-        self.highest_event = max([*self._meaning, *OBLIGATORY])
         self._event_names = dict(event_names or {})
+
+    def _add(self, kind: ObjectType) -> None:
+        self.types = (*self.types, kind)
+        self.by_name[kind.name] = kind
+        self.by_number[kind.number] = kind
+        for event in kind.also:
+            self._meaning[event] = (kind, Action.MODIFY)
+        for action, event in kind.events.items():
+            self._meaning[event] = (kind, action)
+        self.highest_event = max(self.highest_event, *kind.all_events, 0)
 
     def meaning(self, event: int) -> tuple[ObjectType, Action] | None:
         """Type and action of an event number; None: unknown."""
@@ -302,10 +308,26 @@ FIRST_OWN_EVENT = 1000
 OWN_KEY = "key"
 
 
-def own_catalogue(names: Iterable[str]) -> Catalogue:
-    """A catalogue of lists *names*, whose elements are told apart by their attribute ``key``."""
-    types = [
-        ObjectType(
+class OwnCatalogue(Catalogue):
+    """
+    gridnet's own lists: types that are only names, made as they come up.
+
+    Their numbers mean nothing outside of one process; the wire has names.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        fixed = ("SHUTDOWN", "MARK_4_REGISTRATION")
+        super().__init__([each for each in _GRID_ENGINE_TYPES if each.name in fixed])
+        for name in names:
+            self.own(name)
+
+    def own(self, name: str) -> ObjectType:
+        """The type of the list *name*, whose elements have their key as attribute ``key``."""
+        known = self.by_name.get(name)
+        if known is not None:
+            return known
+        place = len(self.types) - 2
+        kind = ObjectType(
             100 + place,
             name,
             key=OWN_KEY,
@@ -313,9 +335,10 @@ def own_catalogue(names: Iterable[str]) -> Catalogue:
             shape=Shape.KEYED,
             events=_row(FIRST_OWN_EVENT + 4 * place),
         )
-        for place, name in enumerate(sorted(set(names)))
-    ]
-    fixed = [
-        each for each in _GRID_ENGINE_TYPES if each.name in ("SHUTDOWN", "MARK_4_REGISTRATION")
-    ]
-    return Catalogue([*fixed, *types])
+        self._add(kind)
+        self.initial = (*self.initial, kind)
+        return kind
+
+    def find(self, name: str | int) -> ObjectType:
+        """The type of that name or number."""
+        return self.by_number[name] if isinstance(name, int) else self.by_name[name]

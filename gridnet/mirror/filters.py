@@ -153,20 +153,15 @@ class What:
             value = element[name]
             choice = inner[name]
             if choice is not None and hasattr(value, "elements"):
-                value = reduce_list(value, None, choice)
+                value = choice.reduce_all(value)
             values.append(value)
         return type(element)(layout.selected(names), values)
 
-
-def reduce_list(elements: ElementList, where: Where | None, what: What | None) -> ElementList:
-    """The *elements* that fit *where*, reduced to *what*."""
-    kept: Sequence[Element] = elements.elements
-    if where is not None:
-        kept = [element for element in kept if where.fits(element)]
-    layout = elements.layout
-    if what is not None:
-        kept = [reduced for element in kept if (reduced := what.reduce(element)) is not None]
+    def reduce_all(self, rows: ElementList) -> ElementList:
+        """Each of *rows* reduced; those of which nothing is left are gone."""
+        kept = [reduced for row in rows if (reduced := self.reduce(row)) is not None]
+        layout = rows.layout
         if layout is not None:
-            names = [c.attribute for c in what.chosen if c.attribute in layout.index]
+            names = [c.attribute for c in self.chosen if c.attribute in layout.index]
             layout = layout.selected(names)
-    return type(elements)(kept, layout, elements.name, elements.changed)
+        return rows.with_elements(kept, layout)

@@ -221,6 +221,8 @@ class Event:
     :ivar event: event number of the catalogue.
     :ivar timestamp: seconds since the epoch when it arose.
     :ivar elements: the new version: the whole list, one element, or None.
+    :ivar number: on the receiving side, the number it came with; 0 on the sending side, where
+        one event goes to many clients under different numbers.
     :ivar encoded: room for wire codecs to keep its octets, keyed by the codec: one event goes
         to many clients.
     """
@@ -232,6 +234,7 @@ class Event:
     text_key: str | None = None
     text_key2: str | None = None
     elements: ElementList | None = None
+    number: int = 0
     encoded: dict[str, bytes] | None = field(default=None, repr=False)
     _weight: int = field(default=0, init=False, repr=False)
 
@@ -258,6 +261,19 @@ class Event:
         if self._weight == 0:
             self._weight = 100 + weigh(self.elements)
         return self._weight
+
+    def received(self, number: int) -> Event:
+        """A copy under the *number* that one client got it with."""
+        return Event(
+            self.event,
+            self.timestamp,
+            self.int_key,
+            self.int_key2,
+            self.text_key,
+            self.text_key2,
+            self.elements,
+            number,
+        )
 
     def blank(self) -> Event:
         """The event without keys and data: counted by the receiver, not processed."""

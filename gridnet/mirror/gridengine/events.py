@@ -197,7 +197,8 @@ def read_event(element: Element) -> tuple[int, Event]:
     :raises RemoteProtocolError: not an event.
     """
     try:
-        return element["ET_number"], Event(
+        number: int = element["ET_number"]
+        return number, Event(
             element["ET_type"],
             element["ET_timestamp"],
             element["ET_intkey"],
@@ -205,6 +206,7 @@ def read_event(element: Element) -> tuple[int, Event]:
             element["ET_strkey"],
             element["ET_strkey2"],
             element["ET_new_version"],
+            number,
         )
     except KeyError as error:
         raise RemoteProtocolError(f"an event without {error}") from None

@@ -1,0 +1,384 @@
+"""
+The mirror: copies of whole object lists, kept current, and callbacks for what changes.
+
+Pure; :mod:`gridnet.mirror.follow` connects it to a network (docs/protocols/event-mirror.rst,
+"Mirror").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+from typing import Any, TypeAlias
+
+from attrs import frozen
+
+from gridnet.mirror.catalogue import OBLIGATORY, SHUTDOWN, Catalogue, ObjectType, Shape
+from gridnet.mirror.client import EventClient
+from gridnet.mirror.filters import Chosen, What, Where
+from gridnet.mirror.lists import Applied, ApplyError, MirrorError, ObjectLists
+from gridnet.mirror.model import Action, Element, Event, Result
+
+#: Stands for every type that can be subscribed.
+ALL = "ALL"
+_WRONG_COPY = (Result.DUPLICATE_KEY, Result.KEY_NOT_FOUND)
+#: Types that every mirror has.
+ALWAYS = ("SHUTDOWN", "MARK_4_REGISTRATION")
+
+
+class Outcome(Enum):
+    """What a callback may say; saying nothing is OK."""
+
+    OK = "ok"
+    IGNORE = "ignore"  #: the event ends here; an ignored "before" leaves the list as it was
+    FAILURE = "failure"  #: the event ends here, and counts as an error
+
+
+class Resync(Enum):
+    """What callbacks get when lists come anew after trouble."""
+
+    LIST = "list"  #: the whole list, as at the start
+    DIFF = "diff"  #: what is different from the old copy, as adds, deletions and modifications
+
+
+#: Called with (mirror, type, action, element, event, client data).
+Callback: TypeAlias = Callable[
+    ["Mirror", ObjectType, Action, Element | None, Event, Any], Outcome | None
+]
+#: Called with a sentence about what went wrong, and the error behind it if it is a callback's.
+Trouble: TypeAlias = Callable[[str, BaseException | None], None]
+
+
+@frozen
+class Following:
+    """The subscription of one type."""
+
+    kind: ObjectType
+    before: Callback | None = None
+    after: Callback | None = None
+    client_data: Any = None
+    where: Where | None = None
+    what: What | None = None
+
+
+class Mirror:
+    """
+    Copies of the lists of one master.
+
+    :param client: the event client it works through.
+    :param strict: an event that does not fit the copy proves the copy wrong: register anew.
+    :param trouble: told about errors, which never stop the events that follow.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        client: EventClient,
+        *,
+        strict: bool = True,
+        resync: Resync = Resync.LIST,
+        canonical_host: Callable[[str], str] = str.lower,
+        trouble: Trouble = lambda text, error: None,
+    ) -> None:
+        self.catalogue = catalogue
+        self.client = client
+        self.strict = strict
+        self.resync = resync
+        self.processed = 0  #: events since the start
+        self._trouble = trouble
+        self._following: dict[str, Following] = {}
+        self.lists = ObjectLists(catalogue, canonical_host, self._following)
+        self._wants_all: Following | None = None
+        self._awaited: set[str] = set()  #: types whose list is to come before anything else
+        self._stale: set[str] = set()
+        self._unknown: set[int] = set()
+        for name in ALWAYS:
+            self._following[name] = Following(catalogue.by_name[name])
+
+    # -- reading
+
+    def list(self, object_type: str | int) -> list[Element]:
+        """
+        The elements of a type, as of the last event processed.
+
+        :raises MirrorError: the type is not mirrored.
+        """
+        return list(self.elements(object_type))
+
+    def elements(self, object_type: str | int) -> Iterator[Element]:
+        """The elements of a type, one after the other; see :meth:`list`."""
+        kind = self._kind(object_type)
+        self._required(kind)
+        if kind.shape is Shape.NESTED:
+            return iter(self.lists.entries(kind.name).values())
+        return self.lists.elements(kind.name)
+
+    def find(self, object_type: str | int, *key: Any) -> Element | None:
+        """
+        The element with that key; see :meth:`gridnet.mirror.lists.ObjectLists.find`.
+
+        :raises MirrorError: the type is not mirrored.
+        """
+        kind = self._kind(object_type)
+        self._required(kind)
+        return self.lists.find(kind.name, *key)
+
+    def is_current(self, object_type: str | int) -> bool:
+        """Did the list of the type arrive, and is the master there to keep it current?"""
+        kind = self._kind(object_type)
+        return self.lists.has(kind.name) and kind.name not in self._stale
+
+    @property
+    def followed(self) -> tuple[ObjectType, ...]:
+        """The types that are subscribed."""
+        return tuple(each.kind for each in self._following.values())
+
+    def _required(self, kind: ObjectType) -> None:
+        if kind.name not in self._following:
+            raise MirrorError(Result.NOT_INITIALIZED, f"{kind.name} is not mirrored")
+
+    def _kind(self, object_type: str | int) -> ObjectType:
+        try:
+            return self.catalogue.find(object_type)
+        except KeyError:
+            raise MirrorError(Result.BAD_ARGUMENT, f"no object type {object_type}") from None
+
+    # -- subscribing
+
+    def subscribe(
+        self,
+        object_type: str | int,
+        callback: Callback | None = None,
+        client_data: Any = None,
+        *,
+        before: Callback | None = None,
+        where: Where | None = None,
+        what: What | None = None,
+        flush_seconds: int | None = None,
+    ) -> None:
+        """
+        Mirror a type; sent with the next commit.
+
+        Subscribing it again replaces callbacks and client data.
+
+        :param callback: called after each change of the list.
+        :param before: called before it.
+        :param where: only elements for which this holds.
+        :param what: only these attributes; the key comes along in any case.
+        :param flush_seconds: have changes delivered within this time.
+        :raises MirrorError: no such type, or one that cannot be subscribed.
+        """
+        if object_type == ALL:
+            self._wants_all = Following(self.catalogue.types[0], before, callback, client_data)
+            self.follow_all()
+            return
+        kind = self._kind(object_type)
+        if not kind.can_be_subscribed:
+            raise MirrorError(Result.NOT_INITIALIZED, f"{kind.name} cannot be subscribed")
+        if what is not None and kind.key and kind.key not in what.inner:
+            what = What((Chosen(kind.key), *what.chosen))
+        following = Following(kind, before, callback, client_data, where, what)
+        known = self._following.get(kind.name)
+        self._following[kind.name] = following
+        for event in kind.all_events:
+            self.client.subscribe(event, 0 if event in OBLIGATORY else flush_seconds, where, what)
+        same = known is not None and (known.where, known.what) == (where, what)
+        if kind.list_event and not same:
+            self._awaited.add(kind.name)
+        if not same:
+            self._renew_parents(kind)
+
+    def _renew_parents(self, kind: ObjectType) -> None:
+        """The list that contains a nested type has it as of when it was not subscribed."""
+        while kind.parent:
+            kind = self.catalogue.by_name[kind.parent]
+            if kind.name in self._following and kind.list_event and self.lists.has(kind.name):
+                self.client.renew(kind.list_event)
+                self._awaited.add(kind.name)
+
+    def follow_all(self) -> None:
+        """If all types are wanted: subscribe those that are new in the catalogue."""
+        wish = self._wants_all
+        if wish is None:
+            return
+        for kind in self.catalogue.subscribable():
+            known = self._following.get(kind.name)
+            if known is None or kind.name in ALWAYS:
+                self.subscribe(kind.name, wish.after, wish.client_data, before=wish.before)
+
+    def unsubscribe(self, object_type: str | int) -> None:
+        """
+        Mirror a type no more: its callbacks and its copy are gone.
+
+        :raises MirrorError: no such type, or one that every mirror has.
+        """
+        if object_type == ALL:
+            self._wants_all = None
+            for name in list(self._following):
+                if name in ALWAYS:
+                    self._following[name] = Following(self.catalogue.by_name[name])
+                else:
+                    self._give_up(name)
+            return
+        kind = self._kind(object_type)
+        if kind.name in ALWAYS:
+            raise MirrorError(Result.BAD_ARGUMENT, f"{kind.name} belongs to every mirror")
+        if kind.name in self._following:
+            self._give_up(kind.name)
+
+    def _give_up(self, name: str) -> None:
+        following = self._following.pop(name)
+        for event in following.kind.all_events:
+            self.client.unsubscribe(event)
+        if following.kind.shape is not Shape.NESTED:
+            self.lists.drop(name)
+        self._awaited.discard(name)
+        self._stale.discard(name)
+
+    # -- what happens to the client
+
+    def registered(self) -> None:
+        """The client is registered, for the first time or again: every list will come."""
+        self._awaited = {f.kind.name for f in self._following.values() if f.kind.list_event}
+
+    def parted(self) -> None:
+        """The client is not registered: the lists stay, as they were."""
+        self._stale = {name for name in self._following if self.lists.has(name)}
+
+    def process(self, now: float, limited: bool = False) -> Result:
+        """
+        Apply the events that have come, and call back.
+
+        :param limited: see :meth:`gridnet.mirror.client.EventClient.take`.
+        :returns: ``OK``, or ``PROCESS_ERRORS`` if any event failed.
+        """
+        result = Result.OK
+        for batch in self.client.take(now, limited):
+            current = batch.epoch == self.client.core.epoch
+            for _, event in batch.events:
+                if not self._apply(event, current, now):
+                    result = Result.PROCESS_ERRORS
+                if event.event == SHUTDOWN:
+                    break
+            self.client.processed(batch)
+        return result
+
+    def _apply(self, event: Event, current: bool, now: float) -> bool:
+        self.processed += 1
+        meaning = self.catalogue.meaning(event.event)
+        if meaning is None:
+            if event.event not in self._unknown and len(self._unknown) < 1000:
+                self._unknown.add(event.event)
+                self._trouble(f"event {event.event} is unknown and skipped", None)
+            return True
+        kind, action = meaning
+        following = self._following.get(kind.name)
+        if following is None:  # given up while it was on its way, or blanked by the master
+            return True
+        if action is not Action.LIST and self._is_awaited(kind):
+            return True
+        old = None
+        if action is Action.LIST:
+            self._awaited.discard(kind.name)
+            if self.resync is Resync.DIFF and kind.name in self._stale:
+                old = self._entries(kind)
+        try:
+            if following.before is not None:
+                said = self._call(following, following.before, action, self._early(event), event)
+                if said is not Outcome.OK:
+                    return said is Outcome.IGNORE
+            applied = self.lists.apply(event)
+            if action is Action.LIST:
+                self._stale.discard(kind.name)
+            if applied is None:
+                return True
+            if old is not None:
+                return self._call_differences(old, event)
+            return self._call_after(following, applied, event)
+        except ApplyError as error:
+            self._trouble(f"event {event.number}: {error}", None)
+            if self.strict and current and error.result in _WRONG_COPY:
+                self.client.restart(f"the copy is wrong: {error}", now)
+            return False
+
+    def _is_awaited(self, kind: ObjectType) -> bool:
+        while True:
+            if kind.name in self._awaited:
+                return True
+            if not kind.parent:
+                return False
+            kind = self.catalogue.by_name[kind.parent]
+
+    @staticmethod
+    def _early(event: Event) -> Element | None:
+        """What a "before" callback gets: the element that is about to be stored."""
+        return event.element
+
+    def _call_after(self, following: Following, applied: Applied, event: Event) -> bool:
+        if following.after is None:
+            return True
+        element = None if applied.action is Action.LIST else applied.element
+        said = self._call(following, following.after, applied.action, element, event)
+        return said is not Outcome.FAILURE
+
+    def _call(
+        self,
+        following: Following,
+        callback: Callback,
+        action: Action,
+        element: Element | None,
+        event: Event,
+    ) -> Outcome:
+        try:
+            said = callback(self, following.kind, action, element, event, following.client_data)
+        except Exception as error:
+            # Whatever a callback raises is its own trouble: the events that follow still count.
+            self._trouble(f"a callback failed for event {event.number}", error)
+            return Outcome.FAILURE
+        if said is Outcome.FAILURE:
+            self._trouble(f"a callback reported failure for event {event.number}", None)
+        return said if said is not None else Outcome.OK
+
+    # -- resynchronizing by differences
+
+    def _family(self, kind: ObjectType) -> Sequence[ObjectType]:
+        """*kind* and the types nested in it."""
+        found = [kind]
+        for each in self.catalogue.types:
+            if each.parent in {one.name for one in found}:
+                found.append(each)
+        return found
+
+    def _entries(self, kind: ObjectType) -> dict[str, dict[Any, Element]]:
+        return {
+            each.name: self.lists.entries(each.name)
+            for each in self._family(kind)
+            if each.name in self._following
+        }
+
+    def _call_differences(self, old: dict[str, dict[Any, Element]], event: Event) -> bool:
+        fine = True
+        for name, before in old.items():
+            following = self._following.get(name)
+            if following is None or following.after is None:
+                continue
+            now = self.lists.entries(name)
+            for action, key in differences(before, now):
+                element = before[key] if action is Action.DELETE else now[key]
+                applied = Applied(following.kind, action, key, element)
+                fine = self._call_after(following, applied, event) and fine
+        return fine
+
+
+def differences(
+    before: dict[Any, Element], now: dict[Any, Element]
+) -> Iterator[tuple[Action, Any]]:
+    """What turns *before* into *now*: deletions first, then adds and modifications."""
+    for key in before:
+        if key not in now:
+            yield Action.DELETE, key
+    for key, element in now.items():
+        if key not in before:
+            yield Action.ADD, key
+        elif before[key] != element:
+            yield Action.MODIFY, key
