@@ -200,6 +200,13 @@ class NcbiClientTests(SynchronousTestCase):
         self.assertEqual(reply, HELLO)
         self.assertTrue(kind.endswith("/SOCK"), kind)
 
+    def check_ticketed_connection(self, library: str) -> None:
+        reply, kind, place = self.talk(library, "DemoEcho", FIREWALL="1")
+        self.assertEqual(reply, HELLO)
+        self.assertTrue(kind.endswith("/SOCK"), kind)
+        port = int(place.rsplit(":", 1)[1])
+        self.assertIn(port, self.demo.ready["firewall"]["ports"])
+
     def run_program(self, words: Sequence[str], library: str) -> None:
         """Run one of NCBI's programs; it may fail, since the server behind is an echo."""
         subprocess.run(
