@@ -147,6 +147,8 @@ class Forwarding:
         key = (
             info.identity,
             info.vhost,
+            info.secure,
+            info.content_type,
             client,
             connection.address,
             connection.secure,
