@@ -35,6 +35,7 @@ class Client:
     id: int
     name: str
     digest: str  #: of its certificate
+    address: str  #: that it calls from
     contact_at: float  #: last contact written, seconds since the epoch
     not_after: float  #: of its certificate
     issued_at: float  #: of its certificate
@@ -78,29 +79,41 @@ def authenticate(tx: Transaction, digest: str, address: str) -> Client | User:
     """
     row = tx.one(_CERTIFICATE, (digest,))
     if row is None:
-        raise ScireFault(FaultCode.NOT_AUTHENTICATED, "unknown certificate")
+        raise _unknown(tx, digest)
     if row["client_id"] is None:
         _valid(row["revoked_at"], row["not_after"], tx.now)
         if not row["enabled"]:
             raise ScireFault(FaultCode.DISABLED, "user disabled")
         return User(row["user_id"], row["user_name"], bool(row["root"]), address)
-    state = row["state"]
-    if state == "active":
+    if row["state"] == "active":
         _valid(row["revoked_at"], row["not_after"], tx.now)
         return Client(
             row["client_id"],
             row["name"],
             digest,
+            address,
             row["contact_at"],
             row["not_after"],
             row["issued_at"],
             row["first_used_at"] is None,
         )
-    if state == "requested":
-        raise ScireFault(FaultCode.ENROLMENT_PENDING, "not approved yet")
     if row["reason"] == IDENTITY_USED_TWICE:
         raise ScireFault(FaultCode.IDENTITY_USED_TWICE, "two machines use this identity")
-    raise ScireFault(FaultCode.DISABLED, f"client {state}")
+    raise ScireFault(FaultCode.DISABLED, f"client {row['state']}")
+
+
+def filed_key(digest: str) -> str:
+    """What stands for a key where only a certificate's digest was filed (``add_client``)."""
+    return f"certificate:{digest}"
+
+
+def _unknown(tx: Transaction, digest: str) -> ScireFault:
+    row = tx.one("SELECT state FROM enrolments WHERE key_digest = ?", (filed_key(digest),))
+    if row is None:
+        return ScireFault(FaultCode.NOT_AUTHENTICATED, "unknown certificate")
+    if row["state"] == "denied":
+        return ScireFault(FaultCode.DISABLED, "enrolment denied")
+    return ScireFault(FaultCode.ENROLMENT_PENDING, "not approved yet")
 
 
 def _valid(revoked_at: float | None, not_after: float, now: float) -> None:

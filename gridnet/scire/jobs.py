@@ -44,6 +44,7 @@ _COUNTED_AS_FAILURE = (
     "denied",
     "expired",
 )
+_FOR_EVER = 1e15  # seconds since the epoch
 _UNDER_WAY = ("pending", "sent", "received", "running")
 
 
@@ -165,7 +166,7 @@ def change(tx: Transaction, job: Row, definition: JobDefinition, user_id: int) -
         next_occurrence = _first_occurrence(definition, tx.now)
     tx.run(
         "UPDATE jobs SET name = ?, definition = ?, version = ?, user_id = ?, changed_at = ?,"
-        " next_occurrence = ?, gated = ?, follow_groups = ?, state = 'active' WHERE id = ?",
+        " next_occurrence = ?, gated = ?, follow_groups = ?, state = ? WHERE id = ?",
         (
             definition.name,
             json.dumps(plain_values(definition)),
@@ -175,6 +176,7 @@ def change(tx: Transaction, job: Row, definition: JobDefinition, user_id: int) -
             next_occurrence,
             int(is_gated(definition)),
             int(definition.follow_groups),
+            "finished" if next_occurrence is None and not definition.follow_groups else "active",
             job["id"],
         ),
     )
@@ -370,9 +372,10 @@ def dependents(tx: Transaction, job_id: int) -> list[int]:
 class _Gate:
     """Judges the waiting runs of one job, asking for each fact of other jobs once."""
 
-    def __init__(self, tx: Transaction, job: Job) -> None:
+    def __init__(self, tx: Transaction, job: Job, jobs: JobCache) -> None:
         self.tx = tx
         self.job = job
+        self.jobs = jobs
         self._all_clients: dict[tuple[Dependency, float], Verdict] = {}
         self._others: dict[int, Row | None] = {}
 
@@ -383,8 +386,9 @@ class _Gate:
 
     def _limit(self, other: Row, occurrence: float) -> float:
         """The latest occurrence of the other job that counts for ours."""
-        both = self.job.definition.recurrence and '"recurrence": null' not in other["definition"]
-        return occurrence if both else 1e15
+        others = self.jobs.get(self.tx, other["id"], other["version"]).definition.recurrence
+        both = self.job.definition.recurrence is not None and others is not None
+        return occurrence if both else _FOR_EVER
 
     def _same_client(self, on: Dependency, other: Row, client: int, occurrence: float) -> Verdict:
         row = self.tx.one(
@@ -453,7 +457,7 @@ def open_gates(tx: Transaction, job_id: int, jobs: JobCache, by: str) -> bool:
         f" LIMIT {4 * SLICE} /*pg FOR UPDATE OF r*/",
         (job_id, tx.now),
     )
-    gate, good = _Gate(tx, job), []
+    gate, good = _Gate(tx, job, jobs), []
     changed = 0
     for run in map(as_run, rows):
         verdict = gate.verdict(run)

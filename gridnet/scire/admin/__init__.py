@@ -1,0 +1,1 @@
+"""``admin.*``: the calls of people and their programs (docs/protocols/scire.rst)."""
