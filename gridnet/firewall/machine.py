@@ -14,6 +14,8 @@ from typing import Protocol, runtime_checkable
 from attrs import define
 from automat import TypeMachineBuilder
 
+from gridnet.quick_machine import quick
+
 
 class Wait(Enum):
     """What a connection can be waiting for; each has its own limit in the configuration."""
@@ -320,4 +322,4 @@ for _state, _inputs in _IGNORED.items():
         _state.upon(_input).loop().returns(None)
 
 #: Makes the machine of one connection: ``make_leg(LegCore(hands))``.
-make_leg = _builder.build()
+make_leg = quick(_builder).build()

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from twisted.internet import tcp
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
-from twisted.internet.error import ConnectionAborted, ConnectionDone
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IConsumer,
     IHalfCloseableProtocol,
@@ -27,13 +27,11 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from gridnet.firewall.bare import ABORTED, DONE, BareTransport, close, set_options
 from gridnet.firewall.config import FirewallConfig
 from gridnet.firewall.meter import Meter
 from gridnet.firewall.splice import Connecting, Pump, SpliceRelay
 from gridnet.firewall.tickets import Passage
-
-_DONE = Failure(ConnectionDone())
-_ABORTED = Failure(ConnectionAborted())
 
 Meters = tuple[tuple[Meter, ...], tuple[Meter, ...]]
 
@@ -79,19 +77,10 @@ class Mover(Protocol):
         """The client is gone."""
 
 
-def set_options(sock: socket.socket, config: FirewallConfig) -> None:
-    """What every relayed socket is to have: no delay, and a way to notice a dead peer."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_KEEPIDLE"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, config.keepalive_seconds)
-    if hasattr(socket, "TCP_USER_TIMEOUT") and config.stall_seconds:
-        milliseconds = int(config.stall_seconds * 1000)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-
-
 def can_splice(transport: object) -> bool:
     """Whether *transport* is a bare socket of ours."""
+    if isinstance(transport, BareTransport):
+        return True
     return isinstance(transport, tcp.Connection) and not transport.TLS
 
 
@@ -149,19 +138,17 @@ class SpliceMover:
         """See :class:`Mover`."""
         back = self._back
         assert back is not None
+        transport = self._front.transport
         self._relay = SpliceRelay(
-            self._pump,
-            self._front.transport.getHandle(),
-            back,
-            self._ended,
-            self._config.drain_seconds,
+            self._pump, transport.getHandle(), back, self._ended, self._config.drain_seconds
         )
-        self._relay.begin(to_server, to_client, *meters, self._server_spoke)
+        client_spoke = getattr(transport, "readable", False)
+        self._relay.begin(to_server, to_client, *meters, client_spoke, self._server_spoke)
 
     def _ended(self, error: OSError | None, reset: bool) -> None:
         self._close_back(reset)
         # Closes the socket, and tells the front's protocol, which knows that it is being relayed.
-        self._front.transport.connectionLost(_ABORTED if reset else _DONE)
+        self._front.transport.connectionLost(ABORTED if reset else DONE)
         self._front.relay_ended("" if error is None else error.strerror or str(error))
 
     def abort(self) -> None:
@@ -172,16 +159,13 @@ class SpliceMover:
         if self._relay is not None:
             self._relay.abort()
         elif self._back is not None:
-            self._pump.unwatch(self._back.fileno())
+            self._pump.forget(self._back.fileno())
         self._close_back(True)
 
     def _close_back(self, reset: bool) -> None:
         back, self._back = self._back, None
-        if back is None:
-            return
-        if reset:
-            back.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
-        back.close()
+        if back is not None:
+            close(back, reset)
 
     def front_received(self, data: bytes) -> None:
         """See :class:`Mover`; Twisted does not read what is spliced."""
@@ -191,9 +175,6 @@ class SpliceMover:
 
     def front_lost(self, reason: Failure) -> None:
         """See :class:`Mover`."""
-
-
-_LINGER_ZERO = b"\1\0\0\0\0\0\0\0"
 
 
 @implementer(IPushProducer)

@@ -17,9 +17,10 @@ from zope.interface import implementer
 
 from gridnet.errors import RemoteProtocolError
 from gridnet.firewall import wire
+from gridnet.firewall.bare import BareTransport, set_options
 from gridnet.firewall.config import FirewallConfig
 from gridnet.firewall.machine import Leg, LegCore, Wait, make_leg
-from gridnet.firewall.movers import CopyMover, Mover, SpliceMover, can_splice, set_options
+from gridnet.firewall.movers import CopyMover, Mover, SpliceMover, can_splice
 from gridnet.firewall.office import ControlRefusedError, TicketOffice
 from gridnet.firewall.sessions import CannotOpenError, Session, Sessions
 from gridnet.firewall.splice import AVAILABLE, PipePool, Pump
@@ -101,9 +102,8 @@ class FrontLeg(TwistedProtocol):
     def connectionMade(self) -> None:
         """Called by Twisted."""
         transport = self.transport
-        handle = getattr(transport, "getHandle", None)
-        if handle is not None and can_splice(transport):
-            set_options(handle(), self._factory.config)
+        if not isinstance(transport, BareTransport) and can_splice(transport):
+            set_options(transport.getHandle(), self._factory.config)
         self.wait(Wait.SILENCE)
 
     def dataReceived(self, data: bytes) -> None:

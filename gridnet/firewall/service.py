@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 
 from gridnet.errors import ConfigError, Fault
 from gridnet.firewall.asking import AskingOffice
+from gridnet.firewall.bare import bare_ports
 from gridnet.firewall.config import FirewallConfig
 from gridnet.firewall.metrics import FirewallCollector, facts
 from gridnet.firewall.office import MemoryTickets, TicketOffice
@@ -22,7 +23,7 @@ from gridnet.firewall.penalty_file import Penalties
 from gridnet.firewall.ports import PortSets, parse_ports
 from gridnet.firewall.protocol import FirewallFactory
 from gridnet.interfaces import ITicketOffice
-from gridnet.listener import listener
+from gridnet.listener import ListeningReactor, listener
 from gridnet.site import Site
 
 PENALTY_FILE = ".dispd.msg"
@@ -105,11 +106,13 @@ class FirewallService(MultiService):
 
     def _listen(self) -> None:
         bound: list[Deferred[Any]] = []
+        reactor = self._site.reactor
+        pump = self.factory.pump
+        if pump is not None and self._config.listen.startswith(("tcp:", "tcp6:")):
+            reactor = ListeningReactor(reactor, bare_ports(pump, self._config))
         for port in self.ports.everything():
             try:
-                service = listener(
-                    self._config.listen.format(port=port), self.factory, self._site.reactor
-                )
+                service = listener(self._config.listen.format(port=port), self.factory, reactor)
             except (ValueError, KeyError, IndexError) as error:
                 raise ConfigError([Fault("firewall.listen", str(error))]) from None
             service.setServiceParent(self._listeners)

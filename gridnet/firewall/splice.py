@@ -43,9 +43,9 @@ _UNSENT_POLL_SECONDS = 0.02
 
 if AVAILABLE:
     _WATCHED = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
-    _ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-    _WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
-    _READABLE = select.EPOLLIN | _ENDED
+    ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+    WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
+    READABLE = select.EPOLLIN | ENDED
     _FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 
 
@@ -159,29 +159,25 @@ class Pump:
         self._again: list[Callable[[], None]] = []
         #: doRead runs, or will be called: what is in the list above will not be forgotten
         self._awake = False
+        self._added = False
 
     def watch(self, fd: int, watcher: Callable[[int], None]) -> None:
         """
         Call ``watcher(events)`` whenever something changed about *fd*.
 
-        The first call comes with what is true from the beginning.
+        The first call comes with what is true from the beginning, unless *fd* was watched already
+        and is only handed over.
         """
-        if not self._watchers:
-            self._reactor.addReader(self)
-        self._watchers[fd] = watcher
-        self._epoll.register(fd, _WATCHED)
-
-    def hand_over(self, fd: int, watcher: Callable[[int], None]) -> None:
-        """From now on call *watcher* for *fd*, which is watched already."""
+        if fd not in self._watchers:
+            if not self._added:
+                self._added = True
+                self._reactor.addReader(self)
+            self._epoll.register(fd, _WATCHED)
         self._watchers[fd] = watcher
 
-    def unwatch(self, fd: int) -> None:
-        """Forget *fd*; call it before it is closed."""
-        if self._watchers.pop(fd, None) is None:
-            return
-        self._epoll.unregister(fd)
-        if not self._watchers:
-            self._reactor.removeReader(self)
+    def forget(self, fd: int) -> None:
+        """Call nobody for *fd* any more, which is about to be closed and so leaves the set."""
+        self._watchers.pop(fd, None)
 
     def run_again(self, run: Callable[[], None]) -> None:
         """Call *run* soon, when others have had their turn."""
@@ -192,6 +188,9 @@ class Pump:
 
     def close(self) -> None:
         """Give everything back; nothing may be watched any more."""
+        if self._added:
+            self._added = False
+            self._reactor.removeReader(self)
         self._epoll.close()
         self.pool.close()
 
@@ -462,7 +461,7 @@ class SpliceRelay:
     When one side takes nothing any more, what it has said is still delivered.
 
     :param front: the client's socket, not blocking.
-    :param back: the server's, watched by *pump* already.
+    :param back: the server's.
     :param ended: called once with what broke (None: both sides just finished) and whether both
         sockets, which are then not watched any more, are to be reset.
     :param linger_seconds: how long a side may take to read what is left for it.
@@ -492,6 +491,7 @@ class SpliceRelay:
         to_client: bytes,
         meters_up: tuple[Meter, ...],
         meters_down: tuple[Meter, ...],
+        client_spoke: bool,
         server_spoke: bool,
     ) -> None:
         """
@@ -499,15 +499,17 @@ class SpliceRelay:
 
         :param to_server: sent to the server before anything else.
         :param to_client: the same for the client.
-        :param server_spoke: the server's socket was told to be readable already.
+        :param client_spoke: the client's socket was told to be readable already.
+        :param server_spoke: the server's was.
         """
         pump, front, back = self._pump, self._front, self._back
         self.up = Flow(self, pump, front, back, to_server, meters_up)
         self.down = Flow(self, pump, back, front, to_client, meters_down)
+        self.up.readable = self.up.hung_up = client_spoke
         self.down.readable = self.down.hung_up = server_spoke
-        pump.hand_over(back.fileno(), self._back_event)
+        pump.watch(back.fileno(), self._back_event)
         pump.watch(front.fileno(), self._front_event)
-        if to_server:
+        if to_server or client_spoke:
             self.up.run()
         if to_client or server_spoke:
             self.down.run()
@@ -525,11 +527,11 @@ class SpliceRelay:
 
     def _event(self, events: int, outgoing: Flow, incoming: Flow) -> None:
         """*events* of the socket that *outgoing* starts from and *incoming* goes to."""
-        if events & _ENDED:
+        if events & ENDED:
             outgoing.hung_up = True
-        if events & _READABLE:
+        if events & READABLE:
             outgoing.readable = True
-        if events & _WRITABLE and not incoming.writable:
+        if events & WRITABLE and not incoming.writable:
             incoming.writable = True
             if incoming.busy:
                 incoming.run()
@@ -612,8 +614,8 @@ class SpliceRelay:
             self._timer.cancel()
         self.up.close()
         self.down.close()
-        self._pump.unwatch(self._front.fileno())
-        self._pump.unwatch(self._back.fileno())
+        self._pump.forget(self._front.fileno())
+        self._pump.forget(self._back.fileno())
 
     def _finish(self, error: OSError | None, reset: bool) -> None:
         if not self._over:
@@ -625,7 +627,7 @@ class Connecting:
     """
     A connection to a server under way.
 
-    :param reached: called once with the connected socket, watched by *pump*, and whether the
+    :param reached: called once with the connected socket, which *pump* watches, and whether the
         server has sent something already.
     :param failed: called once with what went wrong instead.
     """
@@ -666,17 +668,17 @@ class Connecting:
         """Give it up; neither is called."""
         if not self._over:
             self._over = True
-            self._pump.unwatch(self._socket.fileno())
+            self._pump.forget(self._socket.fileno())
             self._socket.close()
 
     def _event(self, events: int) -> None:
-        if events & (_WRITABLE | _ENDED) and not self._over:
+        if events & (WRITABLE | ENDED) and not self._over:
             result = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if result:
-                self._pump.unwatch(self._socket.fileno())
+                self._pump.forget(self._socket.fileno())
                 self._fail(result)
             elif events & select.EPOLLOUT:
-                self._succeed(bool(events & _READABLE))
+                self._succeed(bool(events & READABLE))
 
     def _succeed(self, spoke: bool) -> None:
         self._over = True

@@ -20,6 +20,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from gridnet.firewall.bare import bare_ports
 from gridnet.firewall.config import FirewallConfig
 from gridnet.firewall.office import MemoryTickets, TicketOffice
 from gridnet.firewall.penalty_file import Penalties
@@ -27,6 +28,7 @@ from gridnet.firewall.ports import PortSets
 from gridnet.firewall.protocol import FirewallFactory
 from gridnet.firewall.tickets import Passage
 from gridnet.firewall.wire import ticket_octets
+from gridnet.listener import ListeningReactor
 from gridnet.table.address_range import AddressRanges
 from gridnet.table.model import ServiceTable
 
@@ -63,6 +65,7 @@ class Relay:
     config: FirewallConfig
     wrap: Callable[[Factory], Factory] = lambda factory: factory
     table: ServiceTable = field(factory=ServiceTable)
+    bare: bool = True  #: accept without Twisted's transports, where octets are spliced
     factory: FirewallFactory = field(init=False)
     port: int = 0
     _listening: list[Any] = field(factory=list)
@@ -72,7 +75,10 @@ class Relay:
         config = evolve(self.config, log_sessions=False)
         office = make_office(config, reactor.seconds, self.table)
         self.factory = FirewallFactory(config, reactor, office)
-        self.port = self.listen(self.wrap(self.factory))
+        pump = self.factory.pump
+        bare = self.bare and pump is not None
+        accepting = ListeningReactor(reactor, bare_ports(pump, config)) if bare else reactor
+        self.port = self.listen(self.wrap(self.factory), accepting)
         self._sweep()
         return self
 
@@ -82,9 +88,9 @@ class Relay:
 
     _sweeping: Any = None
 
-    def listen(self, factory: Factory) -> int:
+    def listen(self, factory: Factory, accepting: Any = reactor) -> int:
         """Have *factory* listen too, until the end; returns the port."""
-        port = reactor.listenTCP(0, factory, interface="127.0.0.1", backlog=1024)
+        port = accepting.listenTCP(0, factory, interface="127.0.0.1", backlog=1024)
         self._listening.append(port)
         number: int = port.getHost().port
         return number

@@ -39,10 +39,11 @@ class BothPaths:
     mover: type = object
     timeout = 30
     conversations = 1000
+    bare = True
 
     def setUp(self) -> None:
         self.chance = random.Random(7)
-        self.relay = Relay(self.config).start()
+        self.relay = Relay(self.config, bare=self.bare).start()
 
     def tearDown(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self.relay.stop())
@@ -468,6 +469,14 @@ class SpliceWithoutPipesTests(BothPaths, TestCase):
     config = evolve(BothPaths.config, max_pipes=0)
     mover = SpliceMover
     conversations = 200
+
+
+class SpliceFromTwistedTests(BothPaths, TestCase):
+    """Octets are moved by the kernel, from sockets that Twisted accepted."""
+
+    mover = SpliceMover
+    conversations = 200
+    bare = False
 
 
 class CopyTests(BothPaths, TestCase):
