@@ -326,6 +326,9 @@ class Dispatcher:
             order = standby_order([found[index].entry for index in indexes], self.chance)
             places = {id(found[index].entry): index for index in indexes}
             return [places[id(entry)] for entry in order[:limit]]
+        if len(indexes) == 1 and request.preference is None:
+            # Nothing to draw; most services that are relayed to have one server.
+            return indexes if found[indexes[0]].candidate.status > 0 else ()
         candidates = [found[index].candidate for index in indexes]
         return _lottery(request.preference, indexes, candidates).draw(limit, self.chance)
 

@@ -1,5 +1,5 @@
 """
-Heads of HTTP/1.x messages, read strictly (docs/protocols/dispatcher.rst, HTTP).
+Heads of HTTP/1.x messages, read strictly (docs/protocols/dispatcher.rst, Transport).
 
 Two readers must agree before a head is believed.  A regular expression holds the whole head to
 the letter of RFC 9112: one space, CR LF, no folding, no stray control octets, HTTP/1.0 or 1.1.

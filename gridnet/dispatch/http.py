@@ -1,5 +1,5 @@
 """
-HTTP/1.x as the dispatcher's listener speaks it (docs/protocols/dispatcher.rst, HTTP).
+HTTP/1.x as the dispatcher's listener speaks it (docs/protocols/dispatcher.rst, Transport).
 
 One connection is one :class:`HttpConnection`.  Its hot path is short: a segment that is exactly
 one request head without a body, seen before, is a key of :class:`HeadCache` and is answered with

@@ -1,5 +1,5 @@
 """
-Programs run for HTTP clients (docs/protocols/dispatcher.rst, NCBID).
+Programs run for HTTP clients (docs/protocols/dispatcher.rst, Connection-Info).
 
 The dispatcher's part of it: finding the entry, refusing what may not be, and passing octets.  The
 program itself is the launcher's (:class:`gridnet.interfaces.IProgramLauncher`).

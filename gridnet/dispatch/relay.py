@@ -116,6 +116,8 @@ class Forwarding:
             for value in values(head.headers, b"via")
             for entry in value.split(b",")
         )
+        self.service_line = header("Service", request.service)
+        self._own_lines: dict[tuple[object, ...], bytes] = {}
         self._lines: dict[bool, bytes] = {}
         self._made: dict[tuple[object, ...], bytes] = {}
         self._forwarded_for = b", ".join(values(head.headers, b"x-forwarded-for"))
@@ -223,6 +225,16 @@ class Forwarding:
         query = "&".join(words)
         return (f"{path}?{query}" if query else path).encode("latin-1", "replace")
 
+    def own_lines(self, entry: Entry) -> bytes:
+        """What the reply that *entry* made says of where it comes from."""
+        key = entry.info.identity
+        lines = self._own_lines.get(key)
+        if lines is None:
+            if len(self._own_lines) >= MAX_MADE_HEADS:
+                self._own_lines.clear()
+            lines = self._own_lines[key] = self.service_line + relay_path(entry)
+        return lines
+
     def _end_to_end(self, inside: bool) -> bytes:
         found = self._lines.get(inside)
         if found is None:
@@ -271,8 +283,13 @@ def _host(info: ServerInfo) -> bytes:
 
 
 def place_of(info: ServerInfo) -> Place:
-    """Where to connect for the server *info*."""
-    return Place(canonical_address(info.host) or info.host, info.port, info.secure)
+    """Where to connect for the server *info*; one object for each place, so a cheap key."""
+    return _place(info.host, info.port, info.secure)
+
+
+@lru_cache(maxsize=4096)
+def _place(host: str, port: int, secure: bool) -> Place:
+    return Place(canonical_address(host) or host, port, secure)
 
 
 class Relay:
@@ -592,12 +609,14 @@ class Relay:
         )
 
     def _service_lines(self, entry: Entry | None) -> bytes:
-        lines = header("Service", self._forwarding.request.service)
+        forwarding = self._forwarding
         relays = self._relays
-        if entry is not None:
-            lines += relay_path(entry)
+        if entry is None:
+            lines = forwarding.service_line
+        else:
+            lines = forwarding.own_lines(entry)
             lines += relays.dispatcher.informational(
-                self._forwarding.request, self._connection.address, entry, relays.clock()
+                forwarding.request, self._connection.address, entry, relays.clock()
             )
         if self._failed:
             until = int(relays.clock()) + relays.config.failed_server_seconds

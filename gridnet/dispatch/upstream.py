@@ -34,7 +34,7 @@ _SURELY_OPEN_SECONDS = 2.0
 BULK_READ_OCTETS = 262_144
 
 
-@frozen
+@frozen(cache_hash=True)
 class Place:
     """Where a server listens."""
 
