@@ -15,5 +15,7 @@ COMPONENT = Component(
             "check files of service definitions",
             "gridnet.lbsmd.check_config:main",
         ),
+        Command("lbsmc", "show the hosts and services of a daemon", "gridnet.lbsmd.tools:lbsmc"),
+        Command("resolve", "look a service up, and say why", "gridnet.lbsmd.tools:resolve"),
     ),
 )

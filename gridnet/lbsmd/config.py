@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any, Literal
 
 from attrs import Attribute, field, frozen
 
-from gridnet.config import at_least, between, more_than
+from gridnet.config import SiteConfig, at_least, between, more_than
+from gridnet.errors import ConfigError, Fault
 from gridnet.lbsmd.servrc.configuration import ALL_ZONES, Rules
 from gridnet.table.model import DEFAULT_TIME_SECONDS
 
@@ -15,6 +18,11 @@ def _run_of_ones(_: object, attribute: Attribute[Any], value: int) -> None:
     low = value & -value
     if not 0 < value <= ALL_ZONES or value & (value + low):
         raise ValueError(f"expected a contiguous run of bits within 0xFFFF, found {value:#x}")
+
+
+def _octal_mode(_: object, attribute: Attribute[Any], value: str) -> None:
+    if re.fullmatch("0?[0-7]{3}", value) is None:
+        raise ValueError(f"expected three octal digits, found {value!r}")
 
 
 @frozen
@@ -48,6 +56,10 @@ class LbsmdConfig:
     resolve_seconds: float = field(default=10.0, validator=more_than(0))
     #: seconds until definitions refused for an unknown host are tried again
     resolve_retry_seconds: float = field(default=30.0, validator=more_than(0))
+    #: UNIX socket for local tools, in the site's state directory unless absolute; empty: none
+    control: str = "lbsmd.control"
+    #: permissions of that socket, octal digits: it only tells what clients are told anyway
+    control_mode: str = field(default="666", validator=_octal_mode)
     run_checks: bool = True  #: whether services are checked; otherwise all are as configured
     max_parallel_checks: int = field(default=64, validator=at_least(1))  #: checks at a time
     #: part of a period by which it may be shorter or longer
@@ -80,6 +92,16 @@ class LbsmdConfig:
     def sender(self) -> str:
         """Whom mail to contacts is from."""
         return self.mail_from or f"lbsmd@{self.mail_domain or 'localhost'}"
+
+    def control_path(self, site: SiteConfig) -> Path:
+        """
+        Where the control socket of a daemon with the site file *site* is.
+
+        :raises ConfigError: there is none.
+        """
+        if not self.control:
+            raise ConfigError([Fault("lbsmd.control", "empty: the daemon has no control socket")])
+        return site.path(site.site.state_dir) / self.control
 
     def rules(self) -> Rules:
         """What the language leaves to the site."""

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from twisted.application.service import IService, MultiService
 from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import UNIXServerEndpoint
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
 
 from gridnet.interfaces import IConfigurationHolder
+from gridnet.lbsmd.answers import Answers
 from gridnet.lbsmd.checks import CheckBounds, Checks
 from gridnet.lbsmd.config import LbsmdConfig
+from gridnet.lbsmd.control import ControlFactory
 from gridnet.lbsmd.loading import Resolver, Source
 from gridnet.lbsmd.local_services import LocalServices
 from gridnet.lbsmd.notices import Postman, smtp_sender
 from gridnet.lbsmd.reload import ConfigurationWatch, RunInThread
+from gridnet.listener import Listener
 from gridnet.site import Site
+
+_log = Logger()
+
+#: What fits into the address of a UNIX socket.
+MAX_SOCKET_PATH_OCTETS = 107
 
 
 class Daemon(MultiService):
@@ -27,15 +38,21 @@ class Daemon(MultiService):
     :ivar local: what this host publishes.
     :ivar watch: keeps it equal to the definitions on disk.
     :ivar checks: judges it; None: checks are switched off.
+    :ivar answers: tells local tools of it.
     """
 
     def __init__(
-        self, local: LocalServices, watch: ConfigurationWatch, checks: Checks | None
+        self,
+        local: LocalServices,
+        watch: ConfigurationWatch,
+        checks: Checks | None,
+        answers: Answers,
     ) -> None:
         super().__init__()
         self.local = local
         self.watch = watch
         self.checks = checks
+        self.answers = answers
         if checks is not None:
             checks.postman.setServiceParent(self)
             checks.setServiceParent(self)
@@ -72,10 +89,33 @@ def make_lbsmd(
     watch = ConfigurationWatch(source, local, IReactorTime(site.reactor), run_in_thread or in_pool)
     watch.first_load()
     site.provide(IConfigurationHolder, watch, "lbsmd")
-    daemon = Daemon(local, watch, _make_checks(config, site, source, local))
+    checks = _make_checks(config, site, source, local)
+    answers = Answers(site, source, local, checks)
+    daemon = Daemon(local, watch, checks, answers)
+    if config.control:
+        factory = ControlFactory({"table": answers.table, "resolve": answers.resolve})
+        control = _make_control(config, site, factory)
+        if control is not None:
+            control.setServiceParent(daemon)
     site.status.facts["lbsmd"] = daemon.facts
     site.status.checks["lbsmd"] = watch.check
     return IService(daemon)
+
+
+def _make_control(config: LbsmdConfig, site: Site, factory: ControlFactory) -> Listener | None:
+    """The socket for local tools; None: the system takes no path as long as that."""
+    path = os.fsencode(site.state_dir / config.control)
+    if len(path) > MAX_SOCKET_PATH_OCTETS:
+        _log.warn("no control socket: {path} is too long for one", path=os.fsdecode(path))
+        return None
+    # With a lock file: a socket that a killed daemon has left behind does not stand in the way,
+    # one that is in use ends the start.
+    endpoint = UNIXServerEndpoint(
+        site.reactor, os.fsdecode(path), mode=int(config.control_mode, 8), wantPID=True
+    )
+    service = Listener(endpoint, factory)
+    site.starting(service.listening)
+    return service
 
 
 def _make_checks(

@@ -1,0 +1,203 @@
+"""What the daemon tells local tools about its table, as plain values."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import evolve
+
+import gridnet
+from gridnet.errors import DescriptorError, RemoteProtocolError
+from gridnet.lbsmd.checks import Checks
+from gridnet.lbsmd.loading import Source
+from gridnet.lbsmd.local_services import LocalServices
+from gridnet.site import Site
+from gridnet.status.report import entry_report, host_report
+from gridnet.table.address import canonical_address
+from gridnet.table.affinity import Affinity
+from gridnet.table.explain import Factors, Question, candidate, explain
+from gridnet.table.model import Entry
+from gridnet.table.selection import Lottery, is_standby, standby_order
+from gridnet.table.server_info import (
+    TYPES,
+    Algorithm,
+    ServerType,
+    split_connection_point,
+    write,
+)
+
+
+class Answers:
+    """
+    Answers the questions of local tools.
+
+    :ivar started_at: seconds since the epoch.
+    """
+
+    def __init__(
+        self, site: Site, source: Source, local: LocalServices, checks: Checks | None
+    ) -> None:
+        self._site = site
+        self._source = source
+        self._local = local
+        self._checks = checks
+        self._chance = random.Random()
+        self.started_at = site.reactor.seconds()
+
+    def table(self, question: Mapping[str, Any]) -> Mapping[str, Any]:
+        """``table``: everything that ``gridnet lbsmc`` shows."""
+        site, now = self._site, self._site.reactor.seconds()
+        table = site.table
+        loaded = self._local.loaded
+        return {
+            "version": gridnet.__version__,
+            "time": now,
+            "site": site.section.name,
+            "address": self._local.address,
+            "zone": 0 if loaded is None else loaded.configuration.zone,
+            "started_at": self.started_at,
+            "pid": os.getpid(),
+            "config": str(self._source.main),
+            "serial": table.serial,
+            "hosts": [{**host_report(host, now), "zone": host.zone} for host in table.hosts()],
+            "services": [self._entry(entry, now) for entry in table.all_entries()],
+        }
+
+    def resolve(self, question: Mapping[str, Any]) -> Mapping[str, Any]:
+        """
+        ``resolve``: one look-up, and every factor of it.
+
+        :raises RemoteProtocolError: the question makes no sense.
+        """
+        asked = self._question(question)
+        found = explain(self._site.table, asked, self._site.reactor.seconds())
+        return {
+            "service": asked.service,
+            "chosen": [write(self._told(each)) for each in self._draw(found, asked)],
+            "servers": [_factors(each) for each in found],
+        }
+
+    def _entry(self, entry: Entry, now: float) -> Mapping[str, Any]:
+        info = entry.info
+        report = dict(entry_report(entry, self._site.table.host(info.host), now))
+        report |= {
+            "bonus": info.bonus,
+            "time": info.time,
+            "blast": info.algorithm is Algorithm.BLAST,
+            "content_type": info.content_type,
+            "virtual_host": info.vhost,
+            "interzone": info.interzone,
+            "zone": entry.zone,
+            "launcher": entry.launcher,
+        }
+        check = None if self._checks is None else self._checks.check(entry.key)
+        if check is not None and entry.owner == self._local.address:
+            report["check"] = {
+                "state": check.verdict.state.value,
+                "reason": check.reason,
+                "checked_at": check.checked_at,
+                "due_at": check.due_at,
+            }
+        return report
+
+    def _question(self, asked: Mapping[str, Any]) -> Question:
+        """
+        The question behind the members of *asked*.
+
+        :raises RemoteProtocolError: a member is missing, unknown or makes no sense.
+        """
+        service = _text(asked, "service")
+        if not service:
+            raise RemoteProtocolError('expected the name of a service in "service"')
+        client = _address(_text(asked, "client") or "127.0.0.1")
+        inside = asked.get("inside", self._site.local_networks.contains(client))
+        host, port = _point(_text(asked, "preferred"))
+        preference = asked.get("preference", 0.0)
+        if not isinstance(inside, bool):
+            raise RemoteProtocolError('expected true or false in "inside"')
+        if not isinstance(preference, int | float) or not (-1 <= preference <= 1):
+            raise RemoteProtocolError('expected -1, or 0 to 1, in "preference"')
+        argument, equals, value = _text(asked, "affinity").partition("=")
+        local = self._site.table.host(self._local.address)
+        return Question(
+            service,
+            client,
+            inside,
+            self._local.address,
+            0 if local is None else local.zone,
+            _types(_text(asked, "types")),
+            host,
+            port or 0,
+            float(preference),
+            Affinity(argument, value if equals else None) if argument else None,
+        )
+
+    def _draw(self, found: Sequence[Factors], asked: Question) -> Sequence[Factors]:
+        """Those of *found* that may be handed out, in an order as a client would get them."""
+        usable = [each for each in found if not each.ruled_out]
+        if usable and is_standby(usable[0].entry):
+            by_entry = {id(each.entry): each for each in usable}
+            order = standby_order([each.entry for each in usable], self._chance)
+            return [by_entry[id(entry)] for entry in order]
+        candidates = [candidate(each, asked) for each in usable]
+        preferred = bool(asked.preferred_host)
+        lottery = Lottery(usable, candidates, asked.preference, asked.bonus, preferred)
+        return lottery.draw(len(usable), self._chance)
+
+    def _told(self, each: Factors) -> Any:
+        return evolve(each.entry.info, rate=each.rating)
+
+
+def _factors(each: Factors) -> Mapping[str, Any]:
+    entry = each.entry
+    return {
+        "server": write(entry.info),
+        "type": entry.info.type.name,
+        "host": entry.info.host,
+        "port": entry.info.port,
+        "owner": entry.owner,
+        "static": entry.static,
+        "base_rate": entry.info.rate,
+        "host_status": each.host_status,
+        "penalty": entry.penalty,
+        "bonus": entry.info.bonus,
+        "rating": each.rating,
+        "affinity": None if each.affinity is None else each.affinity.name.lower(),
+        "ruled_out": each.ruled_out,
+        "share": round(each.share, 6),
+    }
+
+
+def _text(asked: Mapping[str, Any], member: str) -> str:
+    value = asked.get(member, "")
+    if not isinstance(value, str):
+        raise RemoteProtocolError(f'expected a text in "{member}"')
+    return value
+
+
+def _address(text: str) -> str:
+    address = canonical_address(text)
+    if address is None:
+        raise RemoteProtocolError(f"found {text!r}; expected an IP address")
+    return address
+
+
+def _point(text: str) -> tuple[str, int | None]:
+    if not text:
+        return "", None
+    try:
+        host, port = split_connection_point(text)
+    except DescriptorError as error:
+        raise RemoteProtocolError(str(error)) from None
+    return _address(host), port
+
+
+def _types(text: str) -> frozenset[ServerType]:
+    words = [word for word in text.upper().split(",") if word]
+    unknown = [word for word in words if word not in TYPES]
+    if unknown:
+        raise RemoteProtocolError(f"found type {unknown[0]!r}; expected {', '.join(TYPES)}")
+    return frozenset(TYPES[word] for word in words)

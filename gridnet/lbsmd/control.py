@@ -1,0 +1,134 @@
+"""
+The daemon's control socket: local tools ask, it answers (docs/protocols/lbsmd-control.rst).
+
+One connection, one question: a line of JSON each way.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.interfaces import IAddress, ITransport
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.logger import Logger
+from twisted.protocols.basic import LineOnlyReceiver
+from twisted.protocols.policies import TimeoutMixin
+from twisted.python.failure import Failure
+
+from gridnet.errors import GridnetError, LocalProtocolError, RemoteProtocolError
+
+MAX_QUESTION_OCTETS = 65536
+QUESTION_SECONDS = 10.0
+
+#: Answers one question: gets its members, gives a JSON value.
+Answerer = Callable[[Mapping[str, Any]], Any]
+
+
+class ControlError(GridnetError):
+    """A local tool cannot get an answer from the daemon; its user is told why."""
+
+
+def parse_question(line: bytes) -> Mapping[str, Any]:
+    """
+    Read a question.
+
+    :raises RemoteProtocolError: it is no JSON object with a text ``ask``.
+    """
+    try:
+        question = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise RemoteProtocolError("not a line of JSON") from None
+    if not isinstance(question, dict) or not isinstance(question.get("ask"), str):
+        raise RemoteProtocolError('expected an object with "ask"')
+    return question
+
+
+class ControlProtocol(LineOnlyReceiver, TimeoutMixin):
+    """One question of a local tool."""
+
+    delimiter = b"\n"
+    MAX_LENGTH = MAX_QUESTION_OCTETS
+    transport: ITransport
+
+    def __init__(self, answer: Callable[[bytes], Mapping[str, Any]]) -> None:
+        self._answer = answer
+
+    def connectionMade(self) -> None:
+        """Called by Twisted."""
+        self.setTimeout(QUESTION_SECONDS)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Called by Twisted."""
+        self.setTimeout(None)
+
+    def lineReceived(self, line: bytes) -> None:
+        """Called by Twisted."""
+        reply = json.dumps(self._answer(line)).encode("utf-8")
+        self.transport.write(reply + b"\n")
+        self.transport.loseConnection()
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """Called by Twisted."""
+        self.transport.write(b'{"error": "the question is too long"}\n')
+        self.transport.loseConnection()
+
+
+class ControlFactory(Factory):
+    """Answers questions by what they ask for."""
+
+    _log = Logger()
+    noisy = False
+
+    def __init__(self, answerers: Mapping[str, Answerer]) -> None:
+        self._answerers = answerers
+
+    def buildProtocol(self, address: IAddress | None) -> ControlProtocol:
+        """Called by Twisted."""
+        return ControlProtocol(self.answer)
+
+    def answer(self, line: bytes) -> Mapping[str, Any]:
+        """``{"result": ...}``, or ``{"error": text}``."""
+        try:
+            question = parse_question(line)
+            answerer = self._answerers.get(question["ask"])
+            if answerer is None:
+                known = ", ".join(sorted(self._answerers))
+                raise RemoteProtocolError(f"unknown question; expected one of {known}")
+            return {"result": answerer(question)}
+        except GridnetError as error:
+            return {"error": str(error)}
+        except Exception:
+            self._log.failure("answering a local tool")
+            return {"error": "the daemon failed; its log says more"}
+
+
+def ask(path: Path, question: Mapping[str, Any], seconds: float = 10.0) -> Any:
+    """
+    Ask the daemon behind the socket *path*; blocks.
+
+    :param question: members of the question, ``ask`` among them.
+    :returns: the result, a JSON value.
+    :raises ControlError: there is no daemon, it refuses, or its answer makes no sense.
+    """
+    line = json.dumps(question).encode("utf-8")
+    if len(line) > MAX_QUESTION_OCTETS:
+        raise LocalProtocolError("the question is too long")
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(seconds)
+            connection.connect(str(path))
+            connection.sendall(line + b"\n")
+            with connection.makefile("rb") as stream:
+                reply = json.loads(stream.read().decode("utf-8"))
+    except OSError as error:
+        raise ControlError(f"no daemon answers at {path}: {error.strerror or error}") from None
+    except ValueError:
+        raise ControlError(f"what answers at {path} is no daemon of ours") from None
+    if not isinstance(reply, dict) or "result" not in reply:
+        text = reply.get("error") if isinstance(reply, dict) else None
+        raise ControlError(str(text or "the daemon gave no answer"))
+    return reply["result"]

@@ -1,0 +1,132 @@
+"""What daemons tell each other; every message knows the most octets it takes on the wire."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TypeAlias
+
+from attrs import frozen
+
+Address: TypeAlias = tuple[str, int]  #: IP address as text, UDP port
+
+
+class Standing(IntEnum):
+    """What is believed of a host; a higher one wins within one incarnation."""
+
+    ALIVE = 0
+    SUSPECT = 1
+    DEAD = 2
+    LEFT = 3
+
+
+def _text(text: str) -> int:
+    return 1 + len(text.encode())
+
+
+@frozen
+class Ping:
+    """Are you *target*?  Answered with an Ack of the same number."""
+
+    number: int
+    target: str
+
+    def octets(self) -> int:
+        return 5 + _text(self.target)
+
+
+@frozen
+class IndirectPing:
+    """Probe *target* for me; answer Ack, or Nack when it does not reply in time."""
+
+    number: int
+    target: str
+    address: Address
+
+    def octets(self) -> int:
+        return 7 + _text(self.target) + _text(self.address[0])
+
+
+@frozen
+class Ack:
+    """The probe of that number was answered."""
+
+    number: int
+
+    def octets(self) -> int:
+        return 5
+
+
+@frozen
+class Nack:
+    """I am well, but the host you asked me to probe does not answer me."""
+
+    number: int
+
+    def octets(self) -> int:
+        return 5
+
+
+@frozen
+class Belief:
+    """
+    What *accuser* holds of *host*; *address* counts only with ALIVE.
+
+    A host's own *incarnation* is raised by that host alone, to refute what is said of it.
+    """
+
+    host: str
+    address: Address
+    incarnation: int
+    standing: Standing
+    accuser: str
+
+    def octets(self) -> int:
+        return 12 + _text(self.host) + _text(self.address[0]) + _text(self.accuser)
+
+
+@frozen
+class Entry:
+    """One published value of *owner*; None: withdrawn.  The higher version wins."""
+
+    owner: str
+    key: str
+    version: int
+    value: bytes | None
+    is_load: bool = False  #: gives way to everything else when room is short
+
+    def octets(self) -> int:
+        return 12 + _text(self.owner) + _text(self.key) + len(self.value or b"")
+
+
+@frozen
+class DigestLine:
+    """The state of one host in brief."""
+
+    host: str
+    incarnation: int
+    standing: Standing
+    fingerprint: int  #: of its entries, 64 bits
+
+    def octets(self) -> int:
+        return 17 + _text(self.host)
+
+
+@frozen
+class Digest:
+    """
+    All hosts I know whose names lie in (*after*, *until*]; an empty *until* is the end.
+
+    The peer sends what it knows better, and a digest of its own unless this is an answer.
+    """
+
+    after: str
+    until: str
+    is_answer: bool
+    lines: tuple[DigestLine, ...]
+
+    def octets(self) -> int:
+        texts = _text(self.after) + _text(self.until)
+        return 4 + texts + sum(line.octets() for line in self.lines)
+
+
+Message: TypeAlias = Ping | IndirectPing | Ack | Nack | Belief | Entry | Digest

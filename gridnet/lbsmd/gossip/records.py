@@ -1,0 +1,85 @@
+"""What each host publishes: versioned entries, changed by their owner alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import blake2b
+
+from gridnet.lbsmd.gossip.messages import Entry
+
+
+def _mark(entry: Entry) -> int:
+    text = f"{entry.key}\0{entry.version}".encode()
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "big")
+
+
+class HostRecords:
+    """
+    The entries of one host.
+
+    :ivar fingerprint: equal for equal keys and versions, whatever the order of arrival.
+    """
+
+    def __init__(self, owner: str, max_entries: int) -> None:
+        self.owner = owner
+        self.fingerprint = 0
+        self._max_entries = max_entries
+        self._entries: dict[str, Entry] = {}
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(tuple(self._entries.values()))
+
+    def get(self, key: str) -> Entry | None:
+        """The entry of that *key*, withdrawn ones included."""
+        return self._entries.get(key)
+
+    def take(self, entry: Entry) -> bool:
+        """Keep *entry* if it is newer than ours; False: old, or there is no room."""
+        held = self._entries.get(entry.key)
+        if held is None:
+            if len(self._entries) >= self._max_entries:
+                return False
+        elif held.version >= entry.version:
+            return False
+        else:
+            self.fingerprint ^= _mark(held)
+        self._entries[entry.key] = entry
+        self.fingerprint ^= _mark(entry)
+        return True
+
+
+class OwnRecords(HostRecords):
+    """What this host publishes; its versions only ever rise."""
+
+    def __init__(self, owner: str, max_entries: int) -> None:
+        super().__init__(owner, max_entries)
+        self._version = 0
+
+    def publish(self, key: str, value: bytes | None, is_load: bool = False) -> Entry | None:
+        """A new entry to announce; None: nothing changed, or there is no room."""
+        held = self.get(key)
+        if held is not None and held.value == value:
+            return None
+        if held is None and value is None:
+            return None
+        entry = Entry(self.owner, key, self._version + 1, value, is_load)
+        if not self.take(entry):
+            return None
+        self._version += 1
+        return entry
+
+    def correct(self, said: Entry) -> Entry | None:
+        """
+        What to announce when others hold *said* as ours; None: they are merely behind.
+
+        Happens after a restart, when our versions began anew: outbid the old entry.
+        """
+        held = self.get(said.key)
+        if said.version < self._version and held is not None and held.version >= said.version:
+            return None
+        if held == said:
+            return None
+        self._version = max(self._version, said.version) + 1
+        value = None if held is None else held.value
+        entry = Entry(self.owner, said.key, self._version, value, said.is_load)
+        return entry if self.take(entry) else None

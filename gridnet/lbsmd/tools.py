@@ -1,0 +1,211 @@
+"""``gridnet lbsmc`` and ``gridnet resolve``: ask the daemon of this host, and show its answer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gridnet.config import read
+from gridnet.errors import ConfigError, GridnetError
+from gridnet.lbsmd.config import LbsmdConfig
+from gridnet.lbsmd.control import ask
+from gridnet.lbsmd.listing import View, render
+
+#: Site file that the tools read when nothing is said.
+DEFAULT_SITE_FILE = Path("site.toml")
+#: Clears the terminal before a table is shown again.
+_CLEAR = "\x1b[H\x1b[2J"
+
+
+def _add_daemon_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, help="site file of the daemon (else site.toml here)")
+    parser.add_argument("--control", type=Path, help="control socket of the daemon")
+
+
+def control_path(config: Path | None, control: Path | None) -> Path:
+    """
+    Where the daemon's control socket is.
+
+    :param config: site file; None: the one in this directory.
+    :param control: the socket itself, if it was named.
+    :raises ConfigError: the site file cannot be read, or switches the socket off.
+    """
+    if control is not None:
+        return control
+    # Imported late: only here are the sections of other components needed.
+    from gridnet.component import config_classes
+
+    site = read(config or DEFAULT_SITE_FILE, config_classes())
+    section = site.sections.get("lbsmd", LbsmdConfig())
+    if not isinstance(section, LbsmdConfig):
+        raise TypeError(f"[lbsmd] is a {type(section).__name__}")
+    return section.control_path(site)
+
+
+def _run(tool: str, work: Callable[[], None]) -> int:
+    """Exit status of *work*: 0; 1: no answer; 2: the site file is wrong."""
+    try:
+        work()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except GridnetError as error:
+        print(f"gridnet {tool}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+def _lbsmc_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gridnet lbsmc",
+        description="Show the hosts and services that the daemon of this host knows.",
+        add_help=False,
+    )
+    parser.add_argument(
+        "period",
+        nargs="?",
+        type=float,
+        default=5.0,
+        help="show again every so many seconds (0: once)",
+    )
+    parser.add_argument(
+        "-h",
+        dest="hosts",
+        nargs="?",
+        const="",
+        default="*",
+        metavar="MASK",
+        help="hosts whose address fits MASK; none: no host table; alone: this help",
+    )
+    parser.add_argument("-s", dest="services", default="*", metavar="MASK", help="services by name")
+    parser.add_argument("-d", dest="dead", action="store_true", help="only dead servers")
+    parser.add_argument("-f", dest="figures", action="store_true", help="raw figures of hosts too")
+    parser.add_argument("-i", dest="more", action="store_true", help="further information")
+    parser.add_argument("-w", dest="wide", action="store_true", help="132 columns instead of 80")
+    parser.add_argument("-1", dest="once", action="store_true", help="once, like period 0")
+    parser.add_argument("-j", "--json", action="store_true", help="once, as JSON")
+    parser.add_argument("--help", action="help", help="this help")
+    _add_daemon_options(parser)
+    return parser
+
+
+def lbsmc(arguments: Sequence[str]) -> int:
+    """``gridnet lbsmc``."""
+    parser = _lbsmc_parser()
+    options = parser.parse_args(arguments)
+    if options.hosts == "":
+        parser.print_help()
+        return 0
+    view = View(
+        hosts=None if options.hosts == "none" else options.hosts,
+        services=options.services,
+        wide=options.wide,
+        figures=options.figures,
+        more=options.more,
+        dead_only=options.dead,
+    )
+
+    def work() -> None:
+        path = control_path(options.config, options.control)
+        while True:
+            table = ask(path, {"ask": "table"})
+            if options.json:
+                print(json.dumps(table))
+                return
+            text = "\n".join(render(table, view))
+            again = options.period > 0 and not options.once
+            print(f"{_CLEAR if again and sys.stdout.isatty() else ''}{text}", flush=True)
+            if not again:
+                return
+            time.sleep(options.period)
+
+    return _run("lbsmc", work)
+
+
+def _resolve_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gridnet resolve",
+        description="Look a service up in the daemon's table, as a client would.",
+    )
+    parser.add_argument("service", help="its name")
+    parser.add_argument("--explain", action="store_true", help="show every factor of the choice")
+    parser.add_argument("--json", action="store_true", help="the whole answer as JSON")
+    parser.add_argument("--types", default="", help="server types, separated by commas (all)")
+    parser.add_argument("--client", default="", help="address of the client (this host)")
+    parser.add_argument("--outside", action="store_true", help="the client is outside the site")
+    parser.add_argument("--prefer", default="", metavar="HOST[:PORT]", help="preferred server")
+    parser.add_argument(
+        "--preference", type=float, default=0.0, help="how much, 0 to 1; -1: that one or none"
+    )
+    parser.add_argument(
+        "--affinity", default="", metavar="ARG[=VALUE]", help="argument of the request"
+    )
+    _add_daemon_options(parser)
+    return parser
+
+
+def resolve(arguments: Sequence[str]) -> int:
+    """``gridnet resolve``: status 0: there is a server; 1: there is none, or no daemon."""
+    options = _resolve_parser().parse_args(arguments)
+    chosen: list[str] = []
+
+    def work() -> None:
+        question: dict[str, Any] = {
+            "ask": "resolve",
+            "service": options.service,
+            "types": options.types,
+            "client": options.client,
+            "preferred": options.prefer,
+            "preference": options.preference,
+            "affinity": options.affinity,
+        }
+        if options.outside:
+            question["inside"] = False
+        answer = ask(control_path(options.config, options.control), question)
+        chosen.extend(answer["chosen"])
+        if options.json:
+            print(json.dumps(answer))
+        elif options.explain:
+            print("\n".join(explanation(answer)))
+        elif chosen:
+            print("\n".join(chosen))
+        else:
+            print(f"gridnet resolve: no server of {options.service}", file=sys.stderr)
+
+    status = _run("resolve", work)
+    return status or (0 if chosen else 1)
+
+
+def explanation(answer: Mapping[str, Any]) -> list[str]:
+    """The daemon's answer to ``resolve`` as lines for people."""
+    servers = answer["servers"]
+    if not servers:
+        return [f"{answer['service']}: not in the table"]
+    lines = [f"{answer['service']}: {len(servers)} servers, {len(answer['chosen'])} to choose from"]
+    for server in servers:
+        lines.append(f"  {server['server']}")
+        factors = [f"base rate {server['base_rate']:g}"]
+        if server["host_status"] is not None:
+            factors.append(f"host status {server['host_status']:g} / 1000")
+        elif server["static"]:
+            factors.append("static")
+        if server["penalty"]:
+            factors.append(f"penalty {server['penalty']:g} percent")
+        factors.append(f"rating {server['rating']:g}")
+        if server["bonus"]:
+            factors.append(f"bonus {server['bonus']:g}")
+        if server["affinity"] is not None:
+            factors.append(f"affinity {server['affinity']}")
+        lines.append("    " + ", ".join(factors))
+        if server["ruled_out"]:
+            lines.append(f"    not handed out: {server['ruled_out']}")
+        else:
+            lines.append(f"    chosen in {server['share']:.2%} of look-ups")
+    return lines
