@@ -48,7 +48,7 @@ def script_arguments(
         f"{bar}{format_connection_point(host, port)}",
     ]
     if history.last_code is not None:
-        words += [str(history.last_code), str(history.repetitions), str(int(elapsed))]
+        words += [str(history.last_code), str(history.repetitions), str(round(elapsed))]
     return words
 
 

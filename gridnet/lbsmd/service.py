@@ -115,6 +115,7 @@ def _make_control(config: LbsmdConfig, site: Site, factory: ControlFactory) -> L
     )
     service = Listener(endpoint, factory)
     site.starting(service.listening)
+    site.announce("lbsmd", {"control": os.fsdecode(path)})
     return service
 
 

@@ -188,7 +188,8 @@ def explanation(answer: Mapping[str, Any]) -> list[str]:
     servers = answer["servers"]
     if not servers:
         return [f"{answer['service']}: not in the table"]
-    lines = [f"{answer['service']}: {len(servers)} servers, {len(answer['chosen'])} to choose from"]
+    count = f"{len(servers)} server{'s' if len(servers) > 1 else ''}"
+    lines = [f"{answer['service']}: {count}, {len(answer['chosen'])} to choose from"]
     for server in servers:
         lines.append(f"  {server['server']}")
         factors = [f"base rate {server['base_rate']:g}"]

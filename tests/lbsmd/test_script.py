@@ -36,7 +36,7 @@ class ArgumentTests(SynchronousTestCase):
         for script, history, elapsed, wanted in (
             (Script("/a/b"), first, 0.0, ["/a/b", "s", "10.0.0.1:5"]),
             (Script("b/c", True), first, 9.0, ["|b/c", "s", "|10.0.0.1:5"]),
-            (Script("/a"), again, 15.9, ["/a", "s", "10.0.0.1:5", "7", "0", "15"]),
+            (Script("/a"), again, 15.9, ["/a", "s", "10.0.0.1:5", "7", "0", "16"]),
         ):
             words = script_arguments(script, "s", "10.0.0.1", 5, history, elapsed)
             self.assertEqual(words, wanted)

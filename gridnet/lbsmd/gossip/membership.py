@@ -9,6 +9,7 @@ from random import Random
 
 from attrs import define, frozen
 
+from gridnet.errors import LocalProtocolError
 from gridnet.lbsmd.gossip.messages import (
     Ack,
     Address,
@@ -150,7 +151,13 @@ class Membership:
             self._send(address, self._belief_of(self.hosts[self.me]), self._digest("", False))
 
     def publish(self, key: str, value: bytes | None, is_load: bool = False) -> bool:
-        """Announce *value* under *key*, or withdraw it with None; False: nothing to tell."""
+        """
+        Announce *value* under *key*, or withdraw it with None; False: nothing to tell.
+
+        :raises LocalProtocolError: it does not fit into one packet.
+        """
+        if Entry(self.me, key, 0, value).octets() > self._times.packet_octets:
+            raise LocalProtocolError(f"{key}: does not fit into one packet")
         entry = self.own.publish(key, value, is_load)
         if entry is not None:
             self._rumours.add(entry)
