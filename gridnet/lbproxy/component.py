@@ -1,6 +1,6 @@
 """The LB proxy as a component."""
 
-from gridnet.component import Component
+from gridnet.component import Command, Component
 from gridnet.lbproxy.config import LbproxyConfig
 
 COMPONENT = Component(
@@ -9,4 +9,8 @@ COMPONENT = Component(
     config=LbproxyConfig,
     factory="gridnet.lbproxy.service:make_lbproxy",
     demo="gridnet.lbproxy.demo:section",
+    commands=(
+        Command("lb", "log, query and watch job events", "gridnet.lbproxy.command:main"),
+        Command("lbproxy", "purge and load an LB proxy", "gridnet.lbproxy.upkeep:main"),
+    ),
 )

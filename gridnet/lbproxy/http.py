@@ -208,3 +208,43 @@ def encode_request(path: str, body: bytes) -> bytes:
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode("ascii") + body
+
+
+@define(slots=True)
+class ReplyReader:
+    """
+    Reads one reply, for clients.
+
+    :ivar fault: why it cannot be read.
+    """
+
+    max_octets: int
+    fault: str = field(default="", init=False)
+    _buffer: bytearray = field(factory=bytearray, init=False)
+
+    def receive(self, data: bytes) -> tuple[int, bytes] | None:
+        """Take *data*; give status and body once they are whole."""
+        self._buffer += data
+        match = _HEAD_END.search(self._buffer)
+        if match is None:
+            if len(self._buffer) > self.max_octets:
+                self.fault = "an endless head"
+            return None
+        first, *lines = bytes(self._buffer[: match.start()]).replace(b"\r\n", b"\n").split(b"\n")
+        status = _STATUS_LINE.match(first)
+        length = None
+        for line in lines:
+            name, _, value = line.partition(b":")
+            if name.strip().lower() == b"content-length" and value.strip().isdigit():
+                length = int(value)
+        if status is None or length is None or length > self.max_octets:
+            self.fault = "no status, no length, or too long a body"
+            return None
+        if len(self._buffer) < match.end() + length:
+            return None
+        body = bytes(self._buffer[match.end() : match.end() + length])
+        del self._buffer[: match.end() + length]
+        return int(status[1]), body
+
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.[0-9] ([0-9]{3})(?: |\Z)")

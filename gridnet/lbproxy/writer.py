@@ -221,11 +221,8 @@ class Writer:
     def _write_failed(self, error: sqlite3.Error) -> None:
         self.counts.failed_groups += 1
         self.fault = failure_reply(error).text
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        busy = code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-        if self._connection is None or self._connection.in_transaction or not busy:
-            # Whatever it was may be mended from outside: look at the file afresh next time.
-            self._drop_connection()
+        # Whatever it was may be mended from outside: look at the file afresh next time.
+        self._drop_connection()
 
     def _do(self, chore: _Chore) -> None:
         try:

@@ -118,7 +118,9 @@ class RunningProxy:
 
     async def store_octets(self, octets: bytes) -> bytes:
         """The reply to one store message."""
-        return await self.send(self.store, octets, lambda found: FrameReader(1 << 20).receive(found))
+        return await self.send(
+            self.store, octets, lambda found: FrameReader(1 << 20).receive(found)
+        )
 
     async def log(self, line: bytes) -> Reply:
         """Log one event line."""

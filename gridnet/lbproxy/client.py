@@ -1,0 +1,707 @@
+"""
+The LB proxy's client, with the function names of the field in Python dress.
+
+:class:`Context` works with blocking sockets and needs no Twisted; ``DeferredContext``, here too,
+has the same methods and gives Deferreds.  What the calls say is :mod:`gridnet.lbproxy.session`;
+their meaning is docs/protocols/lbproxy.rst, "Client".
+
+::
+
+    context = Context(user="/O=Grid/CN=Jan Novak")
+    context.register_job("https://lb.example.org:9000/aJob", ns="wms.example.org")
+    context.log_user_tag(name="colour", value="blue")
+    print(context.job_status("https://lb.example.org:9000/aJob").state)
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlencode
+
+from attrs import frozen
+
+from gridnet.lbproxy import frames, http, stream
+from gridnet.lbproxy.frames import BodyError, FrameReader, Reply
+from gridnet.lbproxy.jobid import JobId
+from gridnet.lbproxy.query import Condition, ResultMode
+from gridnet.lbproxy.results import BAD_ANSWER, JobEvent, JobStatus, LbError
+from gridnet.lbproxy.session import (
+    Call,
+    ClientSettings,
+    Exchange,
+    ServeExchange,
+    ServerExchange,
+    Session,
+    StoreExchange,
+    calls_by_event,
+    condition,
+    generate_subjob_ids,
+    new_job_id,
+    settings_from,
+)
+
+if TYPE_CHECKING:
+    from gridnet.lbproxy.deferred_client import DeferredContext as DeferredContext
+
+__all__ = [
+    "Context",
+    "DeferredContext",
+    "JobEvent",
+    "JobStatus",
+    "LbError",
+    "ResultMode",
+    "StreamEvent",
+    "condition",
+    "generate_subjob_ids",
+    "make_job_id",
+]
+
+T = TypeVar("T")
+Conditions = Mapping[str, Any] | Iterable[Condition | Iterable[Condition]]
+#: Sends a store message to a job's own server: (job id, message, seconds) -> reply.
+ServerLeg = Callable[[JobId, bytes, float], Reply]
+
+_MAX_REPLY_OCTETS = 1 << 30
+_RETRY_SECONDS = 0.01  # while the backlog is full, as the original client does
+
+
+def __getattr__(name: str) -> Any:
+    # Twisted is imported by those who want Deferreds only.
+    if name == "DeferredContext":
+        from gridnet.lbproxy.deferred_client import DeferredContext
+
+        return DeferredContext
+    raise AttributeError(name)
+
+
+def make_job_id(host: str = "", port: int = 9000) -> str:
+    """A fresh job id of the server *host* (this host when empty)."""
+    host = host or socket.getfqdn()
+    chance = os.urandom(16).hex()
+    return str(new_job_id(host, port, host, str(os.getpid()), str(time.time()), chance))
+
+
+def _again(text: str) -> LbError:
+    """No socket, refused, lost or silent: come again."""
+    return LbError(errno.EAGAIN, text)
+
+
+def connect_unix(path: str, deadline: float) -> socket.socket:
+    """
+    Connect to the socket at *path*.
+
+    :param deadline: by :func:`time.monotonic`.
+    :raises LbError: EAGAIN: nobody listens, or not in time.
+    """
+    while True:
+        left = deadline - time.monotonic()
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            made.settimeout(max(left, 0.001))
+            made.connect(path)
+            return made
+        except BlockingIOError:
+            made.close()
+            if left <= 0:
+                raise _again(f"{path}: the service is busy") from None
+            time.sleep(_RETRY_SECONDS)
+        except OSError as error:
+            made.close()
+            raise _again(f"{path}: {error}") from None
+
+
+class _Line:
+    """A connection that is kept between calls."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._socket: socket.socket | None = None
+        self._is_fresh = False
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def send(self, octets: bytes, deadline: float) -> None:
+        """Send; a connection that the service has closed meanwhile is made anew."""
+        if self._socket is not None and self._is_stale():
+            self.close()
+        self._is_fresh = self._socket is None
+        if self._socket is None:
+            self._socket = connect_unix(self._path, deadline)
+        try:
+            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+            self._socket.sendall(octets)
+        except OSError as error:
+            self.close()
+            raise _again(f"{self._path}: {error}") from None
+
+    def _is_stale(self) -> bool:
+        """Whether the other side has closed; nothing is expected from it between calls."""
+        assert self._socket is not None
+        try:
+            self._socket.setblocking(False)
+            self._socket.recv(1)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    def receive(self, deadline: float) -> bytes:
+        assert self._socket is not None
+        try:
+            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+            data = self._socket.recv(1 << 18)
+        except OSError as error:
+            self.close()
+            raise _again(f"{self._path}: {error or 'no answer in time'}") from None
+        if not data:
+            self.close()
+            raise _again(f"{self._path}: the connection was lost")
+        return data
+
+
+def read_reply(receive: Callable[[], bytes]) -> Reply:
+    """
+    The reply to a store message.
+
+    :raises LbError: what comes is none.
+    """
+    reader = FrameReader(_MAX_REPLY_OCTETS)
+    while True:
+        bodies = reader.receive(receive())
+        if bodies:
+            try:
+                return frames.decode_reply(bodies[0])
+            except BodyError as error:
+                raise LbError(frames.STORE_PROTOCOL, str(error)) from None
+        if reader.fault is not None:
+            raise LbError(frames.STORE_PROTOCOL, str(reader.fault))
+
+
+def tcp_server_leg(
+    wrap: Callable[[socket.socket, str], socket.socket] | None = None,
+) -> ServerLeg:
+    """
+    The way to a job's own server: TCP to the port of the job id plus one.
+
+    :param wrap: makes it secure: given the connected socket and the host name.
+    """
+
+    def leg(job_id: JobId, message: bytes, seconds: float) -> Reply:
+        address = (job_id.host.strip("[]"), job_id.port + 1)
+        try:
+            with socket.create_connection(address, seconds) as plain:
+                made = wrap(plain, address[0]) if wrap is not None else plain
+                made.settimeout(seconds)
+                made.sendall(message)
+
+                def receive() -> bytes:
+                    data = made.recv(1 << 16)
+                    if not data:
+                        raise _again(f"{address[0]}: the connection was lost")
+                    return data
+
+                return read_reply(receive)
+        except OSError as error:
+            raise _again(f"{address[0]}:{address[1]}: {error}") from None
+
+    return leg
+
+
+@frozen
+class StreamEvent:
+    """One event of the stream."""
+
+    position: int
+    fields: Mapping[str, Any]  #: as documented for the stream
+
+    @property
+    def job_id(self) -> str:
+        """Of which job."""
+        return str(self.fields["job"])
+
+    @property
+    def event(self) -> str:
+        """Name of its type."""
+        return str(self.fields["event"])
+
+    @property
+    def state(self) -> str:
+        """State of the job after it."""
+        return str(self.fields["state"])
+
+
+class _EventCalls:
+    """One call per event type, made from the table of event types."""
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Callable[..., Any]: ...
+
+
+class Context(_EventCalls):
+    """
+    A context of the LB proxy client: which proxy, which job, which code, which source.
+
+    Besides the methods below there is one call per event type, ``log_transfer``,
+    ``log_accepted``, ``log_running``, ``log_user_tag`` and so on, with the fields of the type in
+    small letters as keywords (``from_`` for ``from``).  All calls raise :class:`LbError`.
+
+    :param store: path of the store socket; empty: the environment's or the default.
+    :param serve: path of the serve socket; likewise.
+    :param user: identity, unless a call gives another.
+    :param source: the component that speaks.
+    :param host: where it speaks from; empty: this host.
+    :param server_leg: the way to jobs' own servers, for :meth:`register_job_proxy`.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: str = "",
+        serve: str = "",
+        user: str = "",
+        source: str = "UserInterface",
+        host: str = "",
+        instance: str = "",
+        level: str = "SYSTEM",
+        settings: ClientSettings | None = None,
+        server_leg: ServerLeg | None = None,
+    ) -> None:
+        self._session = Session(
+            settings or settings_from(os.environ, store, serve, user),
+            source,
+            host or socket.getfqdn(),
+            instance,
+            time.time,
+            level,
+        )
+        self._server_leg = server_leg or tcp_server_leg()
+        self._store = _Line(self.settings.store)
+        self._serve = _Line(self.settings.serve)
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; the next call opens them again."""
+        self._store.close()
+        self._serve.close()
+
+    @property
+    def settings(self) -> ClientSettings:
+        """Where the sockets are and how long a call may take."""
+        return self._session.settings
+
+    def use_identity(self, user: str) -> None:
+        """Log as *user* from now on."""
+        self._session.user = user
+
+    def log_line(self, line: bytes) -> Reply:
+        """Log an event line as it is; the context's job and code play no part."""
+        return self._log(frames.encode_message(line))
+
+    @property
+    def job_id(self) -> str:
+        """The job that is logged for; empty: none yet."""
+        return str(self._session.job_id or "")
+
+    def get_sequence_code(self) -> str:
+        """The code that the next event will carry."""
+        return self._session.seqcode
+
+    # -- running calls ----------------------------------------------------------------------------
+
+    def _run(self, call: Call[T]) -> T:
+        try:
+            wanted = next(call)
+            while True:
+                try:
+                    answers = self._exchange(wanted)
+                except LbError as error:
+                    wanted = call.throw(error)
+                else:
+                    wanted = call.send(answers)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    def _exchange(self, wanted: Sequence[Exchange]) -> list[Any]:
+        answers: list[Any] = []
+        for one in wanted:
+            if isinstance(one, StoreExchange):
+                answers.append(self._log(one.message))
+            elif isinstance(one, ServerExchange):
+                answers.append(self._server_leg(one.job_id, one.message, self.settings.log_seconds))
+            else:
+                answers.append(self._ask(one))
+        return answers
+
+    def _log(self, message: bytes) -> Reply:
+        deadline = time.monotonic() + self.settings.log_seconds
+        self._store.send(message, deadline)
+        return read_reply(lambda: self._store.receive(deadline))
+
+    def _ask(self, one: ServeExchange) -> tuple[int, bytes]:
+        deadline = time.monotonic() + self.settings.query_seconds
+        self._serve.send(http.encode_request(one.path, one.body), deadline)
+        reader = http.ReplyReader(_MAX_REPLY_OCTETS)
+        while True:
+            found = reader.receive(self._serve.receive(deadline))
+            if found is not None:
+                return found
+            if reader.fault:
+                self._serve.close()
+                raise LbError(BAD_ANSWER, reader.fault)
+
+    # -- logging ----------------------------------------------------------------------------------
+
+    def set_logging_job_proxy(
+        self,
+        job_id: str | JobId,
+        seqcode: str | None = None,
+        user: str | None = None,
+        *,
+        duplicate: bool = False,
+    ) -> None:
+        """
+        Log for *job_id* from now on.
+
+        :param seqcode: code to start from; None: the proxy is asked for the job's last one.
+        :param user: identity of this and later calls.
+        :param duplicate: put the present time in the place of the own count.
+        """
+        self._run(self._session.set_job(job_id, seqcode, user, duplicate))
+
+    def log_event(self, event: str, **fields: Any) -> None:
+        """Log one event of any type; its fields in small letters are the keywords."""
+        self._run(self._session.log_event(event, fields))
+
+    def register_job_proxy(
+        self,
+        job_id: str | JobId,
+        *,
+        ns: str,
+        jdl: str = "",
+        jobtype: str = "SIMPLE",
+        parent: str = "",
+        num_subjobs: int = 0,
+        seed: str = "",
+        wms_dn: str = "",
+        user: str | None = None,
+        exclusive: bool = False,
+    ) -> list[str]:
+        """
+        Register a job with its own server and the proxy, in one go; returns its subjobs' ids.
+
+        :param ns: the network server (or whatever will handle it).
+        :param exclusive: fail when the job is known already.
+        """
+        return self._run(
+            self._session.register(
+                job_id,
+                _registration(ns, jdl, jobtype, parent, num_subjobs, seed, wms_dn),
+                user=user,
+                exclusive=exclusive,
+                with_server=True,
+            )
+        )
+
+    def register_job(
+        self,
+        job_id: str | JobId,
+        *,
+        ns: str,
+        jdl: str = "",
+        jobtype: str = "SIMPLE",
+        parent: str = "",
+        num_subjobs: int = 0,
+        seed: str = "",
+        wms_dn: str = "",
+        user: str | None = None,
+        exclusive: bool = False,
+    ) -> list[str]:
+        """
+        Register a job with the proxy alone, which forwards it like any event.
+
+        The arguments are those of :meth:`register_job_proxy`.
+        """
+        return self._run(
+            self._session.register(
+                job_id,
+                _registration(ns, jdl, jobtype, parent, num_subjobs, seed, wms_dn),
+                user=user,
+                exclusive=exclusive,
+                with_server=False,
+            )
+        )
+
+    def register_subjobs_proxy(
+        self,
+        parent: str | JobId,
+        descriptions: Sequence[str],
+        ns: str,
+        subjobs: Sequence[str | JobId],
+    ) -> None:
+        """Register subjobs one by one at the proxy; the context's job and code stay."""
+        self._run(self._session.register_subjobs(parent, descriptions, ns, subjobs))
+
+    # -- queries ----------------------------------------------------------------------------------
+
+    def query_sequence_code(self, job_id: str | JobId) -> str:
+        """The code of the job's last effective event."""
+        return self._run(self._session.query_sequence_code(job_id))
+
+    def job_status(self, job_id: str | JobId, *flags: str) -> JobStatus:
+        """
+        The state of one job.
+
+        :param flags: ``classadd``, ``children``, ``childstat``, ``childhist_fast``,
+            ``childhist_thorough``.
+        """
+        return self._run(self._session.job_status(job_id, flags))
+
+    def user_jobs(self, *flags: str) -> list[JobStatus]:
+        """All jobs of the context's user."""
+        return self._run(self._session.user_jobs(flags))
+
+    def query_jobs(
+        self,
+        conditions: Conditions,
+        *flags: str,
+        limit: int = 0,
+        mode: ResultMode = ResultMode.UNSET,
+    ) -> list[JobStatus]:
+        """
+        Jobs that meet *conditions*.
+
+        :param conditions: attribute -> value or list of alternatives, or an iterable of
+            :func:`condition` and groups of them, of which one must hold.
+        :param limit: most results; *mode* says what happens to more.
+        """
+        return self._run(self._session.query_jobs(conditions, flags, limit, mode))
+
+    def query_events(
+        self,
+        jobs: Conditions = (),
+        events: Conditions = (),
+        *,
+        limit: int = 0,
+        mode: ResultMode = ResultMode.UNSET,
+    ) -> list[JobEvent]:
+        """Events that meet *events* of jobs that meet *jobs*."""
+        return self._run(self._session.query_events(jobs, events, limit, mode))
+
+    def job_log(self, job_id: str | JobId, level: str = "SYSTEM") -> list[JobEvent]:
+        """The events of a job up to and with *level*."""
+        return self._run(self._session.job_log(job_id, level))
+
+    def query_listener(self, job_id: str | JobId, name: str) -> tuple[str, int]:
+        """Host and port where an interactive job listens."""
+        return self._run(self._session.query_listener(job_id, name))
+
+    def purge(
+        self,
+        jobs: Sequence[str | JobId] | None = None,
+        timeouts: Mapping[str, int] | None = None,
+        *,
+        really: bool = True,
+        dump: bool = False,
+        background: bool = False,
+        run_seconds: int = 0,
+    ) -> tuple[list[str], str]:
+        """
+        Remove jobs; see :meth:`gridnet.lbproxy.session.Session.purge`.
+
+        :returns: the job ids that went, and the path of the dump at the service.
+        """
+        return self._run(
+            self._session.purge(
+                jobs,
+                timeouts,
+                really=really,
+                dump=dump,
+                background=background,
+                run_seconds=run_seconds,
+            )
+        )
+
+    # -- the event stream -------------------------------------------------------------------------
+
+    def poll(
+        self,
+        after: int | None = None,
+        *,
+        consumer: str = "",
+        wait: float = 30.0,
+        jobs: Iterable[str] = (),
+        owners: Iterable[str] = (),
+        events: Iterable[str] = (),
+        states: Iterable[str] = (),
+    ) -> tuple[list[StreamEvent], int]:
+        """
+        Wait for events once.
+
+        :param after: position of the last event that is known; None: where *consumer* stopped,
+            else from now on.
+        :param wait: seconds to wait for a first one.
+        :returns: the events, and the position to give next time.
+        """
+        target = stream_target(after, consumer, wait, jobs, owners, events, states)
+        deadline = time.monotonic() + wait + self.settings.query_seconds
+        line = _Line(self.settings.serve)
+        try:
+            line.send(b"GET %s HTTP/1.1\r\n\r\n" % target.encode("ascii"), deadline)
+            reader = http.ReplyReader(_MAX_REPLY_OCTETS)
+            found = None
+            while found is None:
+                found = reader.receive(line.receive(deadline))
+                if reader.fault:
+                    raise LbError(BAD_ANSWER, reader.fault)
+        finally:
+            line.close()
+        return parse_poll(*found)
+
+    def watch(
+        self,
+        after: int | None = None,
+        *,
+        consumer: str = "",
+        jobs: Iterable[str] = (),
+        owners: Iterable[str] = (),
+        events: Iterable[str] = (),
+        states: Iterable[str] = (),
+        wait: float = 30.0,
+    ) -> Iterator[StreamEvent]:
+        """
+        Events as they come, for ever; a service that goes away is waited for.
+
+        With a *consumer* the service remembers how far it came: an event counts as taken once
+        the next one is asked for, so after a break it goes on exactly there.
+        """
+        chosen_jobs, chosen_owners = tuple(jobs), tuple(owners)
+        chosen_events, chosen_states = tuple(events), tuple(states)
+
+        def ask(position: int | None, seconds: float) -> tuple[list[StreamEvent], int]:
+            return self.poll(
+                position,
+                consumer=consumer,
+                wait=seconds,
+                jobs=chosen_jobs,
+                owners=chosen_owners,
+                events=chosen_events,
+                states=chosen_states,
+            )
+
+        pause = 0.1
+        position = after
+        if position is None and not consumer:
+            _, position = ask(None, 0)
+        while True:
+            try:
+                found, reached = ask(position, wait)
+            except LbError as error:
+                if error.number != errno.EAGAIN:
+                    raise
+                time.sleep(pause)
+                pause = min(pause * 2, 10.0)
+                continue
+            pause = 0.1
+            for one in found:
+                try:
+                    yield one
+                except GeneratorExit:
+                    if consumer and position is not None:
+                        self.move_cursor(consumer, position)
+                    raise
+                position = one.position
+            position = max(reached, position or 0)
+
+    def move_cursor(self, consumer: str, position: int) -> None:
+        """Tell the service how far *consumer* has come."""
+        target = f"{stream.CURSOR_PATH}?{urlencode({'consumer': consumer, 'position': position})}"
+        deadline = time.monotonic() + self.settings.query_seconds
+        line = _Line(self.settings.serve)
+        try:
+            line.send(b"POST %s HTTP/1.1\r\n\r\n" % target.encode("ascii"), deadline)
+            reader = http.ReplyReader(_MAX_REPLY_OCTETS)
+            found = None
+            while found is None:
+                found = reader.receive(line.receive(deadline))
+                if reader.fault:
+                    raise LbError(BAD_ANSWER, reader.fault)
+        finally:
+            line.close()
+        if found[0] != 200:
+            raise LbError(BAD_ANSWER, found[1].decode("latin-1"))
+
+
+def _registration(
+    ns: str, jdl: str, jobtype: str, parent: str, num_subjobs: int, seed: str, wms_dn: str
+) -> dict[str, Any]:
+    return {
+        "ns": ns,
+        "jdl": jdl,
+        "jobtype": jobtype,
+        "parent": parent,
+        "nsubjobs": num_subjobs,
+        "seed": seed,
+        "wms_dn": wms_dn,
+    }
+
+
+def stream_target(
+    after: int | None,
+    consumer: str,
+    wait: float | None,
+    jobs: Iterable[str],
+    owners: Iterable[str],
+    events: Iterable[str],
+    states: Iterable[str],
+) -> str:
+    """Path and query string of a request for the stream."""
+    pairs: list[tuple[str, Any]] = []
+    if after is not None:
+        pairs.append(("after", after))
+    if consumer:
+        pairs.append(("consumer", consumer))
+    if wait is not None:
+        pairs.append(("wait", wait))
+    for name, values in (("job", jobs), ("owner", owners), ("type", events), ("state", states)):
+        pairs += [(name, value) for value in values]
+    return f"{stream.PATH}?{urlencode(pairs)}" if pairs else stream.PATH
+
+
+def parse_poll(status: int, body: bytes) -> tuple[list[StreamEvent], int]:
+    """
+    The answer to a long poll.
+
+    :raises LbError: it is none.
+    """
+    try:
+        answer = json.loads(body)
+        if status != 200:
+            number = errno.EAGAIN if status == 503 else errno.EINVAL
+            raise LbError(number, str(answer.get("error", status)))
+        found = [StreamEvent(one["position"], one) for one in answer["events"]]
+        return found, int(answer["next"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LbError(BAD_ANSWER, f"unreadable answer: {error}") from None
+
+
+for _name, _call in calls_by_event(
+    lambda self, name, **fields: self.log_event(name, **fields)
+).items():
+    setattr(Context, _name, _call)

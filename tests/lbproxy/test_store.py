@@ -1,0 +1,472 @@
+"""The file of the store, and the thread that writes to it when things go wrong."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
+
+from gridnet.errors import ConfigError, GridnetError
+from gridnet.lbproxy import schema
+from gridnet.lbproxy.events import parse
+from gridnet.lbproxy.frames import OK, Reply
+from gridnet.lbproxy.ledger import Ledger, LedgerRules
+from gridnet.lbproxy.store import QueryTimeout, Readers, StoreFile
+from gridnet.lbproxy.writer import INTERNAL_ERROR, STOPPING, GroupReport, Writer
+from tests.lbproxy.ledgers import NOW, REGISTER, job
+from tests.lbproxy.vectors import line
+
+WAIT_SECONDS = 20
+
+
+class StoreFileTests(SynchronousTestCase):
+    """Opening, checking, migrating."""
+
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp()) / "sub" / "store.sqlite"
+
+    def open(self, **options: Any) -> StoreFile:
+        store = StoreFile(self.path, clock=lambda: NOW, **options)
+        store.open()
+        self.addCleanup(store.close)
+        return store
+
+    def fill(self) -> None:
+        store = self.open()
+        with closing(store.connect()) as connection:
+            Ledger(connection, LedgerRules()).apply(
+                [parse(line("RegJob", REGISTER, job_id=job(f"j{n}"))) for n in range(50)], NOW
+            )
+        store.close()
+
+    def jobs(self, path: Path) -> int:
+        with closing(sqlite3.connect(path)) as connection:
+            (count,) = connection.execute("SELECT count(*) FROM jobs").fetchone()
+        return int(count)
+
+    def test_makes_the_file(self) -> None:
+        """For its owner only, with write-ahead log and full synchronization."""
+        store = self.open()
+        self.assertEqual(os.stat(self.path).st_mode & 0o777, 0o600)
+        with closing(store.connect()) as connection:
+            for pragma, wanted in (
+                ("journal_mode", "wal"),
+                ("synchronous", 2),
+                ("user_version", schema.VERSION),
+                ("application_id", schema.APPLICATION_ID),
+            ):
+                self.assertEqual(connection.execute(f"PRAGMA {pragma}").fetchone()[0], wanted)
+
+    def test_one_process_at_a_time(self) -> None:
+        """A second one is told; once the first is gone it may."""
+        first = self.open()
+        with self.assertRaisesRegex(ConfigError, "in use"):
+            StoreFile(self.path).open()
+        first.close()
+        self.open()
+
+    def test_keeps_what_is_there(self) -> None:
+        """Opening a sound file changes nothing."""
+        self.fill()
+        for check in ("quick", "full", "none"):
+            store = self.open(check=check)
+            self.assertIsNone(store.set_aside)
+            store.close()
+        self.assertEqual(self.jobs(self.path), 50)
+
+    def test_sets_a_damaged_file_aside(self) -> None:
+        """Every kind of damage: the old file is moved, named and whole, a new one is begun."""
+
+        def overwrite(place: int, octets: bytes) -> Callable[[bytes], bytes]:
+            return lambda whole: whole[:place] + octets + whole[place + len(octets) :]
+
+        for number, damage in enumerate(
+            (
+                overwrite(0, b"nonsense" * 20),
+                overwrite(4096, b"\xff" * 20_000),
+                lambda whole: whole[:9000],
+                lambda whole: b"",
+                overwrite(16, b"\x00" * 80),
+            )
+        ):
+            self.path = Path(self.mktemp()) / "store.sqlite"
+            self.fill()
+            damaged = damage(self.path.read_bytes())
+            self.path.write_bytes(damaged)
+            store = self.open()
+            assert store.set_aside is not None, number
+            self.assertEqual(store.set_aside.name, "store.sqlite.damaged-20270115T080000Z")
+            self.assertEqual(store.set_aside.read_bytes()[:4000], damaged[:4000])
+            store.close()
+            self.assertEqual(self.jobs(self.path), 0)
+
+    def test_never_overwrites_what_was_set_aside(self) -> None:
+        """Two damaged files in one second get two names."""
+        names = set()
+        for _ in range(2):
+            self.fill()
+            self.path.write_bytes(b"nonsense")
+            store = self.open()
+            names.add(store.set_aside)
+            store.close()
+        self.assertEqual(len(names), 2)
+
+    def test_does_not_touch_files_of_others(self) -> None:
+        """What was never a store of ours is refused and left alone."""
+        self.path.parent.mkdir(parents=True)
+        self.path.write_bytes(b"root:x:0:0")
+        with self.assertRaisesRegex(ConfigError, "is not a store"):
+            StoreFile(self.path).open()
+        self.assertEqual(self.path.read_bytes(), b"root:x:0:0")
+        self.path.unlink()
+        os.unlink(f"{self.path}.lock")
+        with closing(sqlite3.connect(self.path)) as connection:
+            connection.execute("CREATE TABLE theirs (x)")
+        with self.assertRaisesRegex(ConfigError, "is not a store of gridnet"):
+            StoreFile(self.path).open()
+
+    def test_migrates_forward(self) -> None:
+        """An older file goes through every later step; a newer one is refused."""
+        self.fill()
+        later = "ALTER TABLE jobs ADD COLUMN later INTEGER DEFAULT 7"
+        self.patch(schema, "MIGRATIONS", (*schema.MIGRATIONS, later))
+        self.patch(schema, "VERSION", schema.VERSION + 1)
+        self.open().close()
+        with closing(sqlite3.connect(self.path)) as connection:
+            found = connection.execute("SELECT DISTINCT later FROM jobs").fetchall()
+            self.assertEqual(found, [(7,)])
+        self.patch(schema, "VERSION", 1)
+        self.patch(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
+        with self.assertRaisesRegex(ConfigError, "newer"):
+            StoreFile(self.path).open()
+        self.assertEqual(self.jobs(self.path), 50)
+
+    def test_a_failed_migration_changes_nothing(self) -> None:
+        """A step is one transaction."""
+        self.fill()
+        broken = "ALTER TABLE jobs ADD COLUMN later; CREATE TABLE jobs (x)"
+        self.patch(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
+        self.patch(schema, "VERSION", schema.VERSION + 1)
+        with self.assertRaisesRegex(ConfigError, "cannot be opened"):
+            StoreFile(self.path).open()
+        with closing(sqlite3.connect(self.path)) as connection:
+            self.assertEqual(connection.execute("PRAGMA user_version").fetchone(), (1,))
+            columns = [row[1] for row in connection.execute("PRAGMA table_info(jobs)")]
+            self.assertNotIn("later", columns)
+
+    def test_a_place_that_cannot_be_made(self) -> None:
+        """The fault names the file."""
+        self.path.parent.parent.mkdir(parents=True)
+        self.path.parent.write_text("a file where the directory should be")
+        with self.assertRaisesRegex(ConfigError, "store.sqlite cannot be used"):
+            StoreFile(self.path).open()
+
+
+class ReadersTests(SynchronousTestCase):
+    """Connections for queries."""
+
+    def setUp(self) -> None:
+        self.store = StoreFile(Path(self.mktemp()) / "store.sqlite")
+        self.store.open()
+        self.addCleanup(self.store.close)
+
+    def test_time_is_bounded(self) -> None:
+        """An endless query is ended; the next one works."""
+        readers = Readers(self.store, 0.05)
+        endless = (
+            "WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n)"
+            " SELECT count(*) FROM n"
+        )
+        with self.assertRaises(QueryTimeout):
+            with readers.reading() as connection:
+                connection.execute(endless)
+        with readers.reading() as connection:
+            self.assertEqual(connection.execute("SELECT 1").fetchone(), (1,))
+        readers.close()
+
+    def test_connections_are_used_again(self) -> None:
+        """Also after an answer that is an error; not after a fault."""
+        readers = Readers(self.store, 5)
+        found = set()
+        for error in (None, GridnetError("an answer"), None):
+            try:
+                with readers.reading() as connection:
+                    found.add(id(connection))
+                    if error is not None:
+                        raise error
+            except GridnetError:
+                pass
+        self.assertEqual(len(found), 1)
+        with self.assertRaises(sqlite3.OperationalError):
+            with readers.reading() as connection:
+                connection.execute("SELECT * FROM nowhere")
+        self.assertEqual(readers._idle, [])
+        readers.close()
+
+    def test_readers_do_not_write(self) -> None:
+        """They cannot."""
+        readers = Readers(self.store, 5)
+        with self.assertRaisesRegex(sqlite3.OperationalError, "readonly"):
+            with readers.reading() as connection:
+                connection.execute("DELETE FROM jobs")
+        readers.close()
+
+
+class WriterTestCase(SynchronousTestCase):
+    """A writer whose deliveries are taken by hand."""
+
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp()) / "store.sqlite"
+        self.store = StoreFile(self.path, busy_seconds=0.05)
+        self.store.open()
+        self.addCleanup(self.store.close)
+        self.deliveries: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self.groups: list[GroupReport] = []
+        self.faults: list[BaseException] = []
+        self.writer = self.make_writer()
+        self.number = 1
+
+    def make_writer(self) -> Writer:
+        def deliver(function: Callable[..., object], *arguments: object) -> None:
+            self.deliveries.put(lambda: function(*arguments))
+
+        return Writer(
+            self.store,
+            LedgerRules(),
+            deliver=deliver,
+            committed=self.groups.append,
+            failed=self.faults.append,
+            clock=lambda: NOW,
+        )
+
+    def start(self) -> None:
+        self.writer.start()
+        self.addCleanup(self.stop)
+
+    def stop(self) -> None:
+        self.writer.stop()
+        self.writer.join()
+
+    def take(self, replies: list[Any], count: int) -> None:
+        """Take deliveries until there are *count* replies."""
+        while len(replies) < count:
+            self.deliveries.get(timeout=WAIT_SECONDS)()
+
+    def log(self, name: str = "a", event: str = "Purge", fields: Any = None) -> Reply:
+        """Log one event."""
+        replies: list[Reply] = []
+        self.number += 1
+        text = line(event, fields, job_id=job(name), seqcode=f"UI{self.number}")
+        self.writer.submit(parse(text), replies.append)
+        self.take(replies, 1)
+        return replies[0]
+
+    def run_chore(self, work: Callable[[Ledger], Any]) -> Any:
+        """Have something done by the writer."""
+        found: list[Any] = []
+        self.writer.run(work, found.append, found.append)
+        self.take(found, 1)
+        return found[0]
+
+    def events(self) -> int:
+        with closing(self.store.connect_reader()) as connection:
+            (count,) = connection.execute("SELECT count(*) FROM events").fetchone()
+        return int(count)
+
+
+class WriterTests(WriterTestCase):
+    """gridnet.lbproxy.writer"""
+
+    def test_what_waits_is_one_group(self) -> None:
+        """Events that came before the thread looked share one commit, replies keep their order."""
+        replies: list[tuple[int, Reply]] = []
+        for number in range(20):
+            text = line("RegJob", REGISTER, job_id=job(f"j{number}"))
+            if number == 7:
+                text = line("Purge", job_id=job("unknown"))
+            self.writer.submit(
+                parse(text),
+                lambda reply, number=number: replies.append((number, reply)),  # type: ignore[misc]
+            )
+        self.start()
+        self.take(replies, 20)
+        self.assertEqual([number for number, _ in replies], list(range(20)))
+        self.assertEqual([number for number, reply in replies if not reply.ok], [7])
+        self.assertEqual(len(self.groups), 1)
+        self.assertEqual(len(self.groups[0].result.stored), 19)
+
+    def test_groups_are_bounded(self) -> None:
+        """More than the bound become more groups."""
+        self.writer._max_group = 8
+        replies: list[Reply] = []
+        for number in range(20):
+            text = line("RegJob", REGISTER, job_id=job(f"j{number}"))
+            self.writer.submit(parse(text), replies.append)
+        self.start()
+        self.take(replies, 20)
+        self.assertEqual([len(one.result.stored) for one in self.groups], [8, 8, 4])
+
+    def test_the_reply_comes_after_the_commit(self) -> None:
+        """Whoever has the reply sees the event, from any connection."""
+        self.start()
+        for number in range(1, 30):
+            self.assertEqual(self.log(f"j{number}", "RegJob", REGISTER), OK)
+            self.assertEqual(self.events(), number)
+
+    def test_stopping(self) -> None:
+        """What waits is written; what comes later is told to come again."""
+        replies: list[Reply] = []
+        for number in range(100):
+            text = line("RegJob", REGISTER, job_id=job(f"j{number}"))
+            self.writer.submit(parse(text), replies.append)
+        self.start()
+        self.stop()
+        self.take(replies, 100)
+        self.assertFalse(os.path.exists(f"{self.path}-wal"))
+        self.assertEqual(self.events(), 100)
+        self.writer.submit(parse(text), replies.append)
+        self.assertEqual(replies[-1], STOPPING)
+        failed: list[Any] = []
+        self.writer.run(lambda ledger: None, failed.append, failed.append)
+        self.assertIsInstance(failed[0], RuntimeError)
+
+    def test_a_fault_of_ours_costs_one_event(self) -> None:
+        """An event that the machine cannot take is refused alone, and told."""
+        from gridnet.lbproxy import ledger
+
+        def apply(record: Any, event: Any) -> Any:
+            if event.job_id.unique == "poison":
+                raise ZeroDivisionError("ours")
+            return original(record, event)
+
+        original = ledger.apply
+        self.patch(ledger, "apply", apply)
+        replies: list[Reply] = []
+        for name in ("a", "poison", "b"):
+            self.writer.submit(parse(line("RegJob", REGISTER, job_id=job(name))), replies.append)
+        self.start()
+        self.take(replies, 3)
+        self.assertEqual(replies, [OK, INTERNAL_ERROR, OK])
+        self.assertEqual(self.events(), 2)
+        self.assertIsInstance(self.faults[0], ZeroDivisionError)
+        self.assertEqual(self.log("a"), OK)
+
+    def test_chores(self) -> None:
+        """They run between groups; their errors are told and cost nobody anything."""
+        self.start()
+        self.log("a", "RegJob", REGISTER)
+        self.assertEqual(self.run_chore(lambda ledger: ledger.purge(["a"], NOW)), [job("a")])
+        self.assertIsInstance(self.run_chore(lambda ledger: 1 // 0), ZeroDivisionError)
+        self.assertEqual(self.log("a", "RegJob", REGISTER), OK)
+
+
+class TroubleTests(WriterTestCase):
+    """Nothing is acknowledged that is not on the disk, and it goes on when the disk does."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.start()
+        self.assertEqual(self.log("a", "RegJob", REGISTER), OK)
+
+    def check_refused(self, number: int, text: str) -> None:
+        before = self.events()
+        for _ in range(3):
+            reply = self.log()
+            self.assertEqual((reply.major, reply.minor), (700, number))
+            self.assertIn(text, reply.text)
+        self.assertIn(text, self.writer.fault)
+        self.assertEqual(self.events(), before)
+
+    def check_recovered(self) -> None:
+        before = self.events()
+        self.assertEqual(self.log(), OK)
+        self.assertEqual(self.writer.fault, "")
+        self.assertEqual(self.events(), before + 1)
+
+    def test_disk_full(self) -> None:
+        """ENOSPC until there is room, here by a bound on the file's pages."""
+
+        def bound(ledger: Ledger) -> None:
+            (pages,) = ledger._db.execute("PRAGMA page_count").fetchone()
+            ledger._db.execute(f"PRAGMA max_page_count = {pages}")
+
+        self.run_chore(bound)
+        big = {"NAME": "n", "VALUE": "x" * 100_000}
+        before = self.events()
+        reply = self.log("a", "UserTag", big)
+        self.assertEqual((reply.major, reply.minor), (700, 28))
+        self.assertIn("disk full", reply.text)
+        self.assertIn("disk full", self.writer.fault)
+        self.assertEqual(self.events(), before)
+        # The connection was opened afresh, which forgets the bound.
+        self.check_recovered()
+        self.assertEqual(self.log("a", "UserTag", big), OK)
+
+    def test_locked(self) -> None:
+        """EAGAIN while another process holds the file."""
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            self.check_refused(11, "store locked by another process")
+            other.execute("ROLLBACK")
+        self.check_recovered()
+
+    def test_read_only(self) -> None:
+        """EROFS while the file cannot be written."""
+        if os.geteuid() == 0:
+            # Permissions do not stop the superuser: let the connection say it.
+            self.run_chore(lambda ledger: ledger._db.execute("PRAGMA query_only = ON"))
+            reply = self.log()
+            self.assertEqual((reply.major, reply.minor), (700, 30))
+            self.assertIn("read-only", reply.text)
+        else:
+            os.chmod(self.path, 0o400)
+            self.run_chore(lambda ledger: ledger._db.close())
+            self.check_refused(30, "read-only")
+            os.chmod(self.path, 0o600)
+        self.check_recovered()
+
+    def test_the_file_is_gone(self) -> None:
+        """A file that was taken away is not replaced by an empty one; put back, it goes on."""
+        aside = self.path.with_name("aside")
+        before = self.events()
+
+        def move() -> None:
+            for suffix in ("", "-wal", "-shm"):
+                if os.path.exists(f"{self.path}{suffix}"):
+                    os.rename(f"{self.path}{suffix}", f"{aside}{suffix}")
+
+        self.run_chore(lambda ledger: ledger._db.close())
+        move()
+        for _ in range(3):
+            self.assertEqual(self.log().major, 700)
+        self.assertFalse(self.path.exists())
+        os.rename(aside, self.path)
+        self.assertEqual(self.log(), OK)
+        self.assertEqual(self.events(), before + 1)
+
+    def test_full_disk_for_real(self) -> None:
+        """A limit on file sizes, in a process of its own, has the same effect."""
+        import resource
+        import signal
+
+        if threading.active_count() > 50:
+            raise SkipTest("too many threads to fork")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        size = os.stat(f"{self.path}-wal").st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20_000, limits[1]))
+        try:
+            reply = self.log("a", "UserTag", {"NAME": "n", "VALUE": "x" * 200_000})
+            self.assertEqual(reply.major, 700)
+            self.assertIn(reply.minor, (5, 28))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, before)
+        self.check_recovered()
