@@ -1,0 +1,315 @@
+"""
+Packets: messages <-> sealed octets.
+
+A packet is one octet of format, four naming the key, a nonce of twelve (eight of the
+sender's session, four that count its packets) and the sealed rest (ChaCha20-Poly1305,
+RFC 8439), which begins with the time of sending in milliseconds and the sender's name.
+The first seventeen octets are authenticated with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from ipaddress import ip_address
+from struct import Struct
+from struct import error as StructError
+
+from attrs import define, frozen
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from gridnet.errors import LocalProtocolError, RemoteProtocolError
+from gridnet.lbsmd.gossip.messages import (
+    Ack,
+    Address,
+    Belief,
+    Digest,
+    DigestLine,
+    Entry,
+    IndirectPing,
+    Message,
+    Nack,
+    Ping,
+    Standing,
+)
+
+KEY_OCTETS = 32
+MAX_PACKET_OCTETS = 65507  #: of a UDP datagram over IPv4
+_FORMAT = 1
+_HEAD = Struct("!B4sQI")
+_TAG_OCTETS = 16
+_NUMBER, _PORT, _TIME = Struct("!I"), Struct("!H"), Struct("!Q")
+_BELIEF, _ENTRY, _LINE, _DIGEST = (
+    Struct("!HQB"),
+    Struct("!QBH"),
+    Struct("!QBQ"),
+    Struct("!BH"),
+)
+_PING, _INDIRECT, _ACK, _NACK, _SAID, _VALUE, _SUMMARY = range(1, 8)
+_WITHDRAWN, _LOAD = 1, 2
+
+
+def _text(text: str) -> bytes:
+    octets = text.encode()
+    if len(octets) > 255:
+        raise LocalProtocolError(f"text of {len(octets)} octets, at most 255 fit")
+    return bytes((len(octets),)) + octets
+
+
+def encode_message(message: Message) -> bytes:
+    """
+    The octets of *message*, as many as its ``octets()`` says.
+
+    :raises LocalProtocolError: a text, number or value is too large for its field.
+    """
+    try:
+        match message:
+            case Ping():
+                return bytes((_PING,)) + _NUMBER.pack(message.number) + _text(message.target)
+            case IndirectPing():
+                host, port = message.address
+                numbers = _NUMBER.pack(message.number) + _PORT.pack(port)
+                return bytes((_INDIRECT,)) + numbers + _text(message.target) + _text(host)
+            case Ack():
+                return bytes((_ACK,)) + _NUMBER.pack(message.number)
+            case Nack():
+                return bytes((_NACK,)) + _NUMBER.pack(message.number)
+            case Belief():
+                host, port = message.address
+                numbers = _BELIEF.pack(port, message.incarnation, message.standing)
+                texts = _text(message.host) + _text(host) + _text(message.accuser)
+                return bytes((_SAID,)) + numbers + texts
+            case Entry():
+                value = message.value or b""
+                flags = (message.value is None) * _WITHDRAWN | message.is_load * _LOAD
+                numbers = _ENTRY.pack(message.version, flags, len(value))
+                return (
+                    bytes((_VALUE,)) + numbers + _text(message.owner) + _text(message.key) + value
+                )
+            case Digest():
+                numbers = _DIGEST.pack(message.is_answer, len(message.lines))
+                texts = _text(message.after) + _text(message.until)
+                lines = b"".join(
+                    _LINE.pack(line.incarnation, line.standing, line.fingerprint) + _text(line.host)
+                    for line in message.lines
+                )
+                return bytes((_SUMMARY,)) + numbers + texts + lines
+    except StructError as error:
+        raise LocalProtocolError(f"a number does not fit: {error}") from None
+
+
+class _Reader:
+    """Takes fields off octets."""
+
+    def __init__(self, octets: bytes) -> None:
+        self._octets = octets
+        self._at = 0
+
+    @property
+    def is_done(self) -> bool:
+        return self._at == len(self._octets)
+
+    def take(self, number: int) -> bytes:
+        end = self._at + number
+        if end > len(self._octets):
+            raise RemoteProtocolError("packet ends inside a field")
+        octets, self._at = self._octets[self._at : end], end
+        return octets
+
+    def numbers(self, shape: Struct) -> tuple[int, ...]:
+        return shape.unpack(self.take(shape.size))
+
+    def text(self) -> str:
+        try:
+            return self.take(self.take(1)[0]).decode()
+        except UnicodeDecodeError:
+            raise RemoteProtocolError("text is not UTF-8") from None
+
+    def name(self) -> str:
+        text = self.text()
+        if not text:
+            raise RemoteProtocolError("empty name")
+        return text
+
+    def address(self, port: int) -> Address:
+        text = self.text()
+        try:
+            return str(ip_address(text)), port
+        except ValueError:
+            raise RemoteProtocolError("malformed IP address") from None
+
+    def standing(self, number: int) -> Standing:
+        try:
+            return Standing(number)
+        except ValueError:
+            raise RemoteProtocolError(f"unknown standing {number}") from None
+
+    def message(self) -> Message:
+        kind = self.take(1)[0]
+        if kind in (_ACK, _NACK):
+            (number,) = self.numbers(_NUMBER)
+            return Ack(number) if kind == _ACK else Nack(number)
+        if kind == _PING:
+            (number,) = self.numbers(_NUMBER)
+            return Ping(number, self.name())
+        if kind == _INDIRECT:
+            (number,), (port,) = self.numbers(_NUMBER), self.numbers(_PORT)
+            return IndirectPing(number, self.name(), self.address(port))
+        if kind == _SAID:
+            port, incarnation, standing = self.numbers(_BELIEF)
+            host, address = self.name(), self.address(port)
+            return Belief(host, address, incarnation, self.standing(standing), self.name())
+        if kind == _VALUE:
+            version, flags, length = self.numbers(_ENTRY)
+            owner, key, value = self.name(), self.text(), self.take(length)
+            if flags & ~(_WITHDRAWN | _LOAD) or (flags & _WITHDRAWN and value):
+                raise RemoteProtocolError("contradictory entry")
+            kept = None if flags & _WITHDRAWN else value
+            return Entry(owner, key, version, kept, bool(flags & _LOAD))
+        if kind == _SUMMARY:
+            is_answer, count = self.numbers(_DIGEST)
+            after, until = self.text(), self.text()
+            return Digest(after, until, bool(is_answer), tuple(self._lines(count)))
+        raise RemoteProtocolError(f"unknown message {kind}")
+
+    def _lines(self, count: int) -> Iterable[DigestLine]:
+        for _ in range(count):
+            incarnation, standing, fingerprint = self.numbers(_LINE)
+            yield DigestLine(self.name(), incarnation, self.standing(standing), fingerprint)
+
+
+def decode_messages(octets: bytes) -> Sequence[Message]:
+    """
+    The messages that *octets* consist of.
+
+    :raises RemoteProtocolError: they are malformed; no message of the packet counts then.
+    """
+    reader = _Reader(octets)
+    messages = []
+    while not reader.is_done:
+        messages.append(reader.message())
+    return messages
+
+
+@frozen
+class Packet:
+    """An authentic packet."""
+
+    sender: str
+    messages: Sequence[Message]
+
+
+@define
+class _Window:
+    """Which packets of one session were seen."""
+
+    heard_at: float
+    highest: int = -1
+    seen: int = 0  # bit n: highest - n
+
+
+class Seal:
+    """
+    Seals our packets and opens those of others.
+
+    :param keys: 32 octets each; the first seals, all open: to change keys, append the new
+        one everywhere, then move it to the front everywhere, then remove the old one.
+    :param session: eight random octets, new in every life of this process.
+    :param max_skew: seconds a packet's time may differ from ours; older is a replay.
+    :param window: packets of one sender that may overtake each other.
+    :param max_sessions: senders remembered; packets of further ones are refused.
+    """
+
+    def __init__(
+        self,
+        me: str,
+        keys: Sequence[bytes],
+        session: bytes,
+        max_skew: float = 300.0,
+        window: int = 1024,
+        max_sessions: int = 40000,
+    ) -> None:
+        if not keys or any(len(key) != KEY_OCTETS for key in keys) or len(session) != 8:
+            raise LocalProtocolError("a seal needs keys of 32 octets and a session of 8")
+        self._sender = _text(me)
+        self._keys = {_key_name(key): ChaCha20Poly1305(key) for key in keys}
+        self._sealing = _key_name(keys[0])
+        self._session = int.from_bytes(session, "big")
+        self._count = 0
+        self._max_skew = max_skew
+        self._window = window
+        self._max_sessions = max_sessions
+        self._windows: dict[int, _Window] = {}
+
+    def seal(self, messages: Iterable[Message], now: float) -> bytes:
+        """
+        One packet.
+
+        :param now: seconds since the epoch.
+        :raises LocalProtocolError: it would be too large, or the session is used up.
+        """
+        if self._count > 0xFFFFFFFF:
+            raise LocalProtocolError("session is used up: a nonce must not be used twice")
+        head = _HEAD.pack(_FORMAT, self._sealing, self._session, self._count)
+        self._count += 1
+        plain = _TIME.pack(int(now * 1000)) + self._sender
+        plain += b"".join(map(encode_message, messages))
+        if len(head) + len(plain) + _TAG_OCTETS > MAX_PACKET_OCTETS:
+            raise LocalProtocolError("packet is larger than a datagram")
+        return head + self._keys[self._sealing].encrypt(head[5:], plain, head)
+
+    def open(self, packet: bytes, now: float) -> Packet:
+        """
+        What *packet* says; each opens once.
+
+        :param now: seconds since the epoch.
+        :raises RemoteProtocolError: forged, damaged, replayed, too old or malformed.
+        """
+        if not _HEAD.size + _TAG_OCTETS <= len(packet) <= MAX_PACKET_OCTETS:
+            raise RemoteProtocolError("packet is too short or too long")
+        head = packet[: _HEAD.size]
+        kind, key, session, count = _HEAD.unpack(head)
+        cipher = self._keys.get(key)
+        if kind != _FORMAT or cipher is None:
+            raise RemoteProtocolError("unknown format or key")
+        try:
+            plain = cipher.decrypt(head[5:], packet[_HEAD.size :], head)
+        except InvalidTag:
+            raise RemoteProtocolError("forged or damaged") from None
+        reader = _Reader(plain)
+        (sent_at,) = reader.numbers(_TIME)
+        if abs(sent_at / 1000 - now) > self._max_skew:
+            raise RemoteProtocolError("sent too long ago, or clocks differ")
+        self._note(session, count, now)
+        sender = reader.name()
+        return Packet(sender, decode_messages(plain[_TIME.size + 1 + len(sender.encode()) :]))
+
+    def _note(self, session: int, count: int, now: float) -> None:
+        window = self._windows.get(session)
+        if window is None:
+            if len(self._windows) >= self._max_sessions:
+                self._prune(now)
+            if len(self._windows) >= self._max_sessions:
+                raise RemoteProtocolError("too many senders")
+            window = self._windows[session] = _Window(now)
+        behind = window.highest - count
+        if behind >= self._window or (behind >= 0 and window.seen >> behind & 1):
+            raise RemoteProtocolError("replayed")
+        if behind < 0:
+            # A larger step than the window forgets it all; never shift by a peer's number.
+            step = min(-behind, self._window)
+            window.seen = (window.seen << step | 1) & ((1 << self._window) - 1)
+            window.highest = count
+        else:
+            window.seen |= 1 << behind
+        window.heard_at = now
+
+    def _prune(self, now: float) -> None:
+        # What was last heard that long ago can only come again with a time too old.
+        oldest = now - 2 * self._max_skew
+        self._windows = {s: w for s, w in self._windows.items() if w.heard_at >= oldest}
+
+
+def _key_name(key: bytes) -> bytes:
+    return blake2b(key, digest_size=4, person=b"gridnet gossip").digest()
