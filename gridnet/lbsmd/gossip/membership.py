@@ -150,6 +150,13 @@ class Membership:
         for address in seeds:
             self._send(address, self._belief_of(self.hosts[self.me]), self._digest("", False))
 
+    def acquaint(self, now: float, beliefs: Iterable[Belief]) -> None:
+        """Know these hosts from the start, as after a restart from kept state; tells nobody."""
+        for belief in beliefs:
+            self._consider(now, belief, "known from the start")
+        self._rumours.clear()
+        self._events.clear()
+
     def publish(self, key: str, value: bytes | None, is_load: bool = False) -> bool:
         """
         Announce *value* under *key*, or withdraw it with None; False: nothing to tell.

@@ -28,6 +28,10 @@ class Rumours:
     def __len__(self) -> int:
         return len(self._rumours)
 
+    def clear(self) -> None:
+        """Forget all news."""
+        self._rumours.clear()
+
     def add(self, message: Belief | Entry) -> None:
         """Pass *message* on from now."""
         if isinstance(message, Belief):
