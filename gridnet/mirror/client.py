@@ -22,6 +22,7 @@ from gridnet.mirror.catalogue import MASTER_GOES_DOWN, OBLIGATORY, SHUTDOWN, TIM
 from gridnet.mirror.filters import What, Where
 from gridnet.mirror.master import MAX_DELIVERY_SECONDS, TIMEOUT_DELIVERY_TIMES
 from gridnet.mirror.model import BusyPolicy, Event, Registration, Subscribed
+from gridnet.quick_machine import quick
 
 Numbered = tuple[int, Event]
 
@@ -406,7 +407,7 @@ idle.upon(_Client.lost).loop().returns(None)
 idle.upon(_Client.elapsed).loop().returns(None)
 resting.upon(_Client.lost).loop().returns(None)
 
-_machine = _builder.build()
+_machine = quick(_builder).build()
 
 
 class EventClient:

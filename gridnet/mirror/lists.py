@@ -104,7 +104,7 @@ class ObjectLists:
         maintained: Container[str] | None = None,
     ) -> None:
         self.catalogue = catalogue
-        self._canonical = canonical_host
+        self.canonical_host = canonical_host
         self._maintained = catalogue.by_name if maintained is None else maintained
         self._lists: dict[str, dict[Any, Element]] = {}
         self._shells: dict[str, ElementList] = {}
@@ -204,12 +204,12 @@ class ObjectLists:
         if name == "PETASK":
             return self._pe_tasks.get((key[0], key[1]), {}).get(key[2])
         if name == "QINSTANCE":
-            return self._instances.get(key[0], {}).get(self._canonical(key[1]))
+            return self._instances.get(key[0], {}).get(self.canonical_host(key[1]))
         rows = self._lists.get(name, {})
         if not key:
             return next(iter(rows.values()), None)
         kind = self.catalogue.by_name.get(name)
-        wanted: Any = self._canonical(key[0]) if kind is not None and kind.is_host else key[0]
+        wanted: Any = self.canonical_host(key[0]) if kind is not None and kind.is_host else key[0]
         if name == "JOB":
             return self._job(wanted)
         if name == "CQUEUE":
@@ -245,7 +245,7 @@ class ObjectLists:
             return event.int_key
         text = event.text_key or ""
         if kind.is_host:
-            return self._canonical(text)
+            return self.canonical_host(text)
         if kind.place is KeyPlace.TEXT_NUMBER:
             return int(text) if text.isdecimal() else text
         return text
@@ -254,7 +254,7 @@ class ObjectLists:
         key = element.get(kind.key)
         if key is None:  # filtered away: its place is all that is left to tell it apart
             return place
-        return self._canonical(key) if kind.is_host and isinstance(key, str) else key
+        return self.canonical_host(key) if kind.is_host and isinstance(key, str) else key
 
     # -- ordinary types
 
@@ -484,7 +484,7 @@ class ObjectLists:
             return element
         self._inner_shells["CQ_qinstances"] = instances.with_elements(())
         self._instances[queue] = {
-            self._canonical(row.get("QU_qhostname") or str(place)): row
+            self.canonical_host(row.get("QU_qhostname") or str(place)): row
             for place, row in enumerate(instances)
         }
         return element.evolve({"CQ_qinstances": None})
@@ -518,7 +518,7 @@ class ObjectLists:
         return Applied(kind, action, queue, read=lambda: self._queue(queue))
 
     def _apply_instance(self, event: Event, kind: ObjectType, action: Action) -> Applied:
-        queue, host = event.text_key or "", self._canonical(event.text_key2 or "")
+        queue, host = event.text_key or "", self.canonical_host(event.text_key2 or "")
         key = (queue, host)
         if not self.has("CQUEUE"):
             return Applied(kind, action, key, event.element)

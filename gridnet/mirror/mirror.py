@@ -61,6 +61,17 @@ class Following:
     what: What | None = None
 
 
+@frozen
+class Change:
+    """One change of a mirrored list, as watchers get it."""
+
+    object_type: ObjectType
+    action: Action
+    #: after the change; of a deletion the removed one; None for whole lists and triggers
+    element: Element | None
+    event: Event
+
+
 class Mirror:
     """
     Copies of the lists of one master.
@@ -92,6 +103,7 @@ class Mirror:
         self._awaited: set[str] = set()  #: types whose list is to come before anything else
         self._stale: set[str] = set()
         self._unknown: set[int] = set()
+        self._watchers: list[Callable[[Change], None]] = []
         for name in ALWAYS:
             self._following[name] = Following(catalogue.by_name[name])
 
@@ -314,11 +326,26 @@ class Mirror:
         """What a "before" callback gets: the element that is about to be stored."""
         return event.element
 
+    def watch(self, watcher: Callable[[Change], None]) -> Callable[[], None]:
+        """
+        Have *watcher* called after the callbacks of each change of any type.
+
+        :returns: what ends it.
+        """
+        self._watchers.append(watcher)
+        return lambda: self._watchers.remove(watcher) if watcher in self._watchers else None
+
     def _call_after(self, following: Following, applied: Applied, event: Event) -> bool:
-        if following.after is None:
+        if following.after is None and not self._watchers:
             return True
         element = None if applied.action is Action.LIST else applied.element
-        said = self._call(following, following.after, applied.action, element, event)
+        said = None
+        if following.after is not None:
+            said = self._call(following, following.after, applied.action, element, event)
+        if self._watchers and said is not Outcome.FAILURE:
+            change = Change(following.kind, applied.action, element, event)
+            for watcher in tuple(self._watchers):
+                watcher(change)
         return said is not Outcome.FAILURE
 
     def _call(
@@ -360,7 +387,7 @@ class Mirror:
         fine = True
         for name, before in old.items():
             following = self._following.get(name)
-            if following is None or following.after is None:
+            if following is None:
                 continue
             now = self.lists.entries(name)
             for action, key in differences(before, now):

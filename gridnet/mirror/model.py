@@ -49,13 +49,15 @@ class Element(Mapping[str, Any]):
 
     :ivar layout: the attribute names.
     :ivar values_: the values, in the order of the layout.
+    :ivar encoded: room for a wire codec to keep its octets: one element goes to many clients.
     """
 
-    __slots__ = ("layout", "values_")
+    __slots__ = ("encoded", "layout", "values_")
 
     def __init__(self, layout: Layout, values: Iterable[Any]) -> None:
         self.layout = layout
         self.values_: tuple[Any, ...] = tuple(values)
+        self.encoded: bytes | None = None
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> Element:

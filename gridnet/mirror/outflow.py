@@ -1,0 +1,83 @@
+"""Writing reports to a transport no faster than the peer reads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from twisted.internet.interfaces import IPushProducer
+from zope.interface import implementer
+
+#: Written at once; more waits until the transport asks for it.
+CHUNK_OCTETS = 128 * 1024
+
+
+@implementer(IPushProducer)
+class Outflow:
+    """
+    Pieces on their way to a transport.
+
+    The pieces of a report are octets that many clients share; joined into chunks only as the
+    transport takes them, a thousand slow clients cost a thousand chunks, not copies of reports.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._pieces: deque[bytes] = deque()
+        self._paused = False
+        self._registered = False
+        self._ended = False
+        self._then_close = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Is anything on its way that the transport has not taken yet?"""
+        return bool(self._pieces)
+
+    def write(self, pieces: Iterable[bytes]) -> None:
+        """Send *pieces* after everything that was given before."""
+        if self._ended or self._then_close:
+            return
+        self._pieces.extend(pieces)
+        self._flow()
+
+    def _flow(self) -> None:
+        while self._pieces and not self._paused and not self._ended:
+            chunk, size = [], 0
+            while self._pieces and size < CHUNK_OCTETS:
+                piece = self._pieces.popleft()
+                chunk.append(piece)
+                size += len(piece)
+            if self._pieces and not self._registered:
+                self._registered = True
+                self._transport.registerProducer(self, True)
+            self._transport.write(b"".join(chunk))
+        if not self._pieces:
+            if self._registered:
+                self._registered = False
+                self._paused = False
+                self._transport.unregisterProducer()
+            if self._then_close:
+                self._then_close = False
+                self._transport.loseConnection()
+
+    def close(self) -> None:
+        """Close the connection once everything is on its way."""
+        if not self._ended:
+            self._then_close = True
+            self._flow()
+
+    def pauseProducing(self) -> None:
+        """The transport has enough for now."""
+        self._paused = True
+
+    def resumeProducing(self) -> None:
+        """The transport takes more."""
+        self._paused = False
+        self._flow()
+
+    def stopProducing(self) -> None:
+        """The connection is gone."""
+        self._ended = True
+        self._pieces.clear()
