@@ -1,4 +1,4 @@
-"""The servers behind the relays of ``bench_relay``: ``python -m benchmarks.relay_backend KIND PORT``."""
+"""Servers behind the relays of ``bench_relay``: ``benchmarks.relay_backend KIND PORT``."""
 
 from __future__ import annotations
 
