@@ -2,8 +2,8 @@
 What the dispatcher shows by itself: pages for people and for the clients' connection checker.
 
 The checker (docs/protocols/dispatcher.rst, Built-in answers) fetches ``/Service/index.html`` for
-any text at all, and service ``test`` for a page with two phrases in it.  ``/Service/getenv.cgi`` must not be
-there: it would tell a client that it is inside NCBI.
+any text at all, and service ``test`` for a page with two phrases in it.  ``/Service/getenv.cgi``
+must not be there: it would tell a client that it is inside NCBI.
 """
 
 from __future__ import annotations
