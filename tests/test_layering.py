@@ -28,6 +28,7 @@ PURE = (
     "table/address_range.py",
     "table/affinity.py",
     "table/explain.py",
+    "table/heap.py",
     "table/model.py",
     "table/selection.py",
     "table/server_info.py",

@@ -270,6 +270,7 @@ class HeapBuilder:
     clients require), and what the layout cannot name.  Dynamic IPv6 servers are published as
     static ones with their host's status in their rate.
 
+    :ivar used_octets: of the last image; the rest of it was filler.
     :param local: address of this host; servers without a host are on it.
     :param started_at: seconds since the epoch when the daemon started.
     :param config: path of its configuration.
@@ -283,6 +284,7 @@ class HeapBuilder:
         config: str = "",
         daemon_version: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
+        self.used_octets = 0
         self._local = local
         self._started_at = started_at
         self._config = _text(config)
@@ -416,6 +418,7 @@ class HeapBuilder:
                 0,
             )
         )
+        self.used_octets = least
         # The last block has to reach the end of the segment.
         rest = total - length
         config = _ENTRY.pack(_USED | _LAST, rest, _CONFIG, lasting)
@@ -484,7 +487,7 @@ class HeapImage:
     """
     An image as a reader sees it; made by :func:`read_image`.
 
-    Look-ups go through an index of names; entries are decoded when they are asked for.
+    Look-ups go through an index of names; what is asked for is decoded once, then kept.
     """
 
     stamp: HeapStamp
@@ -492,6 +495,8 @@ class HeapImage:
     _image: bytes = field(repr=False)
     _services: Mapping[str, tuple[int, ...]] = field(repr=False)
     _hosts: Mapping[str, int] = field(repr=False)
+    _known_entries: dict[str, Sequence[Entry]] = field(init=False, repr=False, factory=dict)
+    _known_hosts: dict[str, tuple[Host, HostFacts]] = field(init=False, repr=False, factory=dict)
 
     def __len__(self) -> int:
         """How many services it holds."""
@@ -499,28 +504,43 @@ class HeapImage:
 
     def entries(self, service: str) -> Sequence[Entry]:
         """The entries of *service*, in any case, in order."""
-        found = self._services.get(service.lower(), ())
-        return [_read_service(self._image, offset) for offset in found]
+        name = service.lower()
+        known = self._known_entries.get(name)
+        if known is None:
+            offsets = self._services.get(name)
+            if offsets is None:
+                return ()
+            known = tuple(_read_service(self._image, offset) for offset in offsets)
+            self._known_entries[name] = known
+        return known
 
     def all_entries(self) -> Iterator[Entry]:
         """Every entry."""
-        for offsets in self._services.values():
-            for offset in offsets:
-                yield _read_service(self._image, offset)
+        for name in self._services:
+            yield from self.entries(name)
 
     def host(self, address: str) -> Host | None:
         """The host of that address."""
-        offset = self._hosts.get(address)
-        return None if offset is None else _read_host(self._image, offset)[0]
+        known = self._host(address)
+        return None if known is None else known[0]
 
     def facts(self, address: str) -> HostFacts | None:
         """What else is told of the host of that address."""
-        offset = self._hosts.get(address)
-        return None if offset is None else _read_host(self._image, offset)[1]
+        known = self._host(address)
+        return None if known is None else known[1]
 
     def hosts(self) -> Sequence[Host]:
         """Every host, in order."""
-        return [_read_host(self._image, offset)[0] for offset in self._hosts.values()]
+        return [host for host in map(self.host, self._hosts) if host is not None]
+
+    def _host(self, address: str) -> tuple[Host, HostFacts] | None:
+        known = self._known_hosts.get(address)
+        if known is None:
+            offset = self._hosts.get(address)
+            if offset is None:
+                return None
+            known = self._known_hosts[address] = _read_host(self._image, offset)
+        return known
 
 
 def read_image(image: bytes) -> HeapImage:
