@@ -83,11 +83,23 @@ class JobBook:
                 store=str(self.store.path),
                 aside=str(self.store.set_aside),
             )
-        self.writer.start()
+        try:
+            self.writer.start()
+        except BaseException:
+            self.store.close()
+            raise
         with self._readers.reading() as connection:
             (newest,) = connection.execute("SELECT ifnull(max(position), 0) FROM events").fetchone()
         self.hub.start(newest)
         self._pool.start()
+
+    def abandon(self) -> None:
+        """Close at once, before anything was taken in: the start has failed."""
+        self._readers.close()
+        self.writer.stop()
+        self.writer.join()
+        self._pool.stop()
+        self.store.close()
 
     def stop(self) -> Deferred[None]:
         """Write what waits, then close; fires once the file is closed."""

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from gridnet.interfaces import IJobEvents
 from gridnet.lbproxy.book import JobBook
 from gridnet.lbproxy.config import LbproxyConfig
-from gridnet.lbproxy.connections import BoundedFactory, Budget, listen_unix
+from gridnet.lbproxy.connections import BoundedFactory, Budget, listen_unix, take_over
 from gridnet.lbproxy.forward import Forwarder
 from gridnet.lbproxy.ledger import LedgerRules
 from gridnet.lbproxy.log import JobEvents
@@ -118,8 +118,14 @@ class LbproxyService(Service):
         super().startService()
         _ = self._site.state_dir  # made, and closed to others
         try:
+            for side, path in self.paths.items():
+                take_over(path, f"lbproxy.{side.name.lower()}_socket")
             self.book.start()
-            self._listen()
+            try:
+                self._listen()
+            except BaseException:
+                self.book.abandon()
+                raise
         except BaseException:
             self._ready.errback(Failure())
             for port in self._ports:
