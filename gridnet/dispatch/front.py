@@ -21,6 +21,7 @@ from gridnet.dispatch.relay import Relays
 from gridnet.dispatch.routes import Router
 from gridnet.dispatch.tally import Tally
 from gridnet.dispatch.tls import ClientTls
+from gridnet.dispatch.transport import LeanPort, Watch, lean_ports
 from gridnet.dispatch.upstream import Place, UpstreamPool
 from gridnet.table.address_range import AddressRanges
 from gridnet.table.model import ServiceTable
@@ -75,7 +76,8 @@ class Front:
         self.dispatcher = Dispatcher(
             table, local_networks, random.Random(), own_addresses=frozenset([address])
         )
-        self.pool = UpstreamPool(config, reactor, client_tls)
+        self.watch = Watch(reactor)
+        self.pool = UpstreamPool(config, reactor, client_tls, self.watch)
         self.relays = Relays(config, self.dispatcher, self.pool, replies, clock)
         offices = Offices(
             config,
@@ -94,6 +96,14 @@ class Front:
         self.factory.replies = replies
         self._sweeping = LoopingCall(self._sweep)
         self._sweeping.clock = IReactorTime(reactor)
+
+    def ports(self, shared: bool = False) -> type[LeanPort]:
+        """
+        The class of ports to listen with.
+
+        :param shared: other processes accept from the same socket.
+        """
+        return lean_ports(self.watch, self.config.write_buffer_octets, shared)
 
     def start(self) -> None:
         """Begin to look at deadlines."""

@@ -703,8 +703,15 @@ class HttpFactory(Factory):
         self.heads = HeadCache(parsed, config.cached_heads, config.cached_head_octets)
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        """Called by Twisted for each accepted connection."""
-        host = getattr(addr, "host", None)
+        """Called by Twisted for each connection that it accepts itself."""
+        return self.admit(getattr(addr, "host", None))
+
+    def admit(self, host: str | None) -> HttpConnection | None:
+        """
+        A connection for a client at *host*, or None to turn it away.
+
+        :param host: IP address text; None: a client on this host, by a UNIX socket.
+        """
         address = LOCAL_PEER if host is None else plain_address(host)
         config = self.config
         if self.open - self._leaving >= config.max_connections and not self._make_room(None):

@@ -175,7 +175,7 @@ class Running:
         if not self._over:
             self._connection.resume_body()
 
-    def program_ended(self, status: int | None, reason: str) -> None:
+    def program_ended(self, status: int | None, reason: str, http_status: int = 502) -> None:
         """See :class:`gridnet.table.way_in.ProgramOutput`."""
         self._program = None
         if self._over:
@@ -183,7 +183,7 @@ class Running:
         if status != 0 or reason:
             text = reason or f"the program ended with status {status}"
             if not self._replied:
-                self._fail(502, text)
+                self._fail(http_status, text)
                 return
             self._log.warn(
                 "{service}: reply cut off, {reason}", service=self._request.service, reason=text

@@ -18,7 +18,7 @@ from gridnet.dispatch.front import Front
 from gridnet.dispatch.metrics import DispatchCollector, facts
 from gridnet.dispatch.tally import Tally
 from gridnet.dispatch.tls import ClientTls, ServerTls, client_context, self_signed, server_context
-from gridnet.dispatch.transport import HeldPort, PromptPort
+from gridnet.dispatch.transport import HeldPort
 from gridnet.dispatch.workers import Crew
 from gridnet.errors import ConfigError, Fault
 from gridnet.interfaces import IProgramLauncher, ITableFollower, ITicketOffice
@@ -110,7 +110,7 @@ class Dispatching(Service):
             for_workers=not alone,
         )
         self._listening = ListeningReactor(
-            reactor, PromptPort if alone else HeldPort, config.backlog
+            reactor, self.front.ports() if alone else HeldPort, config.backlog
         )
         factory = self.front.factory if alone else Factory()
         factory.noisy = False

@@ -25,7 +25,7 @@ from gridnet.dispatch.body import BodyReader, EndlessBody, reply_body
 from gridnet.dispatch.config import DispatchConfig
 from gridnet.dispatch.head import Framing, HttpError, ReplyHead, find_end, reply_head
 from gridnet.dispatch.tls import ClientTls
-from gridnet.dispatch.transport import connect
+from gridnet.dispatch.transport import Watch, connect
 
 #: A request that must not be sent twice goes by a kept connection only when the server is
 #: unlikely to be closing it this very moment: it was used less than this many seconds ago.
@@ -118,9 +118,6 @@ class _LinkBase(TwistedProtocol):
     def connectionMade(self) -> None:
         """Called by Twisted."""
         self.transport.registerProducer(self, True)
-        set_no_delay = getattr(self.transport, "setTcpNoDelay", None)
-        if set_no_delay is not None:
-            set_no_delay(True)
         if self._user is None:
             self.drop()
         else:
@@ -439,9 +436,12 @@ class UpstreamPool:
     :ivar idle_links: how many these are.
     """
 
-    def __init__(self, config: DispatchConfig, reactor: Any, tls: ClientTls) -> None:
+    def __init__(
+        self, config: DispatchConfig, reactor: Any, tls: ClientTls, watch: Watch | None = None
+    ) -> None:
         self.config = config
         self.reactor = reactor
+        self.watch = watch or Watch(reactor)
         self.tls = tls
         self.in_flight: Counter[Place] = Counter()
         self.idle: dict[Place, list[HttpLink]] = {}
@@ -537,5 +537,5 @@ class UpstreamPool:
         if place.path:
             attempt.connector = self.reactor.connectUNIX(place.path, attempt, seconds)
         else:
-            attempt.connector = connect(self.reactor, place.host, place.port, attempt, seconds)
+            attempt.connector = connect(self.watch, place.host, place.port, attempt, seconds)
         return attempt

@@ -38,7 +38,6 @@ from gridnet.dispatch.channel import VERSION, FrameReader, Run, frame
 from gridnet.dispatch.config import DispatchConfig
 from gridnet.dispatch.front import Front
 from gridnet.dispatch.tls import ClientTls, ServerTls, client_context, server_context
-from gridnet.dispatch.transport import SharedPort
 from gridnet.dispatch.upstream import Place
 from gridnet.errors import GridnetError, LocalProtocolError
 from gridnet.listener import ListeningReactor
@@ -154,7 +153,7 @@ class Duty(TwistedProtocol):
             raise LocalProtocolError("a table before the greeting")
         with socket.socket(fileno=os.dup(self._listener)) as listening:
             listening.setblocking(False)
-            self._port = ListeningReactor(self._reactor, SharedPort).adoptStreamPort(
+            self._port = ListeningReactor(self._reactor, self._front.ports(True)).adoptStreamPort(
                 listening.fileno(), listening.family, self._front.factory
             )
         os.close(self._listener)

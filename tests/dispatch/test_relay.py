@@ -21,7 +21,7 @@ from zope.interface import implementer
 from gridnet.dispatch.body import LAST_CHUNK, ChunkedBody, chunk
 from gridnet.dispatch.config import DispatchConfig
 from gridnet.dispatch.front import Front
-from gridnet.dispatch.transport import PromptPort
+from gridnet.dispatch.http import HttpFactory
 from tests.dispatch.support import HERE, Conversation, make_front, make_table, serving
 
 RELAY = b"Client-Mode: STATELESS_ONLY\r\nClient-Revision: 7.0\r\n"
@@ -120,8 +120,12 @@ class Stage(TestCase):
 
     def listen(self, factory: Any) -> int:
         """Listen with *factory*; gives the port."""
-        port = PromptPort(0, factory, 50, HERE, self.core)
-        port.startListening()
+        if isinstance(factory, HttpFactory):
+            assert self.front is not None
+            port: Any = self.front.ports()(0, factory, 50, HERE, self.core)
+            port.startListening()
+        else:
+            port = self.core.listenTCP(0, factory, 50, HERE)
         self.ports.append(port)
         number: int = port.getHost().port
         return number

@@ -25,7 +25,6 @@ from gridnet.dispatch.tls import (
     self_signed,
     server_context,
 )
-from gridnet.dispatch.transport import PromptPort
 from gridnet.errors import ConfigError
 from tests.dispatch.support import (
     HERE,
@@ -280,7 +279,7 @@ class LoopbackTests(TestCase):
         self.front = make_front(table, core, DispatchConfig(drain_seconds=0.0))
         self.front.factory.tls = ServerTls(server_context(*self_signed(directory, HERE, NOW)), core)
         self.front.start()
-        self.port = PromptPort(0, self.front.factory, 50, HERE, core)
+        self.port = self.front.ports()(0, self.front.factory, 50, HERE, core)
         self.port.startListening()
 
     def tearDown(self) -> Deferred[None]:
