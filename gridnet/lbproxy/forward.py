@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from attrs import define, field
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import clientFromString, connectProtocol, quoteStringArgument
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import Protocol
@@ -418,6 +418,7 @@ class DaemonHandover:
         self._timer: IDelayedCall | None = None
         self._stopped = False
         self._through = 0
+        self._idle: Deferred[None] = succeed(None)
         self.fault = ""
 
     def wake(self) -> None:
@@ -425,14 +426,17 @@ class DaemonHandover:
         self._more = True
         if not self._working and self._timer is None and not self._stopped:
             self._working = True
+            self._idle = Deferred()
             step = Deferred.fromCoroutine(self._run())
             step.addErrback(self._failed)
+            step.addCallback(self._idle.callback)
 
-    def stop(self) -> None:
-        """Hand over nothing more."""
+    def stop(self) -> Deferred[None]:
+        """Hand over nothing more; fires once the line in hand is done with."""
         self._stopped = True
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
+        return self._idle
 
     async def _run(self) -> None:
         while self._more and not self._stopped:
@@ -568,13 +572,13 @@ class Forwarder:
         if self._timer is None:
             self._timer = self.reactor.callLater(1.0, self._write_settled)
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """Send nothing more, and note what was answered."""
         self.book.on_forwardable = lambda destinations: None
         for deliverer in self._deliverers.values():
             deliverer.stop()
         if self._daemon is not None:
-            self._daemon.stop()
+            await self._daemon.stop()
         self._write_settled()
 
     def facts(self) -> dict[str, Any]:

@@ -205,7 +205,7 @@ class LbproxyService(Service):
         ports, self._ports = self._ports, []
         await gatherResults([maybeDeferred(port.stopListening) for port in ports])
         if self._forwarder is not None:
-            self._forwarder.stop()
+            await self._forwarder.stop()
         await self.book.stop()
         # Every reply is with its connection now; those that do not take it do not hold us up.
         for factory in (self._store_factory, self._serve_factory):
