@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve
@@ -44,6 +44,8 @@ class Answers:
         self._source = source
         self._local = local
         self._checks = checks
+        #: facts of the shared-memory table, when there is one
+        self.heap: Callable[[], Mapping[str, Any]] | None = None
         self._chance = random.Random()
         self.started_at = site.reactor.seconds()
 
@@ -62,6 +64,7 @@ class Answers:
             "pid": os.getpid(),
             "config": str(self._source.main),
             "serial": table.serial,
+            "heap": None if self.heap is None else dict(self.heap()),
             "hosts": [{**host_report(host, now), "zone": host.zone} for host in table.hosts()],
             "services": [self._entry(entry, now) for entry in table.all_entries()],
         }

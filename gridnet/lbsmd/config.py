@@ -60,6 +60,19 @@ class LbsmdConfig:
     control: str = "lbsmd.control"
     #: permissions of that socket, octal digits: it only tells what clients are told anyway
     control_mode: str = field(default="666", validator=_octal_mode)
+    #: where local programs find the table in shared memory: ``public``, under the keys that every
+    #: NCBI client knows; another name, under keys of its own; empty: nowhere
+    shared_memory: str = ""
+    #: seconds between two images of a table that changes all the time
+    shared_memory_interval_seconds: float = field(default=0.1, validator=at_least(0.01))
+    #: seconds between two images of one that does not change
+    shared_memory_refresh_seconds: float = field(default=5.0, validator=between(0.1, 15))
+    #: octets that an image may have
+    shared_memory_max_octets: int = field(default=64 * 1024 * 1024, validator=at_least(65536))
+    #: seconds that one update may wait for readers
+    reader_wait_seconds: float = field(default=0.02, validator=between(0, 1))
+    #: seconds after which a reader that does not leave is gone round
+    stuck_reader_seconds: float = field(default=5.0, validator=at_least(0))
     run_checks: bool = True  #: whether services are checked; otherwise all are as configured
     max_parallel_checks: int = field(default=64, validator=at_least(1))  #: checks at a time
     #: part of a period by which it may be shorter or longer

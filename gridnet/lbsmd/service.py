@@ -22,6 +22,7 @@ from gridnet.lbsmd.loading import Resolver, Source
 from gridnet.lbsmd.local_services import LocalServices
 from gridnet.lbsmd.notices import Postman, smtp_sender
 from gridnet.lbsmd.reload import ConfigurationWatch, RunInThread
+from gridnet.lbsmd.shared_table import make_shared_table
 from gridnet.listener import Listener
 from gridnet.site import Site
 
@@ -97,6 +98,10 @@ def make_lbsmd(
         control = _make_control(config, site, factory)
         if control is not None:
             control.setServiceParent(daemon)
+    shared = make_shared_table(config, site, source)
+    if shared is not None:
+        shared.setServiceParent(daemon)
+        answers.heap = shared.facts
     site.status.facts["lbsmd"] = daemon.facts
     site.status.checks["lbsmd"] = watch.check
     return IService(daemon)

@@ -15,6 +15,8 @@ from gridnet.table.model import ServiceTable
 
 #: Readers must have a new image before the old one is out of date, also after a slow second.
 MAX_REFRESH_SECONDS = VALIDITY_SECONDS / 2
+#: Between two attempts after one failed.
+RETRY_SECONDS = 1.0
 
 
 class HeapService(Service):
@@ -53,7 +55,7 @@ class HeapService(Service):
         self._max_octets = max_octets
         self._serial = 0
         self._octets = 0
-        self._published_at = 0.0
+        self._published_at = self._tried_at = 0.0
         self._call: IDelayedCall | None = None
         self._ends: list[Callable[[], None]] = []
 
@@ -61,18 +63,14 @@ class HeapService(Service):
         """
         Publish for the first time.
 
-        :raises gridnet.table.heap_segment.HeapInUse: another daemon of this host does already.
-        :raises gridnet.table.heap.HeapError: the kernel refuses, or the table is too large.
+        When that fails (another daemon of this host has the keys, the kernel refuses), it is
+        logged and tried again each second: the site is better off without shared memory than
+        without its daemon, and the second daemon takes over when the first has gone.
         """
         self._ends = [self._builder.follow(self._table)]
-        try:
-            self._publish()
-        except HeapError:
-            self._end_following()
-            raise
         self._ends.append(self._table.subscribe(lambda _: self._soon()))
-        self._later(self._refresh)
         super().startService()
+        self._tick()
 
     def stopService(self) -> None:
         """Withdraw: readers find no daemon."""
@@ -107,7 +105,7 @@ class HeapService(Service):
 
     def _soon(self) -> None:
         """The table changed: publish as soon as the interval allows."""
-        due = max(self._published_at + self._min_interval - self._clock.seconds(), 0.0)
+        due = max(self._tried_at + self._min_interval - self._clock.seconds(), 0.0)
         if self._call is None or not self._call.active():
             self._later(due)
         elif self._call.getTime() > self._clock.seconds() + due:
@@ -122,7 +120,7 @@ class HeapService(Service):
             if not self._publish():
                 wait = self._min_interval
         except HeapError as error:
-            wait = max(self._min_interval, 1.0)
+            wait = max(self._min_interval, RETRY_SECONDS)
             if not self.failure:
                 self._log.error(
                     "the shared-memory table is not up to date, {reason}", reason=str(error)
@@ -132,7 +130,7 @@ class HeapService(Service):
 
     def _publish(self) -> bool:
         """Make an image and publish it; False: readers hold both segments."""
-        now = self._clock.seconds()
+        now = self._tried_at = self._clock.seconds()
         image = self._builder.image(
             now, now + VALIDITY_SECONDS, self._serial + 1, self._publisher.octets, self._max_octets
         )

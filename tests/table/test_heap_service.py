@@ -119,11 +119,14 @@ class HeapServiceTests(SynchronousTestCase):
         self.clock.advance(1.0)
         self.assertEqual((self.service.check(), self.serials()), ("", [1, 2]))
 
-    def test_it_does_not_start_beside_another_daemon(self) -> None:
+    def test_beside_another_daemon_it_waits_for_its_end(self) -> None:
         self.publisher.answer = in_use
-        self.assertRaises(HeapInUse, self.service.startService)
-        self.table.put(evolve(self.put, penalty=1.0))
-        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.start()
+        self.clock.pump([1.0] * 3)
+        self.assertEqual((self.service.check(), self.serials()), ("another daemon", []))
+        self.publisher.answer = lambda: True
+        self.clock.advance(1.0)
+        self.assertEqual((self.service.check(), self.serials()), ("", [1]))
 
     def test_stopping_withdraws_and_forgets(self) -> None:
         self.service.startService()
