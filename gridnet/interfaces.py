@@ -54,6 +54,16 @@ class IProgramLauncher(Interface):
         """
 
 
+class IPenaltyBox(Interface):
+    """Remembers clients that misbehave (provided by the firewall relay)."""
+
+    def note_unused(client: str, service: str) -> None:
+        """*client*, an IP address text, asked for a connection to *service* and never made it."""
+
+    def refusal(client: str) -> str:
+        """Why *client* is refused now, for the client; empty: it is not."""
+
+
 class IDispatcherPage(Interface):
     """
     A page that clients expect beside the dispatcher; registered under its path as the name.

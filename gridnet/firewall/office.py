@@ -23,7 +23,7 @@ from gridnet.firewall.policy import verdict
 from gridnet.firewall.ports import PortSets
 from gridnet.firewall.tickets import Passage, Ticket, TicketBook
 from gridnet.firewall.wire import ControlFlag, ControlReply, ControlRequest, RejectCode
-from gridnet.interfaces import ITicketOffice
+from gridnet.interfaces import IPenaltyBox, ITicketOffice
 from gridnet.table.address import UNKNOWN_ADDRESS
 from gridnet.table.address_range import AddressRanges
 from gridnet.table.model import Entry, ServiceTable
@@ -134,7 +134,7 @@ class _Wish:
     offered: bool
 
 
-@implementer(ITicketOffice)
+@implementer(ITicketOffice, IPenaltyBox)
 @frozen
 class TicketOffice:
     """
@@ -187,7 +187,7 @@ class TicketOffice:
     def _issue(self, wish: _Wish, server_ticket: int) -> Deferred[Ticket]:
         now = self.clock()
         try:
-            self._judge(wish, now)
+            self._judge(wish)
         except TicketError as error:
             self.tally.refused += 1
             return fail(error)
@@ -199,17 +199,15 @@ class TicketOffice:
 
         return self.store.issue(passage, now).addCallback(issued)
 
-    def _judge(self, wish: _Wish, now: float) -> None:
+    def _judge(self, wish: _Wish) -> None:
         """
         Refuse *wish*, or not.
 
         :raises PassageRefusedError: the penalty box or the rules say so.
         """
-        penalty = self.penalties.refused(wish.client, now)
-        if penalty is not None:
-            raise PassageRefusedError(
-                f"{penalty.reason.text}; refused for {round(penalty.until - now + 0.5)} s more"
-            )
+        refusal = self.refusal(wish.client)
+        if refusal:
+            raise PassageRefusedError(refusal)
         reason = verdict(
             self.config.rules, wish.client, wish.service, wish.host, wish.port, wish.offered
         )
@@ -266,7 +264,7 @@ class TicketOffice:
         """
         wish, _ = self._understand(request, peer)
         try:
-            self._judge(wish, self.clock())
+            self._judge(wish)
         except TicketError as error:
             self.tally.refused += 1
             raise ControlRefusedError(RejectCode.REFUSED, str(error)) from None
@@ -315,6 +313,21 @@ class TicketOffice:
         order = draw_order(entries, candidates, 1, 0.0, LOCAL_BONUS_TABLE, self.chance)
         return order[0] if order else None
 
+    # -- gridnet.interfaces.IPenaltyBox
+
+    def note_unused(self, client: str, service: str) -> None:
+        """See :class:`gridnet.interfaces.IPenaltyBox`."""
+        if client and (self.config.penalize_inside or not self.local_networks.contains(client)):
+            self.penalties.note_unused(client, self.clock(), service)
+
+    def refusal(self, client: str) -> str:
+        """See :class:`gridnet.interfaces.IPenaltyBox`."""
+        now = self.clock()
+        penalty = self.penalties.refused(client, now)
+        if penalty is None:
+            return ""
+        return f"{penalty.reason.text}; refused for {round(penalty.until - now + 0.5)} s more"
+
     # -- redeeming
 
     def redeem(self, number: int, peer: str, done: Callable[[Ticket | None], None]) -> None:
@@ -354,10 +367,6 @@ class TicketOffice:
         def note(unused: Sequence[Ticket]) -> None:
             self.tally.unused += len(unused)
             for ticket in unused:
-                client = ticket.passage.client
-                if client and (
-                    self.config.penalize_inside or not self.local_networks.contains(client)
-                ):
-                    self.penalties.note_unused(client, now, ticket.passage.service)
+                self.note_unused(ticket.passage.client, ticket.passage.service)
 
         return self.store.expire(now).addCallback(note)

@@ -22,7 +22,7 @@ from gridnet.firewall.office import MemoryTickets, TicketOffice
 from gridnet.firewall.penalty_file import Penalties
 from gridnet.firewall.ports import PortSets, parse_ports
 from gridnet.firewall.protocol import FirewallFactory
-from gridnet.interfaces import ITicketOffice
+from gridnet.interfaces import IPenaltyBox, ITicketOffice
 from gridnet.listener import ListeningReactor, listener
 from gridnet.site import Site
 
@@ -96,6 +96,7 @@ class FirewallService(MultiService):
         self._sweeping = self._looping(self.factory.sweep)
         self._expiring = self._looping(self._expire)
         site.provide(ITicketOffice, self.office)
+        site.provide(IPenaltyBox, self.office)
         site.status.facts["firewall"] = self._facts
         site.status.metrics.register(FirewallCollector(self.factory))
 

@@ -71,12 +71,13 @@ class ProgramOutput(Protocol):
     def input_resumed(self) -> None:
         """The program has taken what there was."""
 
-    def program_ended(self, status: int | None, reason: str) -> None:
+    def program_ended(self, status: int | None, reason: str, http_status: int = 502) -> None:
         """
         No more output.
 
         :param status: exit status; None when a signal or a limit ended it.
         :param reason: text for log and ``Dispatcher-Failures``; empty when all went well.
+        :param http_status: of the reply, when it did not go well and nothing was written.
         """
 
 

@@ -119,6 +119,7 @@ class Talker(Protocol):
     """
     Sends what it is told in pieces, ends its stream when it is told, and keeps what it hears.
 
+    :ivar peer_end: fires once the peer says no more, or is gone.
     :ivar over: fires with the reason once the connection is gone.
     """
 
@@ -139,6 +140,7 @@ class Talker(Protocol):
         self.heard = bytearray()
         self.over: Deferred[str] = Deferred()
         self.made: Deferred[Talker] = Deferred()
+        self.peer_end: Deferred[None] = Deferred()
         self.until: list[tuple[int, Deferred[None]]] = []
 
     def connectionMade(self) -> None:
@@ -192,6 +194,7 @@ class Talker(Protocol):
 
     def readConnectionLost(self) -> None:
         self._peer_ended = True
+        self.peer_end.callback(None)
         if self._waits and not self._stay:
             self.end()
         if self._ended:
@@ -205,6 +208,8 @@ class Talker(Protocol):
         for _, waiting in self.until:
             waiting.errback(reason)
         self.until.clear()
+        if not self.peer_end.called:
+            self.peer_end.callback(None)
         self.over.callback(reason.getErrorMessage())
 
 

@@ -16,3 +16,9 @@ firewall = ServiceMaker(
     "gridnet firewall", "gridnet.firewall.tap", "Ticketed relay.", "gridnet-firewall"
 )
 lbproxy = ServiceMaker("gridnet lbproxy", "gridnet.lbproxy.tap", "Job events.", "gridnet-lbproxy")
+scire = ServiceMaker(
+    "gridnet scire", "gridnet.scire.tap", "Job server for fleets of machines.", "gridnet-scire"
+)
+launcher = ServiceMaker(
+    "gridnet launcher", "gridnet.launcher.tap", "Unix filters as services.", "gridnet-launcher"
+)

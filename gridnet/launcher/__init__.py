@@ -1,0 +1,1 @@
+"""Unix filters as network services."""

@@ -1,0 +1,12 @@
+"""The launcher as a component."""
+
+from gridnet.component import Component
+from gridnet.launcher.config import LauncherConfig
+
+COMPONENT = Component(
+    name="launcher",
+    summary="runs Unix filters as services",
+    config=LauncherConfig,
+    factory="gridnet.launcher.service:make_launcher",
+    demo="gridnet.launcher.demo:section",
+)
