@@ -22,6 +22,8 @@ class DispatchConfig:
     server_authorities: str = ""
     #: paths that are dispatched beside those that end in ``/dispd.cgi`` or ``/ncbid.cgi``
     paths: tuple[str, ...] = ()
+    #: paths that other components answer, when they are there
+    page_paths: tuple[str, ...] = ("/IEB/ToolBox/NETWORK/fwd_check.cgi",)
     ncbid_path: str = "/Service/ncbid.cgi"  #: where NCBID servers run their programs
 
     # What one client may send.

@@ -53,6 +53,8 @@ class Offices:
     address: str
     ticket_office: Callable[[], Any]
     launcher: Callable[[], Any]
+    #: path -> the :class:`gridnet.interfaces.IDispatcherPage` that is there, or None
+    page: Callable[[str], Any] = lambda path: None
 
     def timely(self, deferred: Deferred[Any]) -> Deferred[Any]:
         """*deferred*, which fails when it takes too long."""

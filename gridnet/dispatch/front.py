@@ -68,6 +68,7 @@ class Front:
         launcher: Callable[[], Any],
         office: Place | None = None,
         for_workers: bool = False,
+        page: Callable[[str], Any] = lambda path: None,
     ) -> None:
         self.config = config
         self._reactor = reactor
@@ -89,6 +90,7 @@ class Front:
             address,
             ticket_office,
             launcher,
+            page,
         )
         router = Router(config, self.dispatcher, self.relays, offices, clock, replies, office)
         prepare = router.prepare_handed_over if for_workers else router.prepare

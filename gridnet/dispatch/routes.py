@@ -30,6 +30,7 @@ from gridnet.dispatch.relay import (
 )
 from gridnet.dispatch.reply import DateLine, complete, connection_line, failure, status_line
 from gridnet.dispatch.request import DispatchRequest, Kind
+from gridnet.dispatch.side_page import SidePage
 from gridnet.dispatch.upstream import Place
 from gridnet.dispatch.wire import header, parse_request
 from gridnet.errors import RemoteProtocolError
@@ -237,6 +238,12 @@ class Router:
             if head.method not in _READING:
                 return self._refuse(head, 405, "GET or HEAD", b"Allow: GET, HEAD\r\n")
             return Fixed(head, self, 200, self.show(head, pages.INDEX, ""))
+        if path in self.config.page_paths:
+            if self._office is not None:
+                browser = DispatchRequest(Kind.BROWSER, "")
+                hand_over = partial(Errand, self.relays, Forwarding(head, browser), self._office)
+                return Special(head, self, hand_over)
+            return Special(head, self, partial(SidePage, self.offices, head, path))
         if not self._is_dispatched(path):
             return self._refuse(head, 404, "nothing is at this path")
         if head.method in ("TRACE", "CONNECT"):

@@ -21,7 +21,7 @@ from gridnet.dispatch.tls import ClientTls, ServerTls, client_context, self_sign
 from gridnet.dispatch.transport import HeldPort
 from gridnet.dispatch.workers import Crew
 from gridnet.errors import ConfigError, Fault
-from gridnet.interfaces import IProgramLauncher, ITableFollower, ITicketOffice
+from gridnet.interfaces import IDispatcherPage, IProgramLauncher, ITableFollower, ITicketOffice
 from gridnet.listener import ListeningReactor, listener
 from gridnet.site import Site
 
@@ -108,6 +108,7 @@ class Dispatching(Service):
             lambda: site.find(ITicketOffice),
             lambda: site.find(IProgramLauncher),
             for_workers=not alone,
+            page=lambda path: site.find(IDispatcherPage, path),
         )
         self._listening = ListeningReactor(
             reactor, self.front.ports() if alone else HeldPort, config.backlog
