@@ -55,6 +55,9 @@ class Component:
     #: ``"module:section"``, called with a :class:`gridnet.demo.plan.DemoPlan`, gives the section
     #: of the demo site as plain TOML values; empty: the demo runs without it
     demo: str = ""
+    #: ``"module:make"``, called with a :class:`gridnet.demo.plan.DemoPlan`, gives an IService of
+    #: what the demo runs beside the component, such as a client of it; empty: nothing
+    demo_company: str = ""
     commands: tuple[Command, ...] = field(default=())
 
     def make(self, config: Any, site: Any) -> Any:

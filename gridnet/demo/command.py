@@ -22,7 +22,7 @@ from twisted.python.logfile import LogFile
 from gridnet.component import config_classes
 from gridnet.config import parse
 from gridnet.demo.backends import definitions, make_backends
-from gridnet.demo.document import demo_document
+from gridnet.demo.document import demo_company, demo_document
 from gridnet.demo.plan import BLOCK_PORTS, DemoPlan
 from gridnet.demo.tour import tour
 from gridnet.errors import ConfigError
@@ -104,6 +104,8 @@ def main(arguments: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     make_backends(plan, reactor).setServiceParent(service)
+    for company in demo_company(plan):
+        company.setServiceParent(service)
     return _run(service, site.ready, plan, options.tour, reactor)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from twisted.application.service import IService
 
 from gridnet.component import components, load_object
 from gridnet.demo.plan import DemoPlan
@@ -22,3 +24,10 @@ def demo_document(plan: DemoPlan) -> Mapping[str, Mapping[str, Any]]:
         if component.demo:
             document[name] = load_object(component.demo)(plan)
     return document
+
+
+def demo_company(plan: DemoPlan) -> Iterator[IService]:
+    """What the demo runs beside the components: clients of them."""
+    for component in components().values():
+        if component.demo and component.demo_company:
+            yield load_object(component.demo_company)(plan)

@@ -273,7 +273,7 @@ async def wait(server: JobServer, call: Call, seconds: int) -> dict[str, Any]:
         news = server.waits.news(client_id, frozenset(wishes))
         left = until - server.seconds()
         if work or news or left <= 0 or server.state != "serving":
-            control = [{"run": run, "action": "cancel"} for run, _ in wishes]
+            control = [reports.cancel_wish(run, wanted) for run, wanted in wishes]
             return {"work": work, "control": control}
         # Registered before the rows are looked at, so that nothing falls in between.
         woken = server.waits.wait(client_id, left)

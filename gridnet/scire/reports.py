@@ -73,11 +73,16 @@ def _retry_of(tx: Transaction, run: Run, attempt: int) -> int:
     return int(row["retry"]) if row is not None else 0
 
 
+def cancel_wish(run_id: int, wanted: int) -> dict[str, Any]:
+    """The wish to end a run; 2: without waiting for it to end by itself."""
+    return {"run": run_id, "action": "cancel", "force": wanted > 1}
+
+
 def control_of(run: Run) -> Control:
     """What the client should do about a run beside what it asked for."""
     wishes = []
     if RunState(run["state"]) in WITH_CLIENT and run["cancel_wanted"]:
-        wishes.append({"run": run["id"], "action": "cancel"})
+        wishes.append(cancel_wish(run["id"], run["cancel_wanted"]))
     if run["gap"]:
         wishes.append({"run": run["id"], "action": "report"})
     return wishes
@@ -306,6 +311,8 @@ def reconcile(
             fail_delivery(tx, run, job.definition.max_deliveries, by, "asked anew")
         elif verdict is Verdict.RECEIVED:
             receive(tx, run, jobs, client.who, "listed by the client")
+        elif verdict is Verdict.CANCEL:
+            control.append(cancel_wish(run_id, run["cancel_wanted"]))
         else:
             control.append({"run": run_id, "action": verdict.value})
     return control

@@ -129,7 +129,7 @@ class JobServer:
         """The servers that are there, in the order in which a client should try them."""
         rows = tx.all(
             "SELECT url, role, weight FROM servers WHERE state IN ('serving', 'recovering')"
-            " AND heartbeat_at > ? ORDER BY id",
+            " AND heartbeat_at > ? AND url <> '' ORDER BY id",
             (tx.now - self.config.dead_seconds,),
         )
         # Weighted order without repetition: the smallest of exponential draws comes first.
@@ -431,6 +431,25 @@ class JobServer:
             await self.database.write(
                 lambda tx, prune=prune, days=days: prune(tx, tx.now - days * day)  # type: ignore[misc]
             )
+
+    # -- for the status page
+
+    def facts(self) -> dict[str, Any]:
+        """What this server does just now."""
+        work = self.listeners.get("work")
+        return {
+            "state": self.state,
+            "name": self.name,
+            "leader": self.database.leading,
+            "slots used": work.slots.used if work is not None else 0,
+            "calls waiting": work.slots.waiting if work is not None else 0,
+            "waits": self.waits.count,
+            "database queue": sum(lane.waiting for lane in self.database.lanes()),
+        }
+
+    def check(self) -> str:
+        """What is wrong; "" when nothing is."""
+        return "" if self.state in ("serving", "draining") else f"the job server is {self.state}"
 
     # -- end
 

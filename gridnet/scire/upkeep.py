@@ -112,6 +112,11 @@ def say_state(tx: Transaction, server_id: int, epoch: int, state: str) -> None:
     )
 
 
+def say_where(tx: Transaction, server_id: int, url: str, enrol_url: str) -> None:
+    """Write where a server is, which is known once it listens."""
+    tx.run("UPDATE servers SET url = ?, enrol_url = ? WHERE id = ?", (url, enrol_url, server_id))
+
+
 def beat(tx: Transaction, server_id: int, epoch: int) -> str:
     """
     Write a server's heartbeat; one that counted as dead is alive again.

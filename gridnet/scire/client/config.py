@@ -1,0 +1,73 @@
+"""The client's own file: ``[client]`` in TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from enum import StrEnum
+from pathlib import Path
+
+from attrs import field, frozen
+
+from gridnet.config import at_least, more_than, structure
+from gridnet.errors import ConfigError, Fault
+
+
+class Mode(StrEnum):
+    """How long the client stays."""
+
+    NORMAL = "normal"  #: until nothing is left
+    DAEMON = "daemon"  #: for ever
+
+
+@frozen
+class ClientConfig:
+    """``[client]``: whom to ask, what to allow, where to keep things."""
+
+    servers: tuple[str, ...] = ()  #: work URLs, ``https://host:7443/RPC2``, in order
+    enrol: tuple[str, ...] = ()  #: enrol URLs, ``https://host:7444/RPC2``, in order
+    directory: Path = Path("scire-client")  #: everything lives here; relative to this file
+    ca: Path = Path("ca.pem")  #: the fleet's authority; relative to *directory*
+    #: SHA-256 of the authority's certificate, hexadecimal, where *ca* is to be fetched
+    ca_fingerprint: str = ""
+    token_file: str = ""  #: where an enrolment token stands, for the first start; "": none
+    name: str = ""  #: host name to ask for; "": this machine's
+    mode: Mode = Mode.NORMAL
+    #: daemon: wait at the server for work instead of sleeping between polls
+    wait: bool = True
+    #: daemon: port where servers may say ``poll_now``; 0: none.  Not advised: *wait* does it too
+    listen_port: int = field(default=0, validator=at_least(0))
+    listen_address: str = "0.0.0.0"  #: for *listen_port*
+    #: seconds between polls; 0: as the server says
+    poll_interval: float = field(default=0.0, validator=at_least(0))
+    connect_seconds: float = field(default=3.0, validator=more_than(0))  #: for a connection
+    call_seconds: float = field(default=30.0, validator=more_than(0))  #: for one call
+    failback_seconds: float = field(default=900.0, validator=more_than(0))  #: with an alternate
+    #: Ed25519 public key (PEM, relative to *directory*) of whoever signs jobs; "": none
+    job_key: str = ""
+    #: kinds of work that are done here
+    allow: tuple[str, ...] = ("script", "file")
+    #: user names that jobs may run as; (): any, if the client runs as root
+    users: tuple[str, ...] = ()
+    package_install: tuple[str, ...] = ("apt-get", "-y", "install")  #: before ``name=version``
+    package_remove: tuple[str, ...] = ("apt-get", "-y", "remove")  #: before ``name``
+    package_upgrade: tuple[str, ...] = ("apt-get", "-y", "--only-upgrade", "install")
+    update: tuple[str, ...] = ("apt-get", "-y", "upgrade")  #: for jobs of kind update
+    reboot: tuple[str, ...] = ("systemctl", "reboot")  #: for jobs of kind reboot
+    keep_reports_hours: float = field(default=24.0, validator=at_least(0))  #: after the answer
+    keep_journal_days: float = field(default=400.0, validator=at_least(1))
+
+
+def read_config(path: Path) -> ClientConfig:
+    """
+    Read the client's file.
+
+    :raises ConfigError: it cannot be used.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError([Fault(str(path), str(error))]) from None
+    strange = sorted(set(document) - {"client"})
+    if strange:
+        raise ConfigError([Fault(strange[0], "unknown section; expected client")])
+    return structure(ClientConfig, document.get("client", {}), "client")

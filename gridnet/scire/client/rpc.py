@@ -1,0 +1,212 @@
+"""
+One call at a time to whichever server works.
+
+The rule of docs/protocols/scire.rst (Several servers): the first server of the list that works;
+the next one at once when it does not; after the last a growing pause; back to the first after a
+while.  A call may be repeated on another server, as every call of the interface may.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+import threading
+import time
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+from urllib.parse import urlsplit
+
+from gridnet.scire import wire
+from gridnet.scire.faults import TRY_ANOTHER_SERVER, FaultCode, ScireFault
+
+_MAX_ANSWER = 8 * 1048576  # octets
+#: Pauses after the last server of the list has failed, seconds.
+_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
+
+
+class Unreachable(Exception):
+    """No server answers; the pause that is due has been made."""
+
+
+class Stopped(Exception):
+    """The client was asked to end while it waited."""
+
+
+class Channel:
+    """
+    A connection to one URL, kept open.
+
+    :raises OSError, http.client.HTTPException, ScireFault: from :meth:`call`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        context: ssl.SSLContext,
+        connect: float,
+        call: float,
+        authorization: str = "",
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme != "https" or not parts.hostname:
+            raise ValueError(f"expected https://host:port/RPC2, found {url!r}")
+        self.url = url
+        self._path = parts.path or "/RPC2"
+        self._connect_seconds, self._call_seconds = connect, call
+        self._headers = {"Content-Type": "text/xml"}
+        if authorization:
+            self._headers["Authorization"] = authorization
+        self._connection = http.client.HTTPSConnection(
+            parts.hostname, parts.port or 443, timeout=connect, context=context
+        )
+
+    def call(self, method: str, params: Sequence[Any], seconds: float | None = None) -> Any:
+        """One call; *seconds* instead of the usual patience."""
+        body = wire.format_call(method, params)
+        kept = self._connection.sock is not None
+        try:
+            octets = self._exchange(body, seconds)
+        except (ConnectionError, http.client.RemoteDisconnected, ssl.SSLEOFError):
+            if not kept:
+                raise
+            # The server has closed the connection meanwhile, or is gone: a new one will tell.
+            octets = self._exchange(body, seconds)
+        return wire.parse_answer(octets)
+
+    def _exchange(self, body: bytes, seconds: float | None) -> bytes:
+        connection = self._connection
+        try:
+            if connection.sock is None:
+                connection.timeout = self._connect_seconds
+                connection.connect()
+            connection.sock.settimeout(seconds or self._call_seconds)
+            connection.request("POST", self._path, body, self._headers)
+            response = connection.getresponse()
+            octets = response.read(_MAX_ANSWER + 1)
+            if response.status != 200 or len(octets) > _MAX_ANSWER:
+                raise http.client.HTTPException(f"status {response.status}")
+        except BaseException:
+            # Whatever was under way, nobody knows how far: the next call starts anew.
+            connection.close()
+            raise
+        return octets
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+class Servers:
+    """
+    The servers that a client knows, and the connection to the one in use.
+
+    :param urls: the list to start with; :meth:`learn` replaces it.
+    :param stopping: set: no more pauses.
+    :ivar switched: called with the URL whenever another server is taken.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        context: ssl.SSLContext,
+        connect_seconds: float,
+        call_seconds: float,
+        failback_seconds: float,
+        chance: Random,
+        stopping: threading.Event,
+    ) -> None:
+        self.urls = list(urls)
+        self.context = context
+        self._connect_seconds = connect_seconds
+        self._call_seconds = call_seconds
+        self._failback_seconds = failback_seconds
+        self._chance = chance
+        self._stopping = stopping
+        self._channel: Channel | None = None
+        self._index = 0
+        self._since = 0.0
+        self._rounds = 0
+        self._one_at_a_time = threading.Lock()
+        self.switched: Callable[[str, str], None] = lambda url, reason: None
+
+    def learn(self, urls: Sequence[str]) -> None:
+        """Take the list that a server gave; those that are only in the old one come last."""
+        with self._one_at_a_time:
+            if not urls:
+                return
+            current = self.urls[self._index]
+            self.urls = [*dict.fromkeys([*urls, *self.urls])]
+            self._index = self.urls.index(current)
+
+    @property
+    def url(self) -> str:
+        """The server in use."""
+        return self.urls[self._index]
+
+    def new_channel(self) -> Channel:
+        """Another connection to the server in use, for a call that takes long."""
+        return Channel(self.url, self.context, self._connect_seconds, self._call_seconds)
+
+    def fail_back(self) -> None:
+        """Before a poll: try the first server again after a while with another."""
+        with self._one_at_a_time:
+            if self._index and time.monotonic() - self._since > self._failback_seconds:
+                self._take(0, "time to try the first again")
+
+    def _take(self, index: int, reason: str) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        self._index = index
+        self._since = time.monotonic()
+        self.switched(self.urls[index], reason)
+
+    def call(self, method: str, *params: Any) -> Any:
+        """
+        Call whichever server works.
+
+        :raises ScireFault: a fault that no other server would answer differently.
+        :raises Unreachable: none works; a pause has been made.
+        :raises Stopped: asked to end.
+        """
+        with self._one_at_a_time:
+            for _ in range(len(self.urls)):
+                try:
+                    if self._channel is None:
+                        self._channel = self.new_channel()
+                    answer = self._patiently(self._channel, method, params)
+                except ScireFault as fault:
+                    if fault.code not in TRY_ANOTHER_SERVER:
+                        self._rounds = 0
+                        raise
+                    reason = str(fault)
+                except (OSError, http.client.HTTPException, ValueError) as error:
+                    reason = f"{type(error).__name__}: {error}"
+                else:
+                    self._rounds = 0
+                    return answer
+                self._take((self._index + 1) % len(self.urls), reason)
+        pause = _PAUSES[min(self._rounds, len(_PAUSES) - 1)] * self._chance.uniform(0.75, 1.25)
+        self._rounds += 1
+        if self._stopping.wait(pause):
+            raise Stopped
+        raise Unreachable(reason)
+
+    def _patiently(self, channel: Channel, method: str, params: Sequence[Any]) -> Any:
+        """A call to one server; one that is busy is asked again when it says."""
+        while True:
+            try:
+                return channel.call(method, params)
+            except ScireFault as fault:
+                if fault.code not in (FaultCode.BUSY, FaultCode.TOO_MANY_CALLS):
+                    raise
+                if self._stopping.wait(min(fault.retry_after or 1, 60)):
+                    raise Stopped from None
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._one_at_a_time:
+            if self._channel is not None:
+                self._channel.close()
+                self._channel = None

@@ -1,0 +1,290 @@
+"""From a job file to its status files: what each kind of work is here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve
+
+from gridnet.scire.client.config import ClientConfig
+from gridnet.scire.client.execution import (
+    RUN_VARIABLE,
+    CannotStart,
+    Ended,
+    Program,
+    identity,
+    kill_leftovers,
+    run,
+)
+from gridnet.scire.client.spool import Spool, Started, sync_directory, write_durably
+from gridnet.scire.jobfile import JobFile, OnInterrupt, PackageAction, Work
+from gridnet.scire.machine import Reported
+from gridnet.scire.statusfile import Output, StatusFile, Usage
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: Seconds between signs of life of a run.
+PROGRESS_SECONDS = 60.0
+
+
+def boot_id() -> str:
+    """The kernel's name for this boot."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return ""
+
+
+class Worker:
+    """
+    Runs what is in the spool, one after the other.
+
+    :param fetch: puts an attachment (its name, digest and size) at a path.
+    :param reported: called when there is something new to report.
+    :param max_output: octets of a stream that go into a status file.
+    """
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        spool: Spool,
+        install_id: str,
+        fetch: Callable[[JobFile, Path], None],
+        reported: Callable[[], None],
+        max_output: Callable[[], int],
+    ) -> None:
+        self._config = config
+        self._spool = spool
+        self._install_id = install_id
+        self._fetch = fetch
+        self._reported = reported
+        self._max_output = max_output
+        self._lock = threading.Lock()
+        self._current = 0
+        self._wishes: dict[int, str] = {}
+
+    # -- wishes of the server
+
+    def cancel(self, run_id: int, force: bool = False) -> None:
+        """End a run, or do not start it."""
+        with self._lock:
+            self._wishes[run_id] = "force" if force else "cancel"
+
+    def forget(self, run_id: int) -> None:
+        """Delete a run from the queue, unless it runs: its result will be reported."""
+        with self._lock:
+            if run_id == self._current:
+                return
+            job = self._spool.job(run_id)
+            if job is not None:
+                self._spool.forget(run_id, job.retry, time.time())
+            self._wishes.pop(run_id, None)
+
+    def _wish(self, run_id: int) -> str:
+        with self._lock:
+            return self._wishes.get(run_id, "")
+
+    # -- reports
+
+    def report(self, job: JobFile, state: Reported, message: str = "", **facts: Any) -> None:
+        """Keep a report of *job* and say that there is one."""
+        seq = self._spool.next_seq(job.run, job.retry)
+        status = StatusFile(job.run, job.attempt, seq, state, float(int(time.time())))
+        self._spool.report(job, evolve(status, message=message, **facts))
+        self._reported()
+
+    # -- running
+
+    def take_up(self, interrupted: list[JobFile]) -> None:
+        """What becomes of runs that were under way when the client was killed."""
+        for job in interrupted:
+            mark = self._spool.started(job.run)
+            if job.kind is Work.REBOOT and mark is not None and mark.boot_id != boot_id():
+                self.report(job, Reported.SUCCEEDED, "the machine has started again")
+            elif job.interrupt is OnInterrupt.RERUN:
+                kill_leftovers(job.run, self._mark(job))
+                # Its mark stays: it is not started a first time.
+                self._run(job)
+            else:
+                self.report(job, Reported.LOST, "interrupted, how it ended is not known")
+
+    def next(self) -> JobFile | None:
+        """Run the first of the queue that is due; None: there is none."""
+        for job in self._spool.runs(acknowledged=True):
+            now = time.time()
+            if job.not_after is not None and now >= job.not_after:
+                self.report(job, Reported.EXPIRED, "not started in its window")
+            elif self._wish(job.run):
+                self.report(job, Reported.CANCELLED, "cancelled before its start")
+            elif job.not_before is not None and now < job.not_before:
+                continue
+            else:
+                self._run(job)
+            return job
+        return None
+
+    def seconds_until_due(self) -> float | None:
+        """Until the next of the queue is due; None: nothing waits for its time."""
+        times = [j.not_before for j in self._spool.runs(acknowledged=True) if j.not_before]
+        return max(0.0, min(times) - time.time()) if times else None
+
+    def _mark(self, job: JobFile) -> str:
+        return f"{self._install_id}:{job.run}"
+
+    def _run(self, job: JobFile) -> None:
+        with self._lock:
+            self._current = job.run
+        try:
+            self._run_current(job)
+        finally:
+            with self._lock:
+                self._current = 0
+                self._wishes.pop(job.run, None)
+
+    def _run_current(self, job: JobFile) -> None:
+        place = self._spool.directory / "work" / str(job.run)
+        started = time.time()
+        self._spool.start(job, Started(started, boot_id()))
+        self.report(job, Reported.RUNNING, started=float(int(started)))
+        try:
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(mode=0o700)
+            self._fetch(job, place)
+            ended = self._do(job, place)
+        except (CannotStart, OSError) as error:
+            self.report(
+                job,
+                Reported.FAILED,
+                f"not started: {error}",
+                started=float(int(started)),
+                finished=float(int(time.time())),
+            )
+            return
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+        self._report_end(job, started, ended)
+
+    def _report_end(self, job: JobFile, started: float, ended: Ended) -> None:
+        if ended.cancelled:
+            state = Reported.CANCELLED
+        elif ended.timed_out:
+            state = Reported.TIMEDOUT
+        elif ended.exit_code is not None and ended.exit_code in job.success:
+            state = Reported.SUCCEEDED
+        else:
+            state = Reported.FAILED
+        outputs = []
+        for stream, kept in ended.streams.items():
+            octets = kept.octets
+            if len(octets) > self._max_output():
+                # Sent apart, before the status file; kept until then.
+                write_durably(self._spool.output_path(job.run, job.retry, stream), octets)
+                octets = b""
+            outputs.append(Output(stream, octets, kept.size, kept.truncated))
+        self.report(
+            job,
+            state,
+            started=float(int(started)),
+            finished=float(int(time.time())),
+            exit_code=ended.exit_code,
+            exit_signal=ended.exit_signal,
+            usage=Usage(
+                round(ended.user_seconds, 3), round(ended.system_seconds, 3), ended.max_rss_bytes
+            ),
+            outputs=tuple(outputs),
+        )
+
+    def _do(self, job: JobFile, place: Path) -> Ended:
+        if job.kind not in self._config.allow:
+            raise CannotStart(f"{job.kind.value} is not done here")
+        if self._config.users and job.user not in self._config.users:
+            raise CannotStart(f"nothing is run as {job.user} here")
+        if job.kind is Work.FILE:
+            return self._install_files(job, place)
+        if job.kind is Work.SCRIPT:
+            return self._execute(job, place, self._script(job, place))
+        if job.kind is Work.PACKAGE:
+            return self._packages(job, place)
+        command = self._config.update if job.kind is Work.UPDATE else self._config.reboot
+        return self._execute(job, place, list(command))
+
+    def _script(self, job: JobFile, place: Path) -> list[str]:
+        path = place / ".script"
+        path.write_bytes(job.script)
+        path.chmod(0o700)
+        uid, gid, _ = identity(job.user)
+        if uid is not None and gid is not None:
+            for entry in (place, *place.iterdir()):
+                os.chown(entry, uid, gid)
+            # The way there; what lies beside it stays closed.
+            for above in (place.parent, self._spool.directory):
+                above.chmod(above.stat().st_mode | 0o011)
+        return [job.interpreter, str(path), *job.arguments]
+
+    def _packages(self, job: JobFile, place: Path) -> Ended:
+        commands = {
+            PackageAction.INSTALL: self._config.package_install,
+            PackageAction.REMOVE: self._config.package_remove,
+            PackageAction.UPGRADE: self._config.package_upgrade,
+        }
+        ended = Ended(exit_code=0)
+        for action, command in commands.items():
+            names = [
+                f"{p.name}={p.version}"
+                if p.version and action is not PackageAction.REMOVE
+                else p.name
+                for p in job.packages
+                if p.action is action
+            ]
+            if names:
+                ended = self._execute(job, place, [*command, "--", *names])
+                if ended.exit_code not in job.success:
+                    break
+        return ended
+
+    def _execute(self, job: JobFile, place: Path, command: list[str]) -> Ended:
+        environment = {
+            "PATH": _PATH,
+            **dict(job.variables),
+            RUN_VARIABLE: self._mark(job),
+            "SCIRE_JOB": str(job.job),
+            "SCIRE_FILES": str(place),
+        }
+        told = time.monotonic()
+
+        def alive() -> None:
+            nonlocal told
+            if time.monotonic() - told >= PROGRESS_SECONDS:
+                told = time.monotonic()
+                self.report(job, Reported.PROGRESS)
+
+        program = Program(
+            command,
+            job.user,
+            job.directory,
+            int(job.umask, 8),
+            environment,
+            job.run_seconds,
+            job.kill_seconds,
+        )
+        return run(program, job.keep, job.output_bytes, lambda: self._wish(job.run), alive)
+
+    def _install_files(self, job: JobFile, place: Path) -> Ended:
+        target = Path(job.directory)
+        uid, gid, _ = identity(job.user)
+        for file in job.files:
+            temporary = target / f".{file.name}.scire"
+            shutil.copyfile(place / file.name, temporary)
+            temporary.chmod(int(file.mode, 8))
+            if uid is not None and gid is not None:
+                os.chown(temporary, uid, gid)
+            with open(temporary, "rb") as copied:
+                os.fsync(copied.fileno())
+            os.replace(temporary, target / file.name)
+        sync_directory(target)
+        return Ended(exit_code=0)

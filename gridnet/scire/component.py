@@ -1,0 +1,17 @@
+"""The job server as a component."""
+
+from gridnet.component import Command, Component
+from gridnet.scire.config import ScireConfig
+
+COMPONENT = Component(
+    name="scire",
+    summary="work for machines that can only call out",
+    config=ScireConfig,
+    factory="gridnet.scire.service:make_scire",
+    demo="gridnet.scire.demo:section",
+    demo_company="gridnet.scire.demo:client",
+    commands=(
+        Command("scire", "administer the job server", "gridnet.scire.command:main"),
+        Command("scire-client", "fetch, run and report jobs", "gridnet.scire.client.command:main"),
+    ),
+)

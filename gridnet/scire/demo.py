@@ -1,0 +1,74 @@
+"""The job server in the demo site, with one client that works for it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import tomli_w
+from twisted.application.service import IService
+from twisted.runner.procmon import ProcessMonitor
+
+import gridnet
+from gridnet.demo.plan import DemoPlan
+from gridnet.scire.client.config import Mode
+
+#: Seconds that the client gets to end by itself.
+_KILL_SECONDS = 2
+_ENROL_TOKEN = Path("scire/enrol.token")
+_NAME = "demo-client.example.org"
+
+
+def section(plan: DemoPlan) -> Mapping[str, object]:
+    """``[scire]`` of the demo; makes its authority and root's token at the first start."""
+    # The keys are made with libraries that nobody else needs just to list components.
+    from gridnet.scire import installing
+    from gridnet.scire.command import TOKEN_FILE
+    from gridnet.scire.config import ScireConfig
+    from gridnet.scire.store.opening import open_database
+
+    config, state = ScireConfig(), plan.directory / "state"
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not (state / TOKEN_FILE).exists():
+        for path in (config.ca.key, config.tls.key):
+            (state / path).unlink(missing_ok=True)
+        installing.create_authority(config, state, "gridnet demo fleet")
+        installing.create_server_certificate(config, state, ["127.0.0.1", "localhost"])
+        database = open_database(config.database, state, 1, "demo")
+        token = installing.create_user_token(database, "root", "of the demo")
+        enrol_token = installing.create_enrol_token(database, _NAME, "of the demo's client")
+        (state / _ENROL_TOKEN).unlink(missing_ok=True)
+        installing.write_private(state / _ENROL_TOKEN, enrol_token.encode("ascii"))
+        installing.write_private(state / TOKEN_FILE, token.encode("ascii"))
+    return {
+        "listen": f"tcp:{plan.port(40)}:interface=127.0.0.1",
+        "listen_enrol": f"tcp:{plan.port(41)}:interface=127.0.0.1",
+        "listen_admin": f"tcp:{plan.port(42)}:interface=127.0.0.1",
+        "poll_interval": 5,
+    }
+
+
+def client(plan: DemoPlan) -> IService:
+    """One client in daemon mode, which enrols itself with a token."""
+    directory = plan.directory / "scire-client"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    config = directory / "client.toml"
+    values = {
+        "servers": [f"https://127.0.0.1:{plan.port(40)}/RPC2"],
+        "enrol": [f"https://127.0.0.1:{plan.port(41)}/RPC2"],
+        "directory": str(directory),
+        "ca": str(plan.directory / "state" / "scire" / "ca.pem"),
+        "name": _NAME,
+        "token_file": str(plan.directory / "state" / _ENROL_TOKEN),
+        "mode": Mode.DAEMON.value,
+    }
+    config.write_text(tomli_w.dumps({"client": values}))
+    monitor = ProcessMonitor()
+    monitor.killTime = _KILL_SECONDS
+    command = [plan.python or sys.executable, "-m", "gridnet.scire.client.command"]
+    root = str(Path(gridnet.__file__).resolve().parent.parent)
+    monitor.addProcess(
+        "scire-client", [*command, "--config", str(config), "run"], env={"PYTHONPATH": root}
+    )
+    return IService(monitor)
