@@ -385,7 +385,7 @@ class Context(_EventCalls):
         """
         self._run(self._session.set_job(job_id, seqcode, user, duplicate))
 
-    def log_event(self, event: str, **fields: Any) -> None:
+    def log_event(self, event: str, /, **fields: Any) -> None:
         """Log one event of any type; its fields in small letters are the keywords."""
         self._run(self._session.log_event(event, fields))
 
@@ -701,7 +701,5 @@ def parse_poll(status: int, body: bytes) -> tuple[list[StreamEvent], int]:
         raise LbError(BAD_ANSWER, f"unreadable answer: {error}") from None
 
 
-for _name, _call in calls_by_event(
-    lambda self, name, **fields: self.log_event(name, **fields)
-).items():
+for _name, _call in calls_by_event(Context.log_event).items():
     setattr(Context, _name, _call)

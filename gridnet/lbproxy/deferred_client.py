@@ -235,7 +235,7 @@ class DeferredContext(_EventCalls):
         """Log for *job_id* from now on."""
         return self._run(self._session.set_job(job_id, seqcode, user, duplicate))
 
-    def log_event(self, event: str, **fields: Any) -> Deferred[None]:
+    def log_event(self, event: str, /, **fields: Any) -> Deferred[None]:
         """Log one event of any type."""
         return self._run(self._session.log_event(event, fields))
 
@@ -514,7 +514,5 @@ class _EventSource(Protocol):
             self.transport.loseConnection()
 
 
-for _name, _call in calls_by_event(
-    lambda self, name, **fields: self.log_event(name, **fields)
-).items():
+for _name, _call in calls_by_event(DeferredContext.log_event).items():
     setattr(DeferredContext, _name, _call)

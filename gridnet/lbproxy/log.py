@@ -74,6 +74,9 @@ class _CallableSink:
     def tell_trimmed(self, position: int) -> None:
         """In the process nobody waits long enough for this to matter."""
 
+    def caught_up(self) -> None:
+        """Nobody asks."""
+
     def fail(self, reason: str) -> None:
         if self._ended is not None:
             self._ended(reason)

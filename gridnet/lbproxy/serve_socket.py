@@ -327,6 +327,9 @@ class _Follower:
         """Say that events up to *position* may be missing."""
         self._connection.stream.write(stream.trimmed_sse(position))
 
+    def caught_up(self) -> None:
+        """Nothing is to be said of that."""
+
     def fail(self, reason: str) -> None:
         """End the stream; the follower comes again."""
         self._connection.stream.write(f": {reason}\n\n".encode("ascii"))
@@ -369,6 +372,7 @@ class _Poll:
         self._trimmed = 0
         self._subscription: Subscription | None = None
         self._timer: IDelayedCall | None = None
+        self._is_overdue = False
         self.is_ready = True
 
     def start(self, subscription: Subscription) -> None:
@@ -386,11 +390,22 @@ class _Poll:
         """Note that events up to *position* may be missing."""
         self._trimmed = position
 
+    def caught_up(self) -> None:
+        """There is nothing yet: the time that has passed meanwhile counts now."""
+        if self._is_overdue:
+            self._finish_empty()
+
     def fail(self, reason: str) -> None:
         """Answer with nothing; the follower comes again."""
         self._finish([], self._after)
 
     def _waited(self) -> None:
+        if self._subscription is not None and not self._subscription.is_live:
+            self._is_overdue = True  # the store is still being read
+        else:
+            self._finish_empty()
+
+    def _finish_empty(self) -> None:
         # What was looked at and not wanted need not be looked at again.
         reached = self._subscription.cursor if self._subscription is not None else self._after
         self._finish([], max(reached, self._after))

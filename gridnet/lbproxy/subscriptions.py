@@ -59,6 +59,9 @@ class Sink(Protocol):
     def tell_trimmed(self, position: int) -> None:
         """Learn that events up to *position* may be missing."""
 
+    def caught_up(self) -> None:
+        """Learn that everything there was has been delivered; may be told more than once."""
+
     def fail(self, reason: str) -> None:
         """Learn that there will be no more."""
 
@@ -255,6 +258,7 @@ class Hub:
             if subscription.is_over or not subscription.sink.is_ready:
                 return
         subscription.is_live = True
+        subscription.sink.caught_up()
 
     def _pages(self, events: Sequence[StoredEvent]) -> Iterator[list[StoredEvent]]:
         page: list[StoredEvent] = []

@@ -191,6 +191,9 @@ class _Sink:
     def tell_trimmed(self, position: int) -> None:
         self.trimmed = position
 
+    def caught_up(self) -> None:
+        pass
+
     def fail(self, reason: str) -> None:
         self.failed = reason
 
