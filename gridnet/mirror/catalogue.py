@@ -56,6 +56,9 @@ class ObjectType:
     also: tuple[int, ...] = ()
     is_host: bool = False  #: the key is a host name and compares as one
     parent: str = ""  #: type whose elements contain these
+    #: events among :attr:`also` that carry something else than elements of the type: filters
+    #: are not about them
+    unfiltered: tuple[int, ...] = ()
     #: attributes of its elements that another type's events maintain
     maintained_elsewhere: tuple[str, ...] = ()
 
@@ -166,6 +169,7 @@ def _keyed(
     is_host: bool = False,
     place: KeyPlace = KeyPlace.TEXT,
     also: tuple[int, ...] = (),
+    unfiltered: tuple[int, ...] = (),
     maintained_elsewhere: tuple[str, ...] = (),
 ) -> ObjectType:
     return ObjectType(
@@ -178,6 +182,7 @@ def _keyed(
         _row(first),
         also,
         is_host,
+        unfiltered=unfiltered,
         maintained_elsewhere=maintained_elsewhere,
     )
 
@@ -223,6 +228,7 @@ _GRID_ENGINE_TYPES = (
         31,
         place=KeyPlace.NUMBER,
         also=(JOB_PRIORITY, JOB_USAGE, JOB_FINAL_USAGE),
+        unfiltered=(JOB_USAGE, JOB_FINAL_USAGE),
         maintained_elsewhere=("JB_ja_tasks",),
     ),
     ObjectType(9, "JOB_SCHEDD_INFO", "SME", shape=Shape.WHOLE, events=_row(39)),

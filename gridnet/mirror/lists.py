@@ -112,6 +112,8 @@ class ObjectLists:
         self._tasks: dict[int, dict[int, Element]] = {}
         self._pe_tasks: dict[tuple[int, int], dict[str, Element]] = {}
         self._instances: dict[str, dict[str, Element]] = {}
+        # Instances that came inside a new queue: a qmaster announces each of them once more.
+        self._announced: set[tuple[str, str]] = set()
         self._inner_shells: dict[str, ElementList] = {}
         self._whole: dict[tuple[str, object], Element] = {}
         self._special: Mapping[str, Callable[[Event, ObjectType, Action], Applied]] = {
@@ -135,6 +137,7 @@ class ObjectLists:
             self._pe_tasks.clear()
         elif name == "CQUEUE":
             self._instances.clear()
+            self._announced.clear()
         self._forget_whole(name)
 
     def clear(self) -> None:
@@ -506,7 +509,8 @@ class ObjectLists:
         if action is Action.DELETE:
             removed = self._queue(queue)
             self._remove(rows, kind, queue)
-            self._instances.pop(queue, None)
+            for host in self._instances.pop(queue, ()):
+                self._announced.discard((queue, host))
             self._whole.pop(("CQUEUE", queue), None)
             return Applied(kind, action, queue, removed)
         element = self._required(event, kind)
@@ -514,6 +518,8 @@ class ObjectLists:
         if self._instances.get(queue):
             element = element.evolve({"CQ_qinstances": None})
         rows[queue] = self._take_instances(queue, element)
+        if action is Action.ADD:
+            self._announced.update((queue, host) for host in self._instances.get(queue, ()))
         self._whole.pop(("CQUEUE", queue), None)
         return Applied(kind, action, queue, read=lambda: self._queue(queue))
 
@@ -528,8 +534,12 @@ class ObjectLists:
         rows = self._instances.setdefault(queue, {})
         self._whole.pop(("CQUEUE", queue), None)
         if action is Action.DELETE:
+            self._announced.discard(key)
             return Applied(kind, action, key, self._remove(rows, kind, host))
-        self._check(rows, kind, action, host)
+        if action is Action.ADD and key in self._announced:
+            self._announced.discard(key)
+        else:
+            self._check(rows, kind, action, host)
         if event.event in (INSTANCE_SUSPENDED, INSTANCE_UNSUSPENDED):
             element = rows[host]
             state = element.get("QU_state") or 0

@@ -193,7 +193,11 @@ class Mirror:
         known = self._following.get(kind.name)
         self._following[kind.name] = following
         for event in kind.all_events:
-            self.client.subscribe(event, 0 if event in OBLIGATORY else flush_seconds, where, what)
+            seconds = 0 if event in OBLIGATORY else flush_seconds
+            if event in kind.unfiltered:
+                self.client.subscribe(event, seconds)
+            else:
+                self.client.subscribe(event, seconds, where, what)
         same = known is not None and (known.where, known.what) == (where, what)
         if kind.list_event and not same:
             self._awaited.add(kind.name)

@@ -167,8 +167,8 @@ def reduced(
     rows = event.elements
     if rows is None:
         return event
-    if event.event in change.kind.also and change.kind.name == "JOB" and event.event != 35:
-        return event  # a usage list: filters are about jobs
+    if event.event in change.kind.unfiltered:
+        return event
     if change.before:  # the condition was judged by whole elements; parts may be left out here
         wanted = evolve(wanted, where=None)
     chosen = reduced_rows(rows, change.kind.name, wanted, subscriptions)

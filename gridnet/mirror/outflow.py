@@ -35,6 +35,16 @@ class Outflow:
         """Is anything on its way that the transport has not taken yet?"""
         return bool(self._pieces)
 
+    @property
+    def is_open(self) -> bool:
+        """Can anything still be sent?"""
+        return not self._ended and not self._then_close
+
+    @property
+    def is_free(self) -> bool:
+        """Is it open, and everything taken that was given?"""
+        return self.is_open and not self._pieces
+
     def write(self, pieces: Iterable[bytes]) -> None:
         """Send *pieces* after everything that was given before."""
         if self._ended or self._then_close:

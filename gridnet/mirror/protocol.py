@@ -143,7 +143,7 @@ class MasterProtocol(Protocol):
 
     def deliver(self, report: Report) -> bool:
         """The master has a report; refused while the last one is not on its way."""
-        if self._out is None or self._out.is_busy:
+        if self._out is None or not self._out.is_free:
             return False
         self._out.write(wire.pack_report(report, self._factory.catalogue))
         return True
@@ -195,6 +195,7 @@ class MasterFactory(Factory):
         self._allowed = allowed
         self._numbers = count(1)
         self._open: set[MasterProtocol] = set()
+        self._closed: Deferred[None] | None = None
 
     def buildProtocol(self, addr: object) -> MasterProtocol:
         """Called by Twisted for each connection."""
@@ -211,9 +212,24 @@ class MasterFactory(Factory):
         self._open.add(protocol)
         return True
 
+    def close_all(self) -> Deferred[None]:
+        """Cut every connection; fires once all are gone."""
+        self._closed = Deferred()
+        done = self._closed
+        for protocol in list(self._open):
+            protocol.transport.abortConnection()
+        self._look()
+        return done
+
+    def _look(self) -> None:
+        if self._closed is not None and not self._open:
+            closed, self._closed = self._closed, None
+            closed.callback(None)
+
     def gone(self, protocol: MasterProtocol) -> None:
         """*protocol* lost its connection."""
         self._open.discard(protocol)
+        self._look()
 
     def types(self) -> tuple[str, ...]:
         """The names of the lists."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from attrs import frozen
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
@@ -248,7 +249,7 @@ class EventClientProtocol(Protocol):
 
     def deliver(self, report: Report) -> bool:
         """The master has a report; refused while the last one is not on its way."""
-        if self._out is None or self._out.is_busy or not self.connected:
+        if self._out is None or not self._out.is_free:
             return False
         try:
             delivered = self._session.deliver(report)
@@ -263,7 +264,8 @@ class EventClientProtocol(Protocol):
     def forgotten(self, port: _ClientPort, reason: str) -> None:
         """The master forgot the client of *port*."""
         self._ports.pop(port.id, None)
-        if self._factory.keeper.master.going_down and not self._ports:
+        is_open = self._out is not None and self._out.is_open
+        if is_open and self._factory.keeper.master.going_down and not self._ports:
             self.finish()
 
     def finish(self) -> None:
@@ -311,6 +313,7 @@ class EventClientFactory(Factory):
         self._allowed = allowed
         self._open: set[EventClientProtocol] = set()
         self._last_component_id = _FIRST_COMPONENT_ID - 1
+        self._closed: Deferred[None] | None = None
 
     @property
     def connections(self) -> int:
@@ -339,8 +342,23 @@ class EventClientFactory(Factory):
         self._open.add(protocol)
         return True
 
+    def close_all(self) -> Deferred[None]:
+        """Cut every connection; fires once all are gone."""
+        self._closed = Deferred()
+        done = self._closed
+        for protocol in list(self._open):
+            protocol.transport.abortConnection()
+        self._look()
+        return done
+
+    def _look(self) -> None:
+        if self._closed is not None and not self._open:
+            closed, self._closed = self._closed, None
+            closed.callback(None)
+
     def gone(self, protocol: EventClientProtocol) -> None:
         """*protocol* lost its connection."""
         self._open.discard(protocol)
+        self._look()
         if protocol.endpoint and self.endpoints.get(protocol.endpoint) is protocol:
             del self.endpoints[protocol.endpoint]
