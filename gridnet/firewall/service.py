@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,13 +17,14 @@ from twisted.python.failure import Failure
 from gridnet.errors import ConfigError, Fault
 from gridnet.firewall.asking import AskingOffice
 from gridnet.firewall.bare import bare_ports
+from gridnet.firewall.checks import FWD_CHECK_PATH, FwdCheckPage, PortChecks, StatusPage
 from gridnet.firewall.config import FirewallConfig
 from gridnet.firewall.metrics import FirewallCollector, facts
 from gridnet.firewall.office import MemoryTickets, TicketOffice
 from gridnet.firewall.penalty_file import Penalties
 from gridnet.firewall.ports import PortSets, parse_ports
 from gridnet.firewall.protocol import FirewallFactory
-from gridnet.interfaces import IPenaltyBox, ITicketOffice
+from gridnet.interfaces import IDispatcherPage, IPenaltyBox, ITicketOffice
 from gridnet.listener import ListeningReactor, listener
 from gridnet.site import Site
 
@@ -95,10 +97,22 @@ class FirewallService(MultiService):
             self._listen()
         self._sweeping = self._looping(self.factory.sweep)
         self._expiring = self._looping(self._expire)
+        if config.serve:
+            page = FwdCheckPage(self.address, self.ports, self._checks(), config.browser_check)
+            site.provide(IDispatcherPage, page, FWD_CHECK_PATH)
+            site.status.pages[b"firewall"] = StatusPage(page)
         site.provide(ITicketOffice, self.office)
         site.provide(IPenaltyBox, self.office)
         site.status.facts["firewall"] = self._facts
         site.status.metrics.register(FirewallCollector(self.factory))
+
+    def _checks(self) -> PortChecks:
+        # What is bound to one address answers there; what is bound to all answers on loopback.
+        bound = re.search(r"interface=([0-9.]+)", self._config.listen)
+        host = bound[1] if bound and bound[1] != "0.0.0.0" else "127.0.0.1"
+        return PortChecks(
+            host, self.ports.everything(), self._config.check_seconds, self._site.reactor
+        )
 
     def _looping(self, work: Any) -> LoopingCall:
         call = LoopingCall(work)

@@ -160,6 +160,8 @@ class Pump:
         #: doRead runs, or will be called: what is in the list above will not be forgotten
         self._awake = False
         self._added = False
+        self._running = False
+        self._closed = False
 
     def watch(self, fd: int, watcher: Callable[[int], None]) -> None:
         """
@@ -188,17 +190,19 @@ class Pump:
 
     def close(self) -> None:
         """Give everything back; nothing may be watched any more."""
+        self._closed = True
         if self._added:
             self._added = False
             self._reactor.removeReader(self)
-        self._epoll.close()
+        if not self._running:
+            self._epoll.close()
         self.pool.close()
 
     # -- the reactor's side
 
     def fileno(self) -> int:
         """Called by the reactor."""
-        return self._epoll.fileno()
+        return -1 if self._epoll.closed else self._epoll.fileno()
 
     def logPrefix(self) -> str:
         """Called by the reactor."""
@@ -209,9 +213,9 @@ class Pump:
 
     def doRead(self) -> None:
         """Called by the reactor when something changed about a watched socket."""
-        if self._epoll.closed:
+        if self._closed:
             return
-        self._awake = True
+        self._awake = self._running = True
         poll = self._epoll.poll
         watchers = self._watchers
         for _ in range(_TURNS):
@@ -223,7 +227,7 @@ class Pump:
                     except Exception:
                         self._log.failure("a relayed connection failed")
             events = poll(0, _EVENTS_A_TURN)
-            if not events and not self._again:
+            if (not events and not self._again) or self._closed:
                 break
             for fd, what in events:
                 watcher = watchers.get(fd)
@@ -233,6 +237,11 @@ class Pump:
                     watcher(what)
                 except Exception:
                     self._log.failure("a relayed connection failed")
+        self._running = False
+        if self._closed:
+            # By what the last connection's end set off.
+            self._epoll.close()
+            return
         self._awake = bool(self._again)
         if self._awake:
             self.clock.callLater(0, self.doRead)
