@@ -93,6 +93,7 @@ SHARED = {
     "cli",
     "component",
     "config",
+    "control",
     "demo",
     "errors",
     "http",

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from twisted.application.service import IService, MultiService
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import UNIXServerEndpoint
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
+from gridnet.control import ControlFactory, control_listener
 from gridnet.interfaces import IConfigurationHolder
 from gridnet.lbsmd.answers import Answers
 from gridnet.lbsmd.checks import CheckBounds, Checks
 from gridnet.lbsmd.config import LbsmdConfig
-from gridnet.lbsmd.control import ControlFactory
 from gridnet.lbsmd.loading import Resolver, Source
 from gridnet.lbsmd.local_services import LocalServices
 from gridnet.lbsmd.notices import Postman, smtp_sender
@@ -27,9 +25,6 @@ from gridnet.listener import Listener
 from gridnet.site import Site
 
 _log = Logger()
-
-#: What fits into the address of a UNIX socket.
-MAX_SOCKET_PATH_OCTETS = 107
 
 
 class Daemon(MultiService):
@@ -109,18 +104,13 @@ def make_lbsmd(
 
 def _make_control(config: LbsmdConfig, site: Site, factory: ControlFactory) -> Listener | None:
     """The socket for local tools; None: the system takes no path as long as that."""
-    path = os.fsencode(site.state_dir / config.control)
-    if len(path) > MAX_SOCKET_PATH_OCTETS:
-        _log.warn("no control socket: {path} is too long for one", path=os.fsdecode(path))
+    path = site.state_dir / config.control
+    service = control_listener(site.reactor, path, int(config.control_mode, 8), factory)
+    if service is None:
+        _log.warn("no control socket: {path} is too long for one", path=str(path))
         return None
-    # With a lock file: a socket that a killed daemon has left behind does not stand in the way,
-    # one that is in use ends the start.
-    endpoint = UNIXServerEndpoint(
-        site.reactor, os.fsdecode(path), mode=int(config.control_mode, 8), wantPID=True
-    )
-    service = Listener(endpoint, factory)
     site.starting(service.listening)
-    site.announce("lbsmd", {"control": os.fsdecode(path)})
+    site.announce("lbsmd", {"control": str(path)})
     return service
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from gridnet.config import read
+from gridnet.control import ask
 from gridnet.errors import ConfigError, GridnetError
 from gridnet.lbsmd.config import LbsmdConfig
-from gridnet.lbsmd.control import ask
 from gridnet.lbsmd.listing import View, render
 
 #: Site file that the tools read when nothing is said.

@@ -20,15 +20,15 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from gridnet.config import SiteConfig, SiteSection
-from gridnet.errors import RemoteProtocolError
-from gridnet.lbsmd.config import LbsmdConfig
-from gridnet.lbsmd.control import (
+from gridnet.control import (
     MAX_QUESTION_OCTETS,
     ControlError,
     ControlFactory,
     ControlProtocol,
     ask,
 )
+from gridnet.errors import RemoteProtocolError
+from gridnet.lbsmd.config import LbsmdConfig
 from gridnet.lbsmd.listing import View, render
 from gridnet.lbsmd.service import Daemon, make_lbsmd
 from gridnet.lbsmd.tools import explanation, lbsmc, resolve

@@ -1,5 +1,5 @@
 """
-The daemon's control socket: local tools ask, it answers (docs/protocols/lbsmd-control.rst).
+Control sockets: local tools ask a service, it answers (docs/protocols/lbsmd-control.rst).
 
 One connection, one question: a line of JSON each way.
 """
@@ -7,11 +7,14 @@ One connection, one question: a line of JSON each way.
 from __future__ import annotations
 
 import json
+import os
 import socket
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.endpoints import UNIXServerEndpoint
 from twisted.internet.interfaces import IAddress, ITransport
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
@@ -20,12 +23,16 @@ from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 
 from gridnet.errors import GridnetError, LocalProtocolError, RemoteProtocolError
+from gridnet.listener import Listener
 
 MAX_QUESTION_OCTETS = 65536
 QUESTION_SECONDS = 10.0
 
 #: Answers one question: gets its members, gives a JSON value.
+#: ``uid`` among the members is who asks, as the kernel says.
 Answerer = Callable[[Mapping[str, Any]], Any]
+#: Octets of the longest path that a UNIX socket can have.
+MAX_PATH_OCTETS = 107
 
 
 class ControlError(GridnetError):
@@ -54,7 +61,7 @@ class ControlProtocol(LineOnlyReceiver, TimeoutMixin):
     MAX_LENGTH = MAX_QUESTION_OCTETS
     transport: ITransport
 
-    def __init__(self, answer: Callable[[bytes], Mapping[str, Any]]) -> None:
+    def __init__(self, answer: Callable[[bytes, int], Mapping[str, Any]]) -> None:
         self._answer = answer
 
     def connectionMade(self) -> None:
@@ -67,7 +74,7 @@ class ControlProtocol(LineOnlyReceiver, TimeoutMixin):
 
     def lineReceived(self, line: bytes) -> None:
         """Called by Twisted."""
-        reply = json.dumps(self._answer(line)).encode("utf-8")
+        reply = json.dumps(self._answer(line, peer_uid(self.transport))).encode("utf-8")
         self.transport.write(reply + b"\n")
         self.transport.loseConnection()
 
@@ -90,20 +97,50 @@ class ControlFactory(Factory):
         """Called by Twisted."""
         return ControlProtocol(self.answer)
 
-    def answer(self, line: bytes) -> Mapping[str, Any]:
-        """``{"result": ...}``, or ``{"error": text}``."""
+    def answer(self, line: bytes, uid: int = -1) -> Mapping[str, Any]:
+        """
+        ``{"result": ...}``, or ``{"error": text}``.
+
+        :param uid: who asks; -1: the system does not say.
+        """
         try:
             question = parse_question(line)
             answerer = self._answerers.get(question["ask"])
             if answerer is None:
                 known = ", ".join(sorted(self._answerers))
                 raise RemoteProtocolError(f"unknown question; expected one of {known}")
-            return {"result": answerer(question)}
+            return {"result": answerer({**question, "uid": uid})}
         except GridnetError as error:
             return {"error": str(error)}
         except Exception:
             self._log.failure("answering a local tool")
             return {"error": "the daemon failed; its log says more"}
+
+
+def peer_uid(transport: object) -> int:
+    """The user on the other end of a UNIX socket; -1: the system does not say."""
+    handle = getattr(transport, "getHandle", None)
+    if handle is None or not hasattr(socket, "SO_PEERCRED"):
+        return -1
+    credentials = handle().getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    _, uid, _ = struct.unpack("3i", credentials)
+    return int(uid)
+
+
+def control_listener(
+    reactor: Any, path: Path, mode: int, factory: ControlFactory
+) -> Listener | None:
+    """
+    A service that listens at the socket *path*; None: the system takes none as long as that.
+
+    With a lock file: a socket that a killed service has left behind does not stand in the way,
+    one that is in use ends the start.
+
+    :param mode: permissions of the socket.
+    """
+    if len(os.fsencode(path)) > MAX_PATH_OCTETS:
+        return None
+    return Listener(UNIXServerEndpoint(reactor, str(path), mode=mode, wantPID=True), factory)
 
 
 def ask(path: Path, question: Mapping[str, Any], seconds: float = 10.0) -> Any:
