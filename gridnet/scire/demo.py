@@ -46,6 +46,8 @@ def section(plan: DemoPlan) -> Mapping[str, object]:
         "listen_enrol": f"tcp:{plan.port(41)}:interface=127.0.0.1",
         "listen_admin": f"tcp:{plan.port(42)}:interface=127.0.0.1",
         "poll_interval": 5,
+        # The demo's table holds what its definitions say, and nothing else.
+        "service": "",
     }
 
 

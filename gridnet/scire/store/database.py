@@ -367,6 +367,10 @@ class Database(ABC):
     def stop(self) -> Deferred[None]:
         """Finish what was submitted, then close."""
 
+    @abstractmethod
+    def close(self) -> None:
+        """Close this thread's own connection, and release what :meth:`run_now` took."""
+
     @property
     @abstractmethod
     def leading(self) -> bool:
