@@ -1,6 +1,6 @@
 """The ticketed relay as a component."""
 
-from gridnet.component import Component
+from gridnet.component import Command, Component
 from gridnet.firewall.config import FirewallConfig
 
 COMPONENT = Component(
@@ -10,4 +10,11 @@ COMPONENT = Component(
     factory="gridnet.firewall.service:make_firewall",
     after=("lbsmd",),
     demo="gridnet.firewall.demo:section",
+    commands=(
+        Command(
+            "relay",
+            "show the relay's connections, end them, refuse clients",
+            "gridnet.firewall.tools:main",
+        ),
+    ),
 )

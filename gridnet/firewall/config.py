@@ -104,6 +104,8 @@ class FirewallConfig:
     #: reads of fewer octets than this are copied, which is cheaper for them
     bulk_octets: int = field(default=16_384, validator=at_least(1024))
 
-    # Checks.
+    # Operators and checks.
+    #: UNIX socket for ``gridnet relay``, in the site's state directory unless absolute; empty: none
+    control: str = "firewall.control"
     check_seconds: float = field(default=20.0, validator=more_than(0))  #: between own port probes
     log_sessions: bool = True  #: a line in the log for each connection that ends

@@ -56,14 +56,30 @@ class TicketStore(Protocol):
         :raises TicketError: (in the Deferred) there can be none now.
         """
 
-    def redeem(self, number: int, now: float, done: Callable[[Ticket | None], None]) -> None:
-        """Call *done*, at once or soon, with the ticket, which is gone then, or with None."""
+    def redeem(
+        self,
+        number: int,
+        now: float,
+        done: Callable[[Ticket | None], None],
+        failed: Callable[[], None],
+    ) -> None:
+        """
+        Call *done*, at once or soon, with the ticket, which is gone then, or with None.
+
+        :param failed: called instead when that cannot be found out.
+        """
 
     def expire(self, now: float) -> Deferred[Sequence[Ticket]]:
         """Our tickets that nobody presented in time, each once."""
 
     def revoke(self, print_of: str) -> Deferred[bool]:
         """Make the ticket with that fingerprint worthless; False: there is none."""
+
+    def tell_revoked(self, print_of: str, now: float) -> Deferred[None]:
+        """Have other relays end what has that fingerprint, if they share our tickets."""
+
+    def hear_revoked(self, now: float) -> Deferred[Sequence[str]]:
+        """Fingerprints that other relays have revoked since the last call."""
 
 
 class MemoryTickets:
@@ -86,7 +102,13 @@ class MemoryTickets:
         except TicketError as error:
             return fail(error)
 
-    def redeem(self, number: int, now: float, done: Callable[[Ticket | None], None]) -> None:
+    def redeem(
+        self,
+        number: int,
+        now: float,
+        done: Callable[[Ticket | None], None],
+        failed: Callable[[], None],
+    ) -> None:
         """See :class:`TicketStore`."""
         done(self._book.redeem(number, now))
 
@@ -97,6 +119,14 @@ class MemoryTickets:
     def revoke(self, print_of: str) -> Deferred[bool]:
         """See :class:`TicketStore`."""
         return succeed(self._book.revoke(print_of))
+
+    def tell_revoked(self, print_of: str, now: float) -> Deferred[None]:
+        """See :class:`TicketStore`: nobody shares them."""
+        return succeed(None)
+
+    def hear_revoked(self, now: float) -> Deferred[Sequence[str]]:
+        """See :class:`TicketStore`: nobody shares them."""
+        return succeed([])
 
 
 class ControlRefusedError(TicketError):
@@ -358,7 +388,7 @@ class TicketOffice:
             self.tally.redeemed += 1
             done(ticket)
 
-        self.store.redeem(number, now, found)
+        self.store.redeem(number, now, found, lambda: done(None))
 
     def expire(self) -> Deferred[None]:
         """Notice the tickets that nobody presented, and who asked for them."""

@@ -14,25 +14,31 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from gridnet.control import ControlFactory, control_listener
 from gridnet.errors import ConfigError, Fault
 from gridnet.firewall.asking import AskingOffice
 from gridnet.firewall.bare import bare_ports
 from gridnet.firewall.checks import FWD_CHECK_PATH, FwdCheckPage, PortChecks, StatusPage
 from gridnet.firewall.config import FirewallConfig
 from gridnet.firewall.metrics import FirewallCollector, facts
-from gridnet.firewall.office import MemoryTickets, TicketOffice
+from gridnet.firewall.office import MemoryTickets, TicketOffice, TicketStore
+from gridnet.firewall.orders import Orders
 from gridnet.firewall.penalty_file import Penalties
 from gridnet.firewall.ports import PortSets, parse_ports
 from gridnet.firewall.protocol import FirewallFactory
+from gridnet.firewall.redis_tickets import RedisTickets
 from gridnet.interfaces import IDispatcherPage, IPenaltyBox, ITicketOffice
 from gridnet.listener import ListeningReactor, listener
 from gridnet.site import Site
+from gridnet.table.redis_store import RedisStore
 
 PENALTY_FILE = ".dispd.msg"
 #: How often deadlines of connections that have not got through are looked at.
 SWEEP_SECONDS = 0.25
 #: The same for tickets and relayed connections.
 EXPIRE_SECONDS = 1.0
+#: How often other relays' revocations are asked for.
+HEAR_SECONDS = 0.4
 
 
 def make_firewall(config: FirewallConfig, site: Site) -> IService:
@@ -78,6 +84,11 @@ class FirewallService(MultiService):
         )
         self.address = config.advertise or site.section.address
         clock = IReactorTime(site.reactor)
+        self._redis: RedisStore | None = None
+        store: TicketStore = MemoryTickets(config, chance)
+        if config.redis is not None:
+            self._redis = RedisStore(config.redis)
+            store = RedisTickets(config, self._redis, chance)
         self.office = TicketOffice(
             config,
             site.table,
@@ -85,18 +96,21 @@ class FirewallService(MultiService):
             self.ports,
             self.address,
             site.section.address,
-            MemoryTickets(config, chance),
+            store,
             penalties,
             clock.seconds,
             random.Random(),
         )
         self.factory = FirewallFactory(config, site.reactor, self.office)
+        self.orders = Orders(self.factory)
         self._listeners = MultiService()
         self._listeners.setServiceParent(self)
+        self._open_control()
         if config.serve:
             self._listen()
         self._sweeping = self._looping(self.factory.sweep)
         self._expiring = self._looping(self._expire)
+        self._hearing = self._looping(self.orders.hear)
         if config.serve:
             page = FwdCheckPage(self.address, self.ports, self._checks(), config.browser_check)
             site.provide(IDispatcherPage, page, FWD_CHECK_PATH)
@@ -105,6 +119,18 @@ class FirewallService(MultiService):
         site.provide(IPenaltyBox, self.office)
         site.status.facts["firewall"] = self._facts
         site.status.metrics.register(FirewallCollector(self.factory))
+
+    def _open_control(self) -> None:
+        if not self._config.control:
+            return
+        path = self._site.state_dir / self._config.control
+        factory = ControlFactory(self.orders.answerers())
+        service = control_listener(self._site.reactor, path, 0o600, factory)
+        if service is None:
+            self._log.warn("no control socket: {path} is too long for one", path=str(path))
+        else:
+            service.setServiceParent(self._listeners)
+            self._site.starting(service.listening)
 
     def _checks(self) -> PortChecks:
         # What is bound to one address answers there; what is bound to all answers on loopback.
@@ -151,12 +177,15 @@ class FirewallService(MultiService):
 
     def startService(self) -> None:
         """Serve."""
+        if self._redis is not None:
+            self._redis.startService()
+            self._start(self._hearing, HEAR_SECONDS)
         super().startService()
-        for call, seconds in (
-            (self._sweeping, SWEEP_SECONDS),
-            (self._expiring, EXPIRE_SECONDS),
-        ):
-            call.start(seconds, now=False).addErrback(self._failed)
+        self._start(self._sweeping, SWEEP_SECONDS)
+        self._start(self._expiring, EXPIRE_SECONDS)
+
+    def _start(self, call: LoopingCall, seconds: float) -> None:
+        call.start(seconds, now=False).addErrback(self._failed)
 
     def _failed(self, failure: Failure) -> None:
         self._log.failure("the relay does not keep time any more", failure)
@@ -182,12 +211,15 @@ class FirewallService(MultiService):
         def gone(_: object) -> None:
             if cutting.active():
                 cutting.cancel()
-            for call in (self._sweeping, self._expiring):
+            for call in (self._sweeping, self._expiring, self._hearing):
                 if call.running:
                     call.stop()
             self.factory.close()
 
-        return self.factory.all_gone().addCallback(gone)
+        def disconnect(_: object) -> Deferred[None] | None:
+            return self._redis.stopService() if self._redis is not None else None
+
+        return self.factory.all_gone().addCallback(gone).addCallback(disconnect)
 
     def _facts(self) -> Mapping[str, Any]:
         return {**self._announcement(), **facts(self.factory)}
