@@ -70,7 +70,9 @@ class ControlProtocolTests(SynchronousTestCase):
 
     def test_questions_and_refusals(self) -> None:
         """A result, or the reason why there is none."""
-        self.assertEqual(self.converse(b'{"ask": "echo"}\n'), {"result": {"ask": "echo", "uid": -1}})
+        self.assertEqual(
+            self.converse(b'{"ask": "echo"}\n'), {"result": {"ask": "echo", "uid": -1}}
+        )
         for line, reason in (
             (b"\n", "JSON"),
             (b"[1]\n", "object"),

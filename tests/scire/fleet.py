@@ -38,9 +38,11 @@ def check_histories(tx: Transaction) -> list[str]:
         ):
             wrong.append(f"run {run}: {before} -> {after}")
         last[run] = after
-    for row in tx.all("SELECT id, state FROM runs"):
-        if row["state"] != last.get(row["id"]):
-            wrong.append(f"run {row['id']} is {row['state']}, its history says {last}")
+    wrong.extend(
+        f"run {row['id']} is {row['state']}, its history says {last.get(row['id'])}"
+        for row in tx.all("SELECT id, state FROM runs")
+        if row["state"] != last.get(row["id"])
+    )
     return wrong
 
 
