@@ -10,11 +10,10 @@ from random import Random
 from attrs import define, field, frozen
 
 from gridnet.lbsmd.gossip.membership import (
-    EntryChanged,
+    Event,
     GossipTimes,
     Membership,
     Outgoing,
-    StandingChanged,
 )
 from gridnet.lbsmd.gossip.messages import Address
 
@@ -49,7 +48,7 @@ class SimulatedHost:
     wakes_at: float = field(default=float("inf"))
 
 
-Observer = Callable[[float, SimulatedHost, StandingChanged | EntryChanged], None]
+Observer = Callable[[float, SimulatedHost, Event], None]
 
 
 class Network:

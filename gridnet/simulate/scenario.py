@@ -6,7 +6,12 @@ from random import Random
 
 from attrs import field, frozen
 
-from gridnet.lbsmd.gossip.membership import EntryChanged, GossipTimes, StandingChanged
+from gridnet.lbsmd.gossip.membership import (
+    EntryChanged,
+    Event,
+    GossipTimes,
+    StandingChanged,
+)
 from gridnet.lbsmd.gossip.messages import Belief, Standing
 from gridnet.simulate.network import Network, NetworkTraits, SimulatedHost
 
@@ -53,12 +58,12 @@ def run(scenario: Scenario) -> Outcome:
     detected: list[float] = []
     published_at, crashed_at = 1.0, scenario.seconds / 2
 
-    def observe(now: float, host: SimulatedHost, event: StandingChanged | EntryChanged) -> None:
+    def observe(now: float, host: SimulatedHost, event: Event) -> None:
         if isinstance(event, EntryChanged):
             known[host.name] = known.get(host.name, 0) + 1
             if known[host.name] == scenario.services:
                 knew_at.append(now - published_at)
-        elif event.standing is Standing.DEAD:
+        elif isinstance(event, StandingChanged) and event.standing is Standing.DEAD:
             if event.host == victim and now > crashed_at:
                 detected.append(now - crashed_at)
             elif event.host not in slow:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import ceil, log10
 from random import Random
+from typing import TypeAlias
 
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 
 from gridnet.errors import LocalProtocolError
+from gridnet.lbsmd.gossip.identity import TRUSTING, Identity, entry_statement, life_statement
 from gridnet.lbsmd.gossip.messages import (
     Ack,
     Address,
@@ -57,6 +59,7 @@ class Host:
     """
     One host as this one sees it.
 
+    :ivar signature: its own, under its address in this incarnation.
     :ivar evidence: who accused it last, when and of what; kept after the verdict.
     """
 
@@ -66,6 +69,8 @@ class Host:
     standing: Standing
     since: float
     records: HostRecords
+    key: bytes
+    signature: bytes
     suspicion: Suspicion | None = None
     evidence: tuple[Evidence, ...] = ()
 
@@ -108,28 +113,55 @@ class EntryChanged:
     entry: Entry
 
 
+@frozen
+class Impersonation:
+    """Somebody speaks as *host* with another key than the one it is known by."""
+
+    host: str
+
+
+Event: TypeAlias = StandingChanged | EntryChanged | Impersonation
+
+
 class Membership:
     """
     The gossip of one host.  Call :meth:`tick` at :meth:`next_time`; send :meth:`take_outgoing`.
 
     All times are seconds on one clock of the caller that never goes back.
 
+    :param incarnation: the first of this life; best one above those of all earlier lives.
+    :param known_keys: host -> the key it is to be known by; others are pinned on first sight.
+    :param only_known: whether hosts without a key among *known_keys* are refused.
     :ivar health: 0: well; each further point stretches our own probes once more.
     :ivar hosts: every host known, this one included.
     """
 
     def __init__(
-        self, me: str, address: Address, times: GossipTimes, random: Random, now: float
+        self,
+        me: str,
+        address: Address,
+        times: GossipTimes,
+        random: Random,
+        now: float,
+        identity: Identity = TRUSTING,
+        incarnation: int = 1,
+        known_keys: Mapping[str, bytes] | None = None,
+        only_known: bool = False,
     ) -> None:
         self.me = me
         self.health = 0
-        self.own = OwnRecords(me, times.max_entries)
-        self.hosts = {me: Host(me, address, 1, Standing.ALIVE, now, self.own)}
+        self.identity = identity
+        self._known_keys = known_keys or {}
+        self._only_known = only_known
+        self.own = OwnRecords(me, times.max_entries, identity)
+        mine = Host(me, address, incarnation, Standing.ALIVE, now, self.own, identity.key, b"")
+        self.hosts = {me: mine}
+        self._sign_life(mine)
         self._times = times
         self._random = random
         self._rumours = Rumours(times.max_rumours)
         self._outgoing: list[Outgoing] = []
-        self._events: list[StandingChanged | EntryChanged] = []
+        self._events: list[Event] = []
         self._timers: list[tuple[float, int, Callable[[float], None]]] = []
         self._timer_number = 0
         self._probes: dict[int, _Probe] = {}
@@ -175,6 +207,7 @@ class Membership:
         self._is_leaving = True
         mine = self.hosts[self.me]
         mine.standing = Standing.LEFT
+        self._sign_life(mine)
         self._rumours.add(self._belief_of(mine))
         for host in self._some(self._times.fanout * 2):
             self._send(host.address, self._belief_of(mine))
@@ -193,7 +226,7 @@ class Membership:
         taken, self._outgoing = self._outgoing, []
         return taken
 
-    def take_events(self) -> Sequence[StandingChanged | EntryChanged]:
+    def take_events(self) -> Sequence[Event]:
         """What changed, in order, once each."""
         taken, self._events = self._events, []
         return taken
@@ -270,7 +303,11 @@ class Membership:
                 self._rumours.add(correction)
             return
         host = self.hosts.get(entry.owner)
-        if host is not None and host.records.take(entry):
+        if host is None or not host.records.is_news(entry):
+            return
+        if not self.identity.has_signed(host.key, entry_statement(entry), entry.signature):
+            return
+        if host.records.take(entry):
             self._rumours.add(entry)
             self._events.append(EntryChanged(entry))
 
@@ -282,8 +319,19 @@ class Membership:
         if host is None:
             if said.standing is not Standing.ALIVE or len(self.hosts) >= self._times.max_hosts:
                 return
+            if not self._is_genuine(said, None):
+                return
             records = HostRecords(said.host, self._times.max_entries)
-            host = Host(said.host, said.address, said.incarnation, said.standing, now, records)
+            host = Host(
+                said.host,
+                said.address,
+                said.incarnation,
+                said.standing,
+                now,
+                records,
+                said.key,
+                said.signature,
+            )
             self.hosts[said.host] = host
             self._order.insert(self._random.randint(0, len(self._order)), said.host)
             self._up += 1
@@ -298,23 +346,42 @@ class Membership:
             return
         if not host.is_up and said.standing is not Standing.ALIVE:
             return
+        if said.incarnation > host.incarnation or said.standing is Standing.LEFT:
+            if not self._is_genuine(said, host):
+                return
+            host.address, host.signature = said.address, said.signature
         was_up = host.is_up
         host.incarnation, host.standing, host.since = said.incarnation, said.standing, now
         self._up += host.is_up - was_up
         host.suspicion = None
-        if said.standing is Standing.ALIVE:
-            host.address = said.address
-        elif said.standing is Standing.SUSPECT:
+        if said.standing is Standing.SUSPECT:
             self._suspect(now, host, said, reason)
-        else:
+        elif said.standing is not Standing.ALIVE:
             host.evidence = (*host.evidence, Evidence(said.accuser, now, reason))[-8:]
             self._at(now + self._times.forget_seconds, lambda at: self._forget(at, said.host))
         self._rumours.add(said)
         self._events.append(StandingChanged(said.host, said.standing))
 
+    def _is_genuine(self, said: Belief, host: Host | None) -> bool:
+        """Whether the host that *said* is about has signed it, with the key it is known by."""
+        known = self._known_keys.get(said.host)
+        if known is None:
+            if self._only_known and said.host != self.me:
+                return False
+            known = said.key if host is None else host.key
+        if said.key != known:
+            self._events.append(Impersonation(said.host))
+            return False
+        return self.identity.has_signed(known, life_statement(said), said.signature)
+
+    def _sign_life(self, mine: Host) -> None:
+        mine.signature = self.identity.sign(life_statement(self._belief_of(mine)))
+
     def _refute(self, said: Belief) -> None:
         mine = self.hosts[self.me]
         if self._is_leaving or said.incarnation < mine.incarnation:
+            return
+        if said.incarnation > mine.incarnation and not self._is_genuine(said, mine):
             return
         if said.standing is Standing.ALIVE:
             if said.incarnation == mine.incarnation and said.address == mine.address:
@@ -323,6 +390,7 @@ class Membership:
             self._feel(1)
         # Also after a restart: an older life of ours is remembered with a higher number.
         mine.incarnation = said.incarnation + 1
+        self._sign_life(mine)
         self._rumours.add(self._belief_of(mine))
 
     # Suspicion.
@@ -349,7 +417,7 @@ class Membership:
     def _judge(self, now: float, host: Host, suspicion: Suspicion) -> None:
         if host.suspicion is not suspicion:
             return
-        verdict = Belief(host.name, host.address, host.incarnation, Standing.DEAD, self.me)
+        verdict = evolve(self._belief_of(host), standing=Standing.DEAD, accuser=self.me)
         self._consider(now, verdict, f"not refuted in {now - suspicion.since:.1f} s")
 
     def _forget(self, now: float, name: str) -> None:
@@ -393,7 +461,7 @@ class Membership:
         self._feel(probe.nacks_wanted - probe.nacks if probe.nacks_wanted else 1)
         if not host.is_up or self.hosts.get(host.name) is not host:
             return
-        said = Belief(host.name, host.address, host.incarnation, Standing.SUSPECT, self.me)
+        said = evolve(self._belief_of(host), standing=Standing.SUSPECT, accuser=self.me)
         reason = f"no answer, neither direct nor by {probe.nacks_wanted} others"
         self._consider(now, said, reason)
 
@@ -493,7 +561,15 @@ class Membership:
 
     def _belief_of(self, host: Host) -> Belief:
         accuser = host.evidence[-1].accuser if host.evidence else self.me
-        return Belief(host.name, host.address, host.incarnation, host.standing, accuser)
+        return Belief(
+            host.name,
+            host.address,
+            host.incarnation,
+            host.standing,
+            accuser,
+            host.key,
+            host.signature,
+        )
 
     def _some(self, number: int, but: str = "") -> list[Host]:
         """Up to *number* hosts that are up, this one and *but* left out."""

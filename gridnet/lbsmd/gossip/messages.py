@@ -19,6 +19,12 @@ class Standing(IntEnum):
     LEFT = 3
 
 
+#: Octets of the key that a host is known by, and of what it signs with it.
+KEY_OCTETS = 32
+SIGNATURE_OCTETS = 64
+_NO_KEY, _UNSIGNED = bytes(KEY_OCTETS), bytes(SIGNATURE_OCTETS)
+
+
 def _text(text: str) -> int:
     return 1 + len(text.encode())
 
@@ -69,9 +75,10 @@ class Nack:
 @frozen
 class Belief:
     """
-    What *accuser* holds of *host*; *address* counts only with ALIVE.
+    What *accuser* holds of *host*.
 
     A host's own *incarnation* is raised by that host alone, to refute what is said of it.
+    Whatever is held of it, *signature* is its own, under its address in that incarnation.
     """
 
     host: str
@@ -79,9 +86,12 @@ class Belief:
     incarnation: int
     standing: Standing
     accuser: str
+    key: bytes = _NO_KEY  #: of *host*
+    signature: bytes = _UNSIGNED  #: of *host*
 
     def octets(self) -> int:
-        return 12 + _text(self.host) + _text(self.address[0]) + _text(self.accuser)
+        texts = _text(self.host) + _text(self.address[0]) + _text(self.accuser)
+        return 12 + KEY_OCTETS + SIGNATURE_OCTETS + texts
 
 
 @frozen
@@ -93,9 +103,11 @@ class Entry:
     version: int
     value: bytes | None
     is_load: bool = False  #: gives way to everything else when room is short
+    signature: bytes = _UNSIGNED  #: of *owner*
 
     def octets(self) -> int:
-        return 12 + _text(self.owner) + _text(self.key) + len(self.value or b"")
+        texts = _text(self.owner) + _text(self.key)
+        return 12 + SIGNATURE_OCTETS + texts + len(self.value or b"")
 
 
 @frozen

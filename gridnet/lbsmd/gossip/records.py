@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from hashlib import blake2b
 
+from attrs import evolve
+
+from gridnet.lbsmd.gossip.identity import Identity, entry_statement
 from gridnet.lbsmd.gossip.messages import Entry
 
 
@@ -33,15 +36,19 @@ class HostRecords:
         """The entry of that *key*, withdrawn ones included."""
         return self._entries.get(key)
 
-    def take(self, entry: Entry) -> bool:
-        """Keep *entry* if it is newer than ours; False: old, or there is no room."""
+    def is_news(self, entry: Entry) -> bool:
+        """Whether *entry* is newer than ours and there is room for it."""
         held = self._entries.get(entry.key)
         if held is None:
-            if len(self._entries) >= self._max_entries:
-                return False
-        elif held.version >= entry.version:
+            return len(self._entries) < self._max_entries
+        return held.version < entry.version
+
+    def take(self, entry: Entry) -> bool:
+        """Keep *entry* if it is newer than ours; False: old, or there is no room."""
+        if not self.is_news(entry):
             return False
-        else:
+        held = self._entries.get(entry.key)
+        if held is not None:
             self.fingerprint ^= _mark(held)
         self._entries[entry.key] = entry
         self.fingerprint ^= _mark(entry)
@@ -49,11 +56,15 @@ class HostRecords:
 
 
 class OwnRecords(HostRecords):
-    """What this host publishes; its versions only ever rise."""
+    """What this host publishes, signed; its versions only ever rise."""
 
-    def __init__(self, owner: str, max_entries: int) -> None:
+    def __init__(self, owner: str, max_entries: int, identity: Identity, version: int = 0) -> None:
         super().__init__(owner, max_entries)
-        self._version = 0
+        self._identity = identity
+        self._version = version
+
+    def _signed(self, entry: Entry) -> Entry:
+        return evolve(entry, signature=self._identity.sign(entry_statement(entry)))
 
     def publish(self, key: str, value: bytes | None, is_load: bool = False) -> Entry | None:
         """A new entry to announce; None: nothing changed, or there is no room."""
@@ -62,7 +73,7 @@ class OwnRecords(HostRecords):
             return None
         if held is None and value is None:
             return None
-        entry = Entry(self.owner, key, self._version + 1, value, is_load)
+        entry = self._signed(Entry(self.owner, key, self._version + 1, value, is_load))
         if not self.take(entry):
             return None
         self._version += 1
@@ -77,9 +88,11 @@ class OwnRecords(HostRecords):
         held = self.get(said.key)
         if said.version < self._version and held is not None and held.version >= said.version:
             return None
-        if held == said:
+        if held == said or not self._identity.has_signed(
+            self._identity.key, entry_statement(said), said.signature
+        ):
             return None
         self._version = max(self._version, said.version) + 1
         value = None if held is None else held.value
-        entry = Entry(self.owner, said.key, self._version, value, said.is_load)
+        entry = self._signed(Entry(self.owner, said.key, self._version, value, said.is_load))
         return entry if self.take(entry) else None

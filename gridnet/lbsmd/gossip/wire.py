@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from gridnet.errors import LocalProtocolError, RemoteProtocolError
 from gridnet.lbsmd.gossip.messages import (
+    KEY_OCTETS,
+    SIGNATURE_OCTETS,
     Ack,
     Address,
     Belief,
@@ -34,7 +36,6 @@ from gridnet.lbsmd.gossip.messages import (
     Standing,
 )
 
-KEY_OCTETS = 32
 MAX_PACKET_OCTETS = 65507  #: of a UDP datagram over IPv4
 _FORMAT = 1
 _HEAD = Struct("!B4sQI")
@@ -79,14 +80,13 @@ def encode_message(message: Message) -> bytes:
                 host, port = message.address
                 numbers = _BELIEF.pack(port, message.incarnation, message.standing)
                 texts = _text(message.host) + _text(host) + _text(message.accuser)
-                return bytes((_SAID,)) + numbers + texts
+                return bytes((_SAID,)) + numbers + texts + message.key + message.signature
             case Entry():
                 value = message.value or b""
                 flags = (message.value is None) * _WITHDRAWN | message.is_load * _LOAD
                 numbers = _ENTRY.pack(message.version, flags, len(value))
-                return (
-                    bytes((_VALUE,)) + numbers + _text(message.owner) + _text(message.key) + value
-                )
+                texts = _text(message.owner) + _text(message.key)
+                return bytes((_VALUE,)) + numbers + texts + value + message.signature
             case Digest():
                 numbers = _DIGEST.pack(message.is_answer, len(message.lines))
                 texts = _text(message.after) + _text(message.until)
@@ -159,14 +159,17 @@ class _Reader:
         if kind == _SAID:
             port, incarnation, standing = self.numbers(_BELIEF)
             host, address = self.name(), self.address(port)
-            return Belief(host, address, incarnation, self.standing(standing), self.name())
+            held, accuser = self.standing(standing), self.name()
+            known_by, signature = self.take(KEY_OCTETS), self.take(SIGNATURE_OCTETS)
+            return Belief(host, address, incarnation, held, accuser, known_by, signature)
         if kind == _VALUE:
             version, flags, length = self.numbers(_ENTRY)
             owner, key, value = self.name(), self.text(), self.take(length)
             if flags & ~(_WITHDRAWN | _LOAD) or (flags & _WITHDRAWN and value):
                 raise RemoteProtocolError("contradictory entry")
             kept = None if flags & _WITHDRAWN else value
-            return Entry(owner, key, version, kept, bool(flags & _LOAD))
+            signature = self.take(SIGNATURE_OCTETS)
+            return Entry(owner, key, version, kept, bool(flags & _LOAD), signature)
         if kind == _SUMMARY:
             is_answer, count = self.numbers(_DIGEST)
             after, until = self.text(), self.text()

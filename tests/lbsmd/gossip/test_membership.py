@@ -7,6 +7,7 @@ from random import Random
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
+from gridnet.lbsmd.gossip.identity import TRUSTING
 from gridnet.lbsmd.gossip.membership import GossipTimes, Membership
 from gridnet.lbsmd.gossip.messages import Ack, Belief, Entry, IndirectPing, Nack, Ping, Standing
 from gridnet.lbsmd.gossip.records import OwnRecords
@@ -193,7 +194,7 @@ class RuleTests(SynchronousTestCase):
         self.assertLessEqual(sum(message.octets() for message in taken), 200)
 
     def test_own_versions_only_rise(self) -> None:
-        own = OwnRecords("me", 10)
+        own = OwnRecords("me", 10, TRUSTING)
         first = own.publish("a", b"1")
         self.assertIsNone(own.publish("a", b"1"))
         second = own.publish("a", None)

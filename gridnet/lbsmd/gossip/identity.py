@@ -1,0 +1,114 @@
+"""
+Who may say what: a host signs its own statements, so no other host can make them.
+
+The key of the site lets a daemon take part; it does not make it another host.  Two statements
+are signed: "I live at this address in this incarnation" (or "I leave in it"), and every entry.
+What hosts hold of each other, suspicion and death, is opinion: it is not signed, always carries
+the signed statement that it is about, and is refuted by the next one.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Protocol
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from gridnet.lbsmd.gossip.messages import (
+    KEY_OCTETS,
+    SIGNATURE_OCTETS,
+    Belief,
+    Entry,
+    Standing,
+)
+
+_STATEMENT = Struct("!16sQB")
+_LIFE = b"gridnet life 1\0\0"
+_ENTRY = b"gridnet entry 1\0"
+
+
+def _text(text: str) -> bytes:
+    octets = text.encode()
+    return len(octets).to_bytes(2, "big") + octets
+
+
+def life_statement(belief: Belief) -> bytes:
+    """What the host that *belief* is about signs: that it is there, or that it leaves."""
+    host, port = belief.address
+    standing = Standing.LEFT if belief.standing is Standing.LEFT else Standing.ALIVE
+    numbers = _STATEMENT.pack(_LIFE, belief.incarnation, standing)
+    return numbers + port.to_bytes(2, "big") + _text(belief.host) + _text(host)
+
+
+def entry_statement(entry: Entry) -> bytes:
+    """What the owner of *entry* signs."""
+    flags = (entry.value is None) | entry.is_load << 1
+    texts = _text(entry.owner) + _text(entry.key)
+    return _STATEMENT.pack(_ENTRY, entry.version, flags) + texts + (entry.value or b"")
+
+
+class Identity(Protocol):
+    """
+    Signs for one host, and tells whether others have signed.
+
+    :ivar key: what others know this host by.
+    """
+
+    @property
+    def key(self) -> bytes: ...
+
+    def sign(self, statement: bytes) -> bytes:
+        """Our signature under *statement*."""
+
+    def has_signed(self, key: bytes, statement: bytes, signature: bytes) -> bool:
+        """Whether the owner of *key* has signed *statement*."""
+
+
+class SigningIdentity:
+    """
+    Ed25519 (RFC 8032).
+
+    :param secret: 32 octets; the host keeps them to itself, over restarts.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        self._private = Ed25519PrivateKey.from_private_bytes(secret)
+        self.key = self._private.public_key().public_bytes_raw()
+        self._known: dict[bytes, Ed25519PublicKey] = {}
+
+    def sign(self, statement: bytes) -> bytes:
+        """Our signature under *statement*."""
+        return self._private.sign(statement)
+
+    def has_signed(self, key: bytes, statement: bytes, signature: bytes) -> bool:
+        """Whether the owner of *key* has signed *statement*."""
+        public = self._known.get(key)
+        try:
+            if public is None:
+                public = Ed25519PublicKey.from_public_bytes(key)
+            public.verify(signature, statement)
+        except (InvalidSignature, ValueError):
+            return False
+        # Only keys that have signed are kept, and no more than a large site has.
+        if len(self._known) > 50_000:
+            self._known.clear()
+        self._known[key] = public
+        return True
+
+
+class TrustingIdentity:
+    """Believes everyone: for simulations, where only the size of a signature counts."""
+
+    key = bytes(KEY_OCTETS)
+
+    def sign(self, statement: bytes) -> bytes:
+        """As many octets as a signature has."""
+        return bytes(SIGNATURE_OCTETS)
+
+    def has_signed(self, key: bytes, statement: bytes, signature: bytes) -> bool:
+        """Yes."""
+        return True
+
+
+TRUSTING = TrustingIdentity()
