@@ -58,8 +58,15 @@ class LbsmdConfig:
     resolve_retry_seconds: float = field(default=30.0, validator=more_than(0))
     #: UNIX socket for local tools, in the site's state directory unless absolute; empty: none
     control: str = "lbsmd.control"
-    #: permissions of that socket, octal digits: it only tells what clients are told anyway
+    #: permissions of that socket, octal digits: who may change something is judged by who asks
     control_mode: str = field(default="666", validator=_octal_mode)
+    #: who may register servers of this host, besides root and the daemon's own user: names of
+    #: users, ``@group``, or ``*`` for everybody who reaches the socket
+    registrars: tuple[str, ...] = ()
+    max_registrations: int = field(default=1000, validator=at_least(0))  #: of all users
+    max_registrations_per_user: int = field(default=200, validator=at_least(0))
+    #: seconds that a registered server may be valid without being renewed
+    max_lease_seconds: int = field(default=300, validator=at_least(1))
     #: where local programs find the table in shared memory: ``public``, under the keys that every
     #: NCBI client knows; another name, under keys of its own; empty: nowhere
     shared_memory: str = ""

@@ -1,5 +1,6 @@
 """
-The services that this host publishes: as configured, and as checks and people have it since.
+The services that this host publishes: as configured or registered, and as checks and people have
+it since.
 
 Everything that changes an entry of this host goes through here (a reload, a check, a penalty),
 so that the table never shows one without the others.
@@ -35,7 +36,7 @@ _AS_CONFIGURED = Standing()
 
 @frozen
 class LocalService:
-    """One server of this host's configuration."""
+    """One server of this host."""
 
     placed: PlacedRecord
     configured: Entry  #: as the record says
@@ -83,6 +84,7 @@ class LocalServices:
         self.loaded: Loaded | None = None
         self._table = table
         self._services: dict[Key, LocalService] = {}
+        self._registered: set[Key] = set()
         self._subscribers: list[Callable[[], None]] = []
         self._watchers: list[Callable[[Key, bool], None]] = []
 
@@ -94,11 +96,11 @@ class LocalServices:
         return self._services.get(key)
 
     def services(self) -> Mapping[Key, LocalService]:
-        """All servers, in the order of the configuration."""
+        """All servers: the configured ones in their order, then those that have registered."""
         return self._services
 
     def subscribe(self, loaded: Callable[[], None]) -> None:
-        """Call *loaded* after each new set of definitions has come into force."""
+        """Call *loaded* after servers have come or gone."""
         self._subscribers.append(loaded)
 
     def watch(self, asked: Callable[[Key, bool], None]) -> None:
@@ -126,6 +128,9 @@ class LocalServices:
                 record.conditions,
                 before.standing if before is not None else _AS_CONFIGURED,
             )
+        # What has registered itself stays, unless the configuration has that server now.
+        registered = self._registered - services.keys()
+        services.update((key, self._services[key]) for key in registered)
         self._table.replace_owner(self.address, _entries(services.values()))
         host = self._table.host(self.address) or Host(self.address)
         configuration = loaded.configuration
@@ -133,7 +138,42 @@ class LocalServices:
             evolve(host, environment=configuration.environment, zone=configuration.zone)
         )
         self._services = services
+        self._registered = registered
         self.loaded = loaded
+        self._tell_subscribers()
+
+    def register(self, service: LocalService) -> None:
+        """
+        Publish *service*, which no configuration has, or change what it said of itself.
+
+        :raises TableError: the configuration has it, or the table cannot hold it.
+        """
+        key = service.configured.key
+        before = self._services.get(key)
+        if before is not None and key not in self._registered:
+            raise TableError(f"the configuration has that server of {service.configured.service}")
+        if before is not None:
+            service = evolve(service, standing=before.standing)
+        entry = service.in_force
+        if entry is not None:
+            self._table.put(entry)
+        self._services[key] = service
+        self._registered.add(key)
+        if before is None:
+            self._tell_subscribers()
+
+    def is_registered(self, key: Key) -> bool:
+        """Whether that server is here because it has registered itself."""
+        return key in self._registered
+
+    def unregister(self, key: Key) -> None:
+        """Publish that server, which has registered itself, no longer."""
+        if key in self._registered:
+            self._registered.discard(key)
+            self._table.remove(self._services.pop(key).configured)
+            self._tell_subscribers()
+
+    def _tell_subscribers(self) -> None:
         for subscriber in tuple(self._subscribers):
             subscriber()
 

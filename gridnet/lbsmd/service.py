@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from typing import Any
 
+from twisted.application.internet import TimerService
 from twisted.application.service import IService, MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -19,6 +21,7 @@ from gridnet.lbsmd.config import LbsmdConfig
 from gridnet.lbsmd.loading import Resolver, Source
 from gridnet.lbsmd.local_services import LocalServices
 from gridnet.lbsmd.notices import Postman, smtp_sender
+from gridnet.lbsmd.registrations import EXPIRE_SECONDS, Registrations
 from gridnet.lbsmd.reload import ConfigurationWatch, RunInThread
 from gridnet.lbsmd.shared_table import make_shared_table
 from gridnet.listener import Listener
@@ -35,6 +38,7 @@ class Daemon(MultiService):
     :ivar watch: keeps it equal to the definitions on disk.
     :ivar checks: judges it; None: checks are switched off.
     :ivar answers: tells local tools of it.
+    :ivar registrations: what has registered itself.
     """
 
     def __init__(
@@ -43,12 +47,14 @@ class Daemon(MultiService):
         watch: ConfigurationWatch,
         checks: Checks | None,
         answers: Answers,
+        registrations: Registrations,
     ) -> None:
         super().__init__()
         self.local = local
         self.watch = watch
         self.checks = checks
         self.answers = answers
+        self.registrations = registrations
         if checks is not None:
             checks.postman.setServiceParent(self)
             checks.setServiceParent(self)
@@ -56,7 +62,7 @@ class Daemon(MultiService):
 
     def facts(self) -> Mapping[str, Any]:
         """For the status page."""
-        facts = dict(self.watch.facts())
+        facts = {**self.watch.facts(), **self.registrations.facts()}
         if self.checks is not None:
             facts |= self.checks.facts()
         return facts
@@ -87,9 +93,20 @@ def make_lbsmd(
     site.provide(IConfigurationHolder, watch, "lbsmd")
     checks = _make_checks(config, site, source, local)
     answers = Answers(site, source, local, checks)
-    daemon = Daemon(local, watch, checks, answers)
+    clock = IReactorTime(site.reactor)
+    registrations = Registrations(local, config, clock.seconds, random.SystemRandom())
+    expiring = TimerService(EXPIRE_SECONDS, registrations.expire)
+    expiring.clock = clock
+    daemon = Daemon(local, watch, checks, answers, registrations)
+    expiring.setServiceParent(daemon)
     if config.control:
-        factory = ControlFactory({"table": answers.table, "resolve": answers.resolve})
+        factory = ControlFactory(
+            {
+                "table": answers.table,
+                "resolve": answers.resolve,
+                **registrations.answerers(),
+            }
+        )
         control = _make_control(config, site, factory)
         if control is not None:
             control.setServiceParent(daemon)
