@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import UNIXServerEndpoint
 from twisted.internet.interfaces import IAddress, ITransport
 from twisted.internet.protocol import Factory, connectionDone
@@ -27,8 +28,10 @@ from gridnet.listener import Listener
 
 MAX_QUESTION_OCTETS = 65536
 QUESTION_SECONDS = 10.0
+#: Seconds that an answer may take: asking other hosts, and sending it.
+ANSWER_SECONDS = 60.0
 
-#: Answers one question: gets its members, gives a JSON value.
+#: Answers one question: gets its members, gives a JSON value, or a ``Deferred`` of one.
 #: ``uid`` among the members is who asks, as the kernel says.
 Answerer = Callable[[Mapping[str, Any]], Any]
 #: Octets of the longest path that a UNIX socket can have.
@@ -61,8 +64,9 @@ class ControlProtocol(LineOnlyReceiver, TimeoutMixin):
     MAX_LENGTH = MAX_QUESTION_OCTETS
     transport: ITransport
 
-    def __init__(self, answer: Callable[[bytes, int], Mapping[str, Any]]) -> None:
+    def __init__(self, answer: Callable[[bytes, int], Deferred[Mapping[str, Any]]]) -> None:
         self._answer = answer
+        self._asked = False
 
     def connectionMade(self) -> None:
         """Called by Twisted."""
@@ -74,8 +78,14 @@ class ControlProtocol(LineOnlyReceiver, TimeoutMixin):
 
     def lineReceived(self, line: bytes) -> None:
         """Called by Twisted."""
-        reply = json.dumps(self._answer(line, peer_uid(self.transport))).encode("utf-8")
-        self.transport.write(reply + b"\n")
+        if self._asked:
+            return  # one question; what comes behind it does not count
+        self._asked = True
+        self.setTimeout(ANSWER_SECONDS)
+        self._answer(line, peer_uid(self.transport)).addCallback(self._reply)
+
+    def _reply(self, answer: Mapping[str, Any]) -> None:
+        self.transport.write(json.dumps(answer).encode("utf-8") + b"\n")
         self.transport.loseConnection()
 
     def lineLengthExceeded(self, line: bytes) -> None:
@@ -97,24 +107,31 @@ class ControlFactory(Factory):
         """Called by Twisted."""
         return ControlProtocol(self.answer)
 
-    def answer(self, line: bytes, uid: int = -1) -> Mapping[str, Any]:
+    def answer(self, line: bytes, uid: int = -1) -> Deferred[Mapping[str, Any]]:
         """
-        ``{"result": ...}``, or ``{"error": text}``.
+        ``{"result": ...}``, or ``{"error": text}``; never a failure.
 
         :param uid: who asks; -1: the system does not say.
         """
-        try:
-            question = parse_question(line)
-            answerer = self._answerers.get(question["ask"])
-            if answerer is None:
-                known = ", ".join(sorted(self._answerers))
-                raise RemoteProtocolError(f"unknown question; expected one of {known}")
-            return {"result": answerer({**question, "uid": uid})}
-        except GridnetError as error:
-            return {"error": str(error)}
-        except Exception:
-            self._log.failure("answering a local tool")
-            return {"error": "the daemon failed; its log says more"}
+        return (
+            maybeDeferred(self._answer, line, uid)
+            .addCallback(lambda result: {"result": result})
+            .addErrback(self._failed)
+        )
+
+    def _answer(self, line: bytes, uid: int) -> Any:
+        question = parse_question(line)
+        answerer = self._answerers.get(question["ask"])
+        if answerer is None:
+            known = ", ".join(sorted(self._answerers))
+            raise RemoteProtocolError(f"unknown question; expected one of {known}")
+        return answerer({**question, "uid": uid})
+
+    def _failed(self, failure: Failure) -> Mapping[str, Any]:
+        if failure.check(GridnetError) is not None:
+            return {"error": failure.getErrorMessage()}
+        self._log.failure("answering a local tool", failure)
+        return {"error": "the daemon failed; its log says more"}
 
 
 def peer_uid(transport: object) -> int:

@@ -8,12 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve
+from twisted.internet.defer import Deferred
 
 import gridnet
 from gridnet.errors import DescriptorError, RemoteProtocolError
 from gridnet.lbsmd.checks import Checks
+from gridnet.lbsmd.feedback import parse_argument
 from gridnet.lbsmd.loading import Source
 from gridnet.lbsmd.local_services import LocalServices
+from gridnet.lbsmd.order_routing import OrderRouting
+from gridnet.lbsmd.penalties import Penalties
 from gridnet.site import Site
 from gridnet.status.report import entry_report, host_report
 from gridnet.table.address import canonical_address
@@ -38,12 +42,20 @@ class Answers:
     """
 
     def __init__(
-        self, site: Site, source: Source, local: LocalServices, checks: Checks | None
+        self,
+        site: Site,
+        source: Source,
+        local: LocalServices,
+        checks: Checks | None,
+        penalties: Penalties,
+        routing: OrderRouting,
     ) -> None:
         self._site = site
         self._source = source
         self._local = local
         self._checks = checks
+        self._penalties = penalties
+        self._routing = routing
         #: facts of the shared-memory table, when there is one
         self.heap: Callable[[], Mapping[str, Any]] | None = None
         self._chance = random.Random()
@@ -83,6 +95,15 @@ class Answers:
             "servers": [_factors(each) for each in found],
         }
 
+    def feedback(self, question: Mapping[str, Any]) -> Deferred[str]:
+        """
+        ``feedback``: a penalty or a base rate for servers, in the name of whoever asks.
+
+        :raises FeedbackError: the request does not follow the grammar.
+        """
+        request = parse_argument(_text(question, "argument"))
+        return self._routing.ask(request, question["uid"], _text(question, "reason"))
+
     def _entry(self, entry: Entry, now: float) -> Mapping[str, Any]:
         info = entry.info
         report = dict(entry_report(entry, self._site.table.host(info.host), now))
@@ -103,6 +124,18 @@ class Answers:
                 "reason": check.reason,
                 "checked_at": check.checked_at,
                 "due_at": check.due_at,
+            }
+        kept = self._penalties.kept(entry.key) if entry.owner == self._local.address else None
+        if kept is not None:
+            report["asked"] = {
+                "penalty": kept.penalty.percent,
+                "penalty_ends_at": kept.penalty.ends_at(),
+                "penalized_by": kept.penalized_by,
+                "penalty_reason": kept.penalty_reason,
+                "rate": kept.rate,
+                "reserved": kept.reserved,
+                "rerated_by": kept.rerated_by,
+                "rerate_reason": kept.rerate_reason,
             }
         return report
 

@@ -90,6 +90,11 @@ class LbsmdConfig:
     probe_seconds: float = field(default=5.0, validator=more_than(0))
     #: octets of a check script's standard error that go to the log, a run
     script_log_octets: int = field(default=65536, validator=at_least(0))
+    #: file that keeps penalties and set base rates over a restart, in the site's state directory
+    #: unless absolute; empty: a restart forgets them
+    keep_penalties: str = ""
+    #: requests for penalties and base rates that are under way at a time
+    max_orders: int = field(default=64, validator=at_least(1))
     smtp_host: str = ""  #: that takes mail for contacts; empty: no mail
     smtp_port: int = field(default=25, validator=between(1, 65535))
     mail_from: str = ""  #: sender of mail; empty: lbsmd at ``mail_domain``

@@ -20,6 +20,7 @@ from gridnet.table.server_info import (
     TYPES,
     ServerType,
     clamp_rate,
+    format_connection_point,
     format_number,
     parse_number,
     resolve_host,
@@ -120,23 +121,38 @@ def parse_line(text: str) -> tuple[int, Request]:
 
 def format_line(user: int, request: Request) -> str:
     """*request* as a client writes it to the daemon's socket, without a line end."""
+    return " ".join([str(user), *_words(request, ":0")])
+
+
+def format_argument(request: Request) -> str:
+    """*request* as :func:`parse_argument` reads it."""
+    return " ".join(_words(request, ""))
+
+
+def _words(request: Request, this_host: str) -> list[str]:
+    """
+    The words of *request* from the service on.
+
+    :param this_host: stands for any port of this host; empty: no word does.
+    """
     target = request.target
-    keyword = ANY_TYPE if target.type is None else KEYWORDS[target.type]
-    host = target.host or ""
-    if target.port is None:
-        address = host or ":0"
-    else:
-        address = f"[{host}]:{target.port}" if ":" in host else f"{host}:{target.port}"
-    words = [str(user), target.service]
-    if isinstance(request, RerateRequest):
-        rate = request.rate
-        amount = rate.value if isinstance(rate, BaseRate) else format_number(rate, 3)
-        words += [RERATE, keyword, address, amount]
-    else:
-        words += [keyword, address, str(request.percent)]
-        if request.hold_seconds:
-            words.append(str(request.hold_seconds))
-    return " ".join(words)
+    host, port = target.host or "", target.port
+    address = host or this_host if port is None else format_connection_point(host, port)
+    return [
+        target.service,
+        *([RERATE] if isinstance(request, RerateRequest) else []),
+        ANY_TYPE if target.type is None else KEYWORDS[target.type],
+        *([address] if address else []),
+        *_amount(request),
+    ]
+
+
+def _amount(request: Request) -> list[str]:
+    if isinstance(request, PenaltyRequest):
+        hold = [str(request.hold_seconds)] if request.hold_seconds else []
+        return [str(request.percent), *hold]
+    rate = request.rate
+    return [rate.value if isinstance(rate, BaseRate) else format_number(rate, 3)]
 
 
 def _is_point(word: str, rerate: bool, count: int) -> bool:

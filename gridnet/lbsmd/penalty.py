@@ -6,6 +6,8 @@ A penalty holds for a while, then falls slowly at first, faster later, until not
 
 from __future__ import annotations
 
+import math
+
 from attrs import frozen
 
 #: Seconds that a penalty takes to wear off, once it no longer holds.
@@ -34,3 +36,16 @@ class Penalty:
     def ends_at(self) -> float:
         """When nothing is left of it: seconds since the epoch."""
         return self.set_at + self.hold_seconds + DECAY_SECONDS if self.percent else self.set_at
+
+    def falls_to(self, percent: float) -> float:
+        """
+        When no more than *percent* is left of it: seconds since the epoch.
+
+        :param percent: 0..100.
+        """
+        if percent <= 0.0:
+            return self.ends_at()
+        if percent >= self.percent:
+            return self.set_at
+        beyond = DECAY_SECONDS * math.sqrt(1.0 - percent / self.percent)
+        return self.set_at + self.hold_seconds + beyond

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -16,11 +17,16 @@ from twisted.logger import Logger
 from gridnet.control import ControlFactory, control_listener
 from gridnet.interfaces import IConfigurationHolder
 from gridnet.lbsmd.answers import Answers
+from gridnet.lbsmd.authority import Authority, user_name
 from gridnet.lbsmd.checks import CheckBounds, Checks
 from gridnet.lbsmd.config import LbsmdConfig
 from gridnet.lbsmd.loading import Resolver, Source
 from gridnet.lbsmd.local_services import LocalServices
 from gridnet.lbsmd.notices import Postman, smtp_sender
+from gridnet.lbsmd.order_routing import OrderRouting
+from gridnet.lbsmd.orders import NoCarrier
+from gridnet.lbsmd.penalties import Penalties
+from gridnet.lbsmd.penalty_store import PenaltyStore
 from gridnet.lbsmd.registrations import EXPIRE_SECONDS, Registrations
 from gridnet.lbsmd.reload import ConfigurationWatch, RunInThread
 from gridnet.lbsmd.shared_table import make_shared_table
@@ -37,6 +43,9 @@ class Daemon(MultiService):
     :ivar local: what this host publishes.
     :ivar watch: keeps it equal to the definitions on disk.
     :ivar checks: judges it; None: checks are switched off.
+    :ivar penalties: what people have asked of it; orders of other hosts go to its ``carry_out``.
+    :ivar routing: takes what people of this host ask; what brings their orders to other hosts is
+        its ``carrier``.
     :ivar answers: tells local tools of it.
     :ivar registrations: what has registered itself.
     """
@@ -46,6 +55,8 @@ class Daemon(MultiService):
         local: LocalServices,
         watch: ConfigurationWatch,
         checks: Checks | None,
+        penalties: Penalties,
+        routing: OrderRouting,
         answers: Answers,
         registrations: Registrations,
     ) -> None:
@@ -53,8 +64,11 @@ class Daemon(MultiService):
         self.local = local
         self.watch = watch
         self.checks = checks
+        self.penalties = penalties
+        self.routing = routing
         self.answers = answers
         self.registrations = registrations
+        penalties.setServiceParent(self)
         if checks is not None:
             checks.postman.setServiceParent(self)
             checks.setServiceParent(self)
@@ -62,7 +76,11 @@ class Daemon(MultiService):
 
     def facts(self) -> Mapping[str, Any]:
         """For the status page."""
-        facts = {**self.watch.facts(), **self.registrations.facts()}
+        facts = {
+            **self.watch.facts(),
+            **self.registrations.facts(),
+            **self.penalties.facts(),
+        }
         if self.checks is not None:
             facts |= self.checks.facts()
         return facts
@@ -86,24 +104,38 @@ def make_lbsmd(
         reactor = site.reactor
         return deferToThreadPool(reactor, reactor.getThreadPool(), function, *arguments)
 
+    run = run_in_thread or in_pool
+    clock = IReactorTime(site.reactor)
     source = Source.of(config, site.config, site.section.address, resolve)
     local = LocalServices(site.table, source.address)
-    watch = ConfigurationWatch(source, local, IReactorTime(site.reactor), run_in_thread or in_pool)
+    watch = ConfigurationWatch(source, local, clock, run)
     watch.first_load()
     site.provide(IConfigurationHolder, watch, "lbsmd")
     checks = _make_checks(config, site, source, local)
-    answers = Answers(site, source, local, checks)
-    clock = IReactorTime(site.reactor)
+    penalties = _make_penalties(config, site, local, run)
+    routing = OrderRouting(
+        site.table,
+        source.address,
+        penalties,
+        NoCarrier(),
+        source.resolve,
+        run,
+        clock,
+        config.max_orders,
+        config.resolve_seconds,
+    )
+    answers = Answers(site, source, local, checks, penalties, routing)
     registrations = Registrations(local, config, clock.seconds, random.SystemRandom())
     expiring = TimerService(EXPIRE_SECONDS, registrations.expire)
     expiring.clock = clock
-    daemon = Daemon(local, watch, checks, answers, registrations)
+    daemon = Daemon(local, watch, checks, penalties, routing, answers, registrations)
     expiring.setServiceParent(daemon)
     if config.control:
         factory = ControlFactory(
             {
                 "table": answers.table,
                 "resolve": answers.resolve,
+                "feedback": answers.feedback,
                 **registrations.answerers(),
             }
         )
@@ -129,6 +161,20 @@ def _make_control(config: LbsmdConfig, site: Site, factory: ControlFactory) -> L
     site.starting(service.listening)
     site.announce("lbsmd", {"control": str(path)})
     return service
+
+
+def _make_penalties(
+    config: LbsmdConfig, site: Site, local: LocalServices, run_in_thread: RunInThread
+) -> Penalties:
+    """What keeps penalties and set base rates, those of before a restart included."""
+    store = None
+    if config.keep_penalties:
+        store = PenaltyStore(site.state_dir / config.keep_penalties, run_in_thread)
+        site.status.checks["lbsmd penalties"] = store.check
+    authority = Authority(local, user_name(os.geteuid()))
+    penalties = Penalties(local, authority, IReactorTime(site.reactor), store)
+    penalties.restore()
+    return penalties
 
 
 def _make_checks(

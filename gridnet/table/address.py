@@ -122,3 +122,9 @@ def address_number(text: str) -> tuple[int, int] | None:
         return 6, number
     number = ipv4_number(text)
     return None if number is None else (4, number)
+
+
+def is_loopback(text: str) -> bool:
+    """Whether *text* is an address that a host has for itself: 127/8, or ``::1``."""
+    number = address_number(text)
+    return number is not None and (number[1] >> 24 == 127 if number[0] == 4 else number[1] == 1)
