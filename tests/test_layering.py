@@ -90,6 +90,7 @@ IMPURE = ("twisted", "socket", "logging", "asyncio")
 #: What a component may import of another: its configuration or value types would be a smell,
 #: so nothing but the shared parts.
 SHARED = {
+    "durable",
     "cli",
     "component",
     "config",

@@ -18,13 +18,12 @@ from twisted.internet.defer import Deferred
 
 from gridnet.lbsmd.feedback import FeedbackError, Request, format_argument, parse_argument
 
-#: Octets of an order on its way to another host.
-MAX_ORDER_OCTETS = 4096
+#: Octets of an order on its way to another host: it fits one datagram of any network.
+MAX_ORDER_OCTETS = 900
 #: Letters of the reason that somebody gives.
 MAX_REASON_LETTERS = 200
-#: Groups of the asker that travel with an order.
+#: Groups of the asker that travel with an order, if there is room.
 MAX_GROUPS = 64
-_MAX_NAME_LETTERS = 256
 
 
 class RefusedError(FeedbackError):
@@ -79,23 +78,32 @@ class NoCarrier:
 
 
 def encode_order(order: Order) -> bytes:
-    """*order* for another host: at most :data:`MAX_ORDER_OCTETS` octets of JSON."""
+    """
+    *order* for another host: at most :data:`MAX_ORDER_OCTETS` octets of JSON.
+
+    Groups of somebody in very many, and the end of a long reason, are left behind if need be.
+
+    :raises FeedbackError: it is longer all the same.
+    """
     asker = order.asker
-    members = {
-        "request": format_argument(order.request),
-        "user": asker.user[:_MAX_NAME_LETTERS],
-        "groups": [name for name in asker.groups[:MAX_GROUPS] if len(name) <= _MAX_NAME_LETTERS],
-        "host": asker.host,
-        "reason": order.reason[:MAX_REASON_LETTERS],
-    }
-    octets = json.dumps(members, separators=(",", ":")).encode("ascii")
-    while len(octets) > MAX_ORDER_OCTETS and members["groups"]:
-        # A user in very many groups: those that do not fit give no authority elsewhere.
-        members["groups"] = members["groups"][:-1]
-        octets = json.dumps(members, separators=(",", ":")).encode("ascii")
-    if len(octets) > MAX_ORDER_OCTETS:
-        raise FeedbackError("the request is too long for another host")
-    return octets
+    groups, reason = list(asker.groups[:MAX_GROUPS]), order.reason
+    while True:
+        members = {
+            "request": format_argument(order.request),
+            "user": asker.user,
+            "groups": groups,
+            "host": asker.host,
+            "reason": reason,
+        }
+        octets = json.dumps(members, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+        if len(octets) <= MAX_ORDER_OCTETS:
+            return octets
+        if reason:
+            reason = reason[: len(reason) // 2]
+        elif groups:
+            groups = groups[: len(groups) // 2]
+        else:
+            raise FeedbackError("the request is too long for another host")
 
 
 def decode_order(octets: bytes) -> Order:
@@ -109,7 +117,7 @@ def decode_order(octets: bytes) -> Order:
             f"an order of {len(octets)} octets; expected {MAX_ORDER_OCTETS} or less"
         )
     try:
-        members = json.loads(octets.decode("ascii"))
+        members = json.loads(octets.decode("utf-8"))
     except (ValueError, RecursionError):
         raise FeedbackError("an order that is no JSON") from None
     if not isinstance(members, dict):
