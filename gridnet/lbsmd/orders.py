@@ -95,7 +95,9 @@ def encode_order(order: Order) -> bytes:
             "host": asker.host,
             "reason": reason,
         }
-        octets = json.dumps(members, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+        octets = json.dumps(members, separators=(",", ":"), ensure_ascii=False).encode(
+            "utf-8", "replace"
+        )
         if len(octets) <= MAX_ORDER_OCTETS:
             return octets
         if reason:

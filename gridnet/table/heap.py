@@ -17,7 +17,7 @@ from attrs import field, frozen
 
 from gridnet.errors import TableError
 from gridnet.table.address import address_number, address_text, quad
-from gridnet.table.model import DEFAULT_TIME_SECONDS, Change, Entry, Host, ServiceTable
+from gridnet.table.model import DEFAULT_TIME_SECONDS, Change, Entry, Host, HostFacts, ServiceTable
 from gridnet.table.selection import NORMAL_STATUS
 from gridnet.table.server_info import (
     CONTENT_ENCODINGS,
@@ -62,35 +62,6 @@ class HeapError(TableError):
     """An image cannot be used, or a table does not fit into one."""
 
 
-@frozen
-class HostFacts:
-    """What else the table tells of a host; zeros where nothing is known."""
-
-    load: float = 0.0  #: load average over one minute
-    load_instant: float = 0.0  #: what the instant status comes from
-    ram_pages: int = 0
-    cache_pages: int = 0  #: of it, what could be discarded
-    free_pages: int = 0
-    swap_pages: int = 0
-    free_swap_pages: int = 0
-    tasks: int = 0  #: running
-    #: up to four monitored ports: number, share in use (0..1)
-    ports: tuple[tuple[int, float], ...] = ()
-    daemon_version: tuple[int, int, int] = (0, 0, 0)  #: each 0..15
-    machine: int = 0  #: bits (2), architecture (6), operating system (8)
-    booted_at: float = 0.0  #: seconds since the epoch
-    started_at: float = 0.0  #: of its daemon, seconds since the epoch
-    kernel: tuple[int, int, int] = (0, 0, 0)  #: major, minor (0..255), patch (0..32767)
-    page_octets: int = 4096
-    clock_ghz: float = 0.0
-    processors: int = 1  #: logical, 0..255
-    processor_units: int = 1  #: physical, 0..255
-    alerts: int = 0
-    joined_at: float = 0.0  #: seconds since the epoch
-    hosts_seen: int = 0  #: now
-    hosts_known: int = 0  #: ever
-
-
 def _bounded(value: float, most: int) -> int:
     return min(max(int(value), 0), most)
 
@@ -120,8 +91,9 @@ def _text(text: str) -> bytes:
     return text.encode("latin-1", "replace").partition(b"\0")[0]
 
 
-def _pack_host(host: Host, facts: HostFacts) -> bytearray | None:
+def _pack_host(host: Host) -> bytearray | None:
     """The block of *host*, good through time 0; None: the layout cannot name it."""
+    facts = host.facts
     address = _ipv4(host.address)
     if address is None or address == bytes(4):
         return None
@@ -290,7 +262,6 @@ class HeapBuilder:
         self._config = _text(config)
         self._daemon_version = daemon_version
         self._hosts: dict[str, Host] = {}
-        self._facts: dict[str, HostFacts] = {}
         self._host_pieces: dict[str, _Piece] = {}
         self._service_pieces: dict[tuple[object, ...], _Piece] = {}
         #: dynamic entries on IPv6 hosts, whose blocks depend on their host
@@ -315,23 +286,13 @@ class HeapBuilder:
             elif after is None or isinstance(after, Entry):
                 self._entry_changed(before, after)
 
-    def set_facts(self, address: str, facts: HostFacts | None) -> None:
-        """What else is to be told of the host at *address*; None: nothing."""
-        if facts is None:
-            self._facts.pop(address, None)
-        else:
-            self._facts[address] = facts
-        host = self._hosts.get(address)
-        if host is not None:
-            self._host_changed(address, host)
-
     def _host_changed(self, address: str, host: Host | None) -> None:
         if host is None:
             self._hosts.pop(address, None)
             self._host_pieces.pop(address, None)
         else:
             self._hosts[address] = host
-            block = _pack_host(host, self._facts.get(address, HostFacts()))
+            block = _pack_host(host)
             if block is not None:
                 self._host_pieces[address] = _Piece(block, host.expires_at)
         for entry in tuple(self._folded.get(address, {}).values()):
@@ -496,7 +457,7 @@ class HeapImage:
     _services: Mapping[str, tuple[int, ...]] = field(repr=False)
     _hosts: Mapping[str, int] = field(repr=False)
     _known_entries: dict[str, Sequence[Entry]] = field(init=False, repr=False, factory=dict)
-    _known_hosts: dict[str, tuple[Host, HostFacts]] = field(init=False, repr=False, factory=dict)
+    _known_hosts: dict[str, Host] = field(init=False, repr=False, factory=dict)
 
     def __len__(self) -> int:
         """How many services it holds."""
@@ -521,19 +482,6 @@ class HeapImage:
 
     def host(self, address: str) -> Host | None:
         """The host of that address."""
-        known = self._host(address)
-        return None if known is None else known[0]
-
-    def facts(self, address: str) -> HostFacts | None:
-        """What else is told of the host of that address."""
-        known = self._host(address)
-        return None if known is None else known[1]
-
-    def hosts(self) -> Sequence[Host]:
-        """Every host, in order."""
-        return [host for host in map(self.host, self._hosts) if host is not None]
-
-    def _host(self, address: str) -> tuple[Host, HostFacts] | None:
         known = self._known_hosts.get(address)
         if known is None:
             offset = self._hosts.get(address)
@@ -541,6 +489,10 @@ class HeapImage:
                 return None
             known = self._known_hosts[address] = _read_host(self._image, offset)
         return known
+
+    def hosts(self) -> Sequence[Host]:
+        """Every host, in order."""
+        return [host for host in map(self.host, self._hosts) if host is not None]
 
 
 def read_image(image: bytes) -> HeapImage:
@@ -590,7 +542,7 @@ def read_image(image: bytes) -> HeapImage:
     return HeapImage(stamp, config, image, index, hosts)
 
 
-def _read_host(image: bytes, offset: int) -> tuple[Host, HostFacts]:
+def _read_host(image: bytes, offset: int) -> Host:
     values = _HOST_BLOCK.unpack_from(image, offset)
     size, good, address = values[1], values[3], values[4]
     load, load_instant, status, status_blast = values[5:9]
@@ -606,14 +558,6 @@ def _read_host(image: bytes, offset: int) -> tuple[Host, HostFacts]:
         for line in text.split("\n"):
             name, _, value = line.partition("=")
             environment.append((name, value))
-    host = Host(
-        quad(int.from_bytes(address, "big")),
-        status,
-        status_blast,
-        tuple(environment),
-        zone,
-        float(good),
-    )
     facts = HostFacts(
         load,
         load_instant,
@@ -638,7 +582,15 @@ def _read_host(image: bytes, offset: int) -> tuple[Host, HostFacts]:
         seen,
         known,
     )
-    return host, facts
+    return Host(
+        quad(int.from_bytes(address, "big")),
+        status,
+        status_blast,
+        tuple(environment),
+        zone,
+        float(good),
+        facts,
+    )
 
 
 def _read_service(image: bytes, offset: int) -> Entry:

@@ -27,6 +27,38 @@ DEFAULT_TIME_SECONDS = 30
 
 
 @frozen
+class HostFacts:
+    """What a host says of itself beside its statuses; zeros where nothing is known."""
+
+    load: float = 0.0  #: load average over one minute
+    load_instant: float = 0.0  #: what the instant status comes from
+    ram_pages: int = 0
+    cache_pages: int = 0  #: of it, what could be discarded
+    free_pages: int = 0
+    swap_pages: int = 0
+    free_swap_pages: int = 0
+    tasks: int = 0  #: running
+    #: up to four monitored ports: number, share in use (0..1)
+    ports: tuple[tuple[int, float], ...] = ()
+    daemon_version: tuple[int, int, int] = (0, 0, 0)  #: each 0..15
+    machine: int = 0  #: bits (2), architecture (6), operating system (8)
+    booted_at: float = 0.0  #: seconds since the epoch
+    started_at: float = 0.0  #: of its daemon, seconds since the epoch
+    kernel: tuple[int, int, int] = (0, 0, 0)  #: major, minor (0..255), patch (0..32767)
+    page_octets: int = 4096
+    clock_ghz: float = 0.0
+    processors: int = 1  #: logical, 0..255
+    processor_units: int = 1  #: physical, 0..255
+    alerts: int = 0
+    joined_at: float = 0.0  #: seconds since the epoch
+    hosts_seen: int = 0  #: now
+    hosts_known: int = 0  #: ever
+
+
+_NO_FACTS = HostFacts()
+
+
+@frozen
 class Host:
     """A host that publishes entries, and how loaded it is."""
 
@@ -36,6 +68,7 @@ class Host:
     environment: tuple[tuple[str, str], ...] = ()  #: published name=value lines, in order
     zone: int = 0  #: zone bits; 0: visible to every zone
     expires_at: float = inf  #: seconds since the epoch
+    facts: HostFacts = _NO_FACTS
 
 
 @frozen

@@ -16,12 +16,11 @@ from gridnet.table.heap import (
     HeapBuilder,
     HeapError,
     HeapImage,
-    HostFacts,
     checksum,
     read_image,
     read_stamp,
 )
-from gridnet.table.model import Entry, Host, ServiceTable
+from gridnet.table.model import Entry, Host, HostFacts, ServiceTable
 from gridnet.table.server_info import ServerType, parse, write
 from tests.hypothesis_profile import examples
 from tests.table.support import entry, server
@@ -77,32 +76,30 @@ class ImageTests(SynchronousTestCase):
         self.assertEqual(self.image().config, "/etc/servrc.cfg")
         self.assertEqual(self.image(serial=2**32 + 3).stamp.serial, 3)
 
-    def test_a_host_and_its_environment(self) -> None:
-        self.builder.set_facts("10.0.0.1", FACTS)
-        self.assertEqual(
-            self.image().host("10.0.0.1"),
-            Host("10.0.0.1", 500.0, 2000.0, (("db", "PubMed Gene"), ("x", "")), 0x300, int(GOOD)),
+    def test_a_host_its_environment_and_what_it_says_of_itself(self) -> None:
+        host = Host(
+            "10.0.0.1", 500.0, 2000.0, (("db", "PubMed Gene"), ("x", "")), 0x300, facts=FACTS
         )
-        self.assertEqual(self.image().facts("10.0.0.1"), FACTS)
+        self.table.put_host(host)
+        self.assertEqual(self.image().host("10.0.0.1"), evolve(host, expires_at=float(int(GOOD))))
         self.assertIsNone(self.image().host("10.0.0.2"))
-        self.assertIsNone(self.image().facts("10.0.0.2"))
-        self.builder.set_facts("10.0.0.1", None)
-        self.assertEqual(self.image().facts("10.0.0.1"), HostFacts(processors=1))
+        self.table.put_host(evolve(host, facts=HostFacts()))
+        found = self.image().host("10.0.0.1")
+        self.assertEqual(None if found is None else found.facts, HostFacts(processors=1))
         self.assertEqual(len(self.image().hosts()), 1)
 
     def test_facts_are_kept_within_their_fields(self) -> None:
-        self.builder.set_facts(
-            "10.0.0.1",
-            HostFacts(
-                tasks=-1,
-                ram_pages=2**40,
-                ports=((70_000, 5.0),) * 6,
-                processors=5000,
-                kernel=(999,) * 3,
-            ),
+        extreme = HostFacts(
+            tasks=-1,
+            ram_pages=2**40,
+            ports=((70_000, 5.0),) * 6,
+            processors=5000,
+            kernel=(999,) * 3,
         )
-        facts = self.image().facts("10.0.0.1")
-        assert facts is not None
+        self.table.put_host(Host("10.0.0.1", facts=extreme))
+        host = self.image().host("10.0.0.1")
+        assert host is not None
+        facts = host.facts
         self.assertEqual(
             (facts.tasks, facts.ram_pages, facts.ports, facts.processors, facts.kernel),
             (0, 2**32 - 1, ((65535, 1.0),) * 4, 255, (255, 255, 999)),
@@ -286,8 +283,7 @@ class LayoutTests(SynchronousTestCase):
         self.assertEqual(sum(map(len, blocks)), len(image))
 
     def test_a_host(self) -> None:
-        self.table.put_host(Host("10.0.0.7", 1.5, 2.5, (("a", "b"),), 0x21))
-        self.builder.set_facts("10.0.0.7", FACTS)
+        self.table.put_host(Host("10.0.0.7", 1.5, 2.5, (("a", "b"),), 0x21, facts=FACTS))
         host = self.blocks(self.builder.image(NOW, GOOD, 1))[1]
         self.assertEqual(host[16:20], bytes((10, 0, 0, 7)))
         self.assertEqual(struct.unpack_from("=dddd", host, 20), (0.25, 0.5, 1.5, 2.5))
