@@ -16,6 +16,8 @@ from xml.parsers import expat
 from gridnet.errors import RemoteProtocolError
 
 MAX_DEPTH = 32  #: elements inside elements
+#: Byte order marks that expat believes whatever encoding it is told.
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class UnsafeXml(RemoteProtocolError):
@@ -35,6 +37,8 @@ def parse(
     :raises UnsafeXml: not well-formed, not UTF-8, a DTD, an entity or a processing instruction,
         or more than *max_depth* elements inside one another.
     """
+    if octets[:2] in _UTF16:
+        raise UnsafeXml("not UTF-8")
     # Naming the encoding here overrules the document's own, and keeps expat from asking
     # Python's codecs for whatever name a peer declares.
     parser = expat.ParserCreate("utf-8")

@@ -47,8 +47,13 @@ class Call:
 
     @property
     def key(self) -> Hashable:
-        """Whom slots and rates count."""
+        """Whom slots count."""
         return self.digest or self.authorization or self.address
+
+    @property
+    def source(self) -> Hashable:
+        """Whom rates count: nothing that a caller may choose anew for each call."""
+        return self.digest or self.address
 
 
 Authenticate = Callable[[Transaction, Call], Caller]
@@ -121,7 +126,7 @@ class RpcListener:
         name, result = "?", "ok"
         call = Call(self, connection.address, connection.peer_digest, request.authorization)
         try:
-            self._rates.count(call.key, self.server.seconds())
+            self._rates.count(call.source, self.server.seconds())
             parsed = await self._parse(request.body)
             name = parsed.method
             if name == "system.multicall":

@@ -334,6 +334,10 @@ class JobServer:
         except ScireFault as fault:
             self.log.warn("no heartbeat: {reason}", reason=str(fault))
             return
+        except Exception:
+            # Whatever it is, the next heartbeat is due all the same.
+            self.log.failure("no heartbeat")
+            return
         if state == "draining" and self.state == "serving":
             self.log.info("{name} drains, as an administrator wishes", name=self.name)
             self.state = "draining"
@@ -357,6 +361,9 @@ class JobServer:
             await self._duties()
         except ScireFault as fault:
             self.log.warn("duties are late: {reason}", reason=str(fault))
+        except Exception:
+            # What fails for one job or run must not end the duties for all others.
+            self.log.failure("duties are late")
         self.metrics.sweep_seconds.observe(monotonic() - started)
 
     async def _duties(self) -> None:

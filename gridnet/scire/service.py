@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from random import SystemRandom
 from typing import Any
@@ -179,8 +180,11 @@ class ScireService(MultiService):
         if not self.ready.called:
             self.ready.errback(failure)
         if not self._stopping:
-            # As an address in use does: a server that cannot serve is not left running.
-            self._site.reactor.callWhenRunning(self._site.reactor.stop)
+            # As an address in use does: a server that cannot serve is not left running, and
+            # whoever started it learns of it by its exit status.
+            reactor = self._site.reactor
+            reactor.addSystemEventTrigger("after", "shutdown", _exit_failed)
+            reactor.callWhenRunning(reactor.stop)
 
     def stopService(self) -> Deferred[None]:
         """Drain, close, say goodbye (called by Twisted)."""
@@ -208,6 +212,13 @@ class ScireService(MultiService):
             for connection in list(front.factory.connections):
                 connection.transport.abortConnection()
         await stopped
+
+
+def _exit_failed() -> None:
+    """End the process with status 1, which stopping a reactor does not."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _signer(config: ScireConfig, site: Site) -> Signer:
@@ -245,7 +256,7 @@ def make_scire(config: ScireConfig, site: Site) -> IService:
     signer = _signer(config, site)
     name = _name(config, site)
     threads = config.pool or config.limits.max_threads
-    database = open_database(config.database, site.state_dir, threads, name)
+    database = open_database(config.database, site.state_dir, threads, name, serve=True)
     metrics = Metrics(site.status.metrics)
     pusher = Pusher(site.reactor, config.push, name, database, own, authorities, metrics)
     server = JobServer(

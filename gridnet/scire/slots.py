@@ -18,6 +18,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from gridnet.scire.faults import FaultCode, ScireFault
 
+#: Calls of one caller that wait, so that nobody takes all places.
+MAX_OF_ONE = 4
 #: Weight of the newest measurement in the moving averages.
 _WEIGHT = 0.05
 
@@ -78,13 +80,16 @@ class Slots:
         :returns: fires when *caller* has it; fails with fault 1060.
         """
         ready: Deferred[None] = Deferred()
-        if len(self._waiting) >= self._places:
+        ahead = sum(1 for waiter in self._waiting.values() if waiter.caller == caller)
+        if len(self._waiting) >= self._places or ahead >= MAX_OF_ONE:
             ready.errback(self._busy())
             return ready
         self._number += 1
         number = self._number
         timeout = self._reactor.callLater(self._seconds, self._give_up, number)
         self._waiting[number] = _Waiter(caller, ready, timeout)
+        # A slot may be free: those ahead may all wait for calls of their own.
+        self._next()
         return ready
 
     def _give_up(self, number: int) -> None:

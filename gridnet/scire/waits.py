@@ -9,6 +9,8 @@ from twisted.internet.interfaces import IReactorTime
 
 from gridnet.scire.faults import FaultCode, ScireFault
 
+#: Callers of one client, so that nobody takes all places.
+MAX_OF_ONE = 4
 #: Clients whose last told wishes are remembered.
 _MAX_TOLD = 20_000
 
@@ -51,7 +53,7 @@ class Waits:
         :returns: fires with whether it was (False: the time is over).
         :raises ScireFault: 1060 too many wait.
         """
-        if self.count >= self._places:
+        if self.count >= self._places or len(self._waiting.get(client, ())) >= MAX_OF_ONE:
             raise ScireFault(FaultCode.BUSY, "too many wait", retry_after=30)
         waiter: Deferred[bool] = Deferred()
         timeout = self._reactor.callLater(seconds, self._wake, client, waiter, False)

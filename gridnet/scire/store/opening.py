@@ -10,13 +10,16 @@ from gridnet.scire.store.schema import POSTGRESQL_WORDS, SQLITE_WORDS, migrate
 from gridnet.scire.store.sqlite import SqliteDatabase
 
 
-def open_database(names: tuple[str, ...], directory: Path, threads: int, who: str) -> Database:
+def open_database(
+    names: tuple[str, ...], directory: Path, threads: int, who: str, *, serve: bool = False
+) -> Database:
     """
     The database *names*, with its tables brought to this version.
 
     :param names: one path of an SQLite file, or connection strings of one PostgreSQL database
         (``postgresql://...``), tried in order.
     :param directory: that a relative path starts from.
+    :param serve: a server wants it: of an SQLite file it is the only one.
     :raises gridnet.errors.ConfigError: it cannot be used.
     """
     if all(name.startswith(("postgresql://", "postgres://")) for name in names) and names:
@@ -33,5 +36,8 @@ def open_database(names: tuple[str, ...], directory: Path, threads: int, who: st
         what = "expected one file, or connection strings that start with postgresql://"
         raise ConfigError([Fault("scire.database", what)])
     sqlite = SqliteDatabase(directory / names[0])
+    if serve:
+        # Before the tables are touched, which may be those of an older server that runs.
+        sqlite.lock()
     migrate(sqlite, SQLITE_WORDS)
     return sqlite

@@ -1,0 +1,205 @@
+"""A server in a process of its own, driven by the standard library's XML-RPC client."""
+
+from __future__ import annotations
+
+import signal
+import xmlrpc.client
+from datetime import datetime
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from gridnet.scire.jobfile import parse_job
+from gridnet.scire.machine import Reported
+from gridnet.scire.service import admin_methods, enrol_methods, work_methods
+from gridnet.scire.statusfile import Output, StatusFile, format_status
+from tests.scire.databases import PostgresMixin, SqliteMixin
+from tests.scire.processes import ProcessMixin, ServerProcess, fault_of
+
+HELLO = {"protocol": "1.0", "program": "test", "mode": "normal", "install_id": "one"}
+
+
+def script_job(name: str = "job", **values: Any) -> dict[str, Any]:
+    """A definition, for all clients."""
+    return {
+        "name": name,
+        "targets": {"all": True},
+        "execute": {"script": b"exit 0\n", "user": "nobody"},
+        **values,
+    }
+
+
+def status(run: int, seq: int, state: str, attempt: int = 1, **facts: Any) -> bytes:
+    """A status file."""
+    return format_status(StatusFile(run, attempt, seq, Reported(state), 1_800_000_000.0, **facts))
+
+
+class ServerCase(ProcessMixin, SynchronousTestCase):
+    """One server for a case; mixed with a backend."""
+
+    abstract = True
+    keys: dict[str, Any] = {}
+
+    def setUp(self) -> None:
+        if type(self).__dict__.get("abstract"):
+            return
+        names = self.database_names()  # type: ignore[attr-defined]
+        self.one: ServerProcess = self.server(names, **self.keys)
+        self.root = self.one.root()
+        self.addCleanup(self.root("close"))
+
+
+class WholeCase(ServerCase):
+    """A job's life as a foreign client sees it."""
+
+    abstract = True
+
+    def test_a_job_is_defined_fetched_run_and_reported(self) -> None:
+        machine = self.one.machine("printer1.example.org")
+        proxy = machine.proxy(self.one)
+        self.addCleanup(proxy("close"))
+        answer = proxy.scire.hello(HELLO)
+        self.assertEqual(answer["name"], "printer1.example.org")
+        self.assertEqual(
+            answer["servers"], [{"url": self.one.url(self.one.work), "role": "primary"}]
+        )
+        made = self.root.admin.job_create(script_job(priority=20), "key 1")
+        self.assertEqual(made["runs"], 1)
+        self.assertEqual(self.root.admin.job_create(script_job(priority=20), "key 1"), made)
+        waiting = proxy.scire.get_jobs()
+        self.assertEqual([job["name"] for job in waiting], ["job"])
+        delivery = proxy.scire.next_job("")
+        job = parse_job(delivery["file"])
+        self.assertEqual((job.run, job.script), (delivery["run"], b"exit 0\n"))
+        self.assertFalse(proxy.scire.next_job(delivery["receipt"])["more"])
+        run = delivery["run"]
+        for seq, state in enumerate(("running", "progress"), 1):
+            answer = proxy.scire.job_status(status(run, seq, state))
+            self.assertEqual(answer["recorded"], "new")
+        last = status(run, 3, "succeeded", exit_code=0, outputs=(Output("stdout", b"hello"),))
+        self.assertEqual(proxy.scire.job_status(last)["recorded"], "new")
+        self.assertEqual(proxy.scire.job_status(last)["recorded"], "duplicate")
+        self.assertTrue(proxy.scire.bye())
+        shown = self.root.admin.run_get(run)
+        self.assertEqual((shown["state"], shown["exit_code"]), ("succeeded", 0))
+        self.assertEqual(self.root.admin.run_output(run, "stdout", 0, 100)["data"], b"hello")
+        states = [row["to"] for row in self.root.admin.run_history(run)]
+        self.assertEqual(states, ["pending", "sent", "received", "running", "succeeded"])
+
+    def test_the_aliases_do_the_same(self) -> None:
+        machine = self.one.machine("old.example.org")
+        proxy = machine.proxy(self.one)
+        self.addCleanup(proxy("close"))
+        self.root.admin.job_create(script_job())
+        self.root.admin.job_create(script_job("second"))
+        first, second = (job["run"] for job in proxy.get_jobs())
+        proxy.scire.job_received(proxy.get_job(first)["receipt"])
+        proxy.mark_job_as(first, "running")
+        self.assertEqual(proxy.mark_job_as(first, "finished")["state"], "succeeded")
+        proxy.get_job(second)
+        proxy.mark_job_as(second, "downloaded")
+        self.assertEqual(proxy.job_return(second, 3, "no paper")["state"], "failed")
+        self.assertEqual(self.root.admin.run_get(second)["message"], "no paper")
+
+    def test_several_calls_in_one(self) -> None:
+        machine = self.one.machine("many.example.org")
+        proxy = machine.proxy(self.one)
+        self.addCleanup(proxy("close"))
+        together = xmlrpc.client.MultiCall(proxy)
+        together.scire.ping()
+        together.scire.get_job(12345)
+        together.system.multicall([])
+        results = iter(together())
+        self.assertEqual(next(results)["version"], "1.0")
+        self.assertEqual(fault_of(lambda: next(results)), 1022)
+        calls = [{"methodName": "system.multicall", "params": [[]]}] * 51
+        self.assertEqual(fault_of(proxy.system.multicall, calls), -32602)
+        self.assertEqual(proxy.system.multicall(calls[:1])[0]["faultCode"], -32602)
+
+
+class SqliteWholeTests(SqliteMixin, WholeCase):
+    """On SQLite."""
+
+
+class PostgresWholeTests(PostgresMixin, WholeCase):
+    """On PostgreSQL."""
+
+
+#: An argument of each declared type.
+_VALUES: dict[str, Any] = {
+    "int": 1,
+    "boolean": True,
+    "string": "x",
+    "double": 1.5,
+    "dateTime.iso8601": datetime(2026, 1, 1),
+    "base64": b"x",
+    "array": [],
+    "struct": {},
+    "ref": 1,
+}
+
+
+class EveryCallTests(SqliteMixin, ServerCase):
+    """The standard library's client can use every call."""
+
+    def _check_all(self, proxy: Any, methods: Any) -> None:
+        listed = proxy.system.listMethods()
+        self.assertEqual(set(listed), {*methods, "system.multicall"})
+        for name in sorted(methods):
+            if name == "scire.wait":
+                continue  # it would wait
+            method = methods[name]
+            arguments = [_VALUES[kind] for kind in method.params]
+            if name.startswith("system.method"):
+                arguments = [name]
+            function = getattr(proxy, name)
+            code = fault_of(function, *arguments)
+            # Whatever these values mean to it, it is known, takes them and does not break.
+            self.assertNotIn(code, (-32601, -32603, -32700, -32600), name)
+            self.assertEqual(fault_of(function, *arguments, "too many"), -32602, name)
+            for number, kind in enumerate(method.params):
+                wrong = [*arguments]
+                wrong[number] = [] if kind != "array" else "x"
+                self.assertEqual(fault_of(function, *wrong), -32602, f"{name}, {number}")
+            self.assertTrue(proxy.system.methodHelp(name), name)
+            for signature in proxy.system.methodSignature(name):
+                self.assertEqual(signature[0], method.result)
+
+    def test_of_the_work_listener(self) -> None:
+        machine = self.one.machine("every.example.org")
+        with machine.proxy(self.one) as proxy:
+            self._check_all(proxy, work_methods())
+        self.assertNotIn("Traceback", self.one.log)
+
+    def test_of_the_enrol_listener(self) -> None:
+        with self.one.anybody() as proxy:
+            self._check_all(proxy, enrol_methods())
+        self.assertNotIn("Traceback", self.one.log)
+
+    def test_of_the_administration_listener(self) -> None:
+        self._check_all(self.root, admin_methods())
+        self.assertNotIn("Traceback", self.one.log)
+
+
+class EndTests(SqliteMixin, ServerCase):
+    """How a server ends."""
+
+    def test_it_ends_in_order_and_comes_back(self) -> None:
+        self.root.admin.job_create(script_job())
+        self.root("close")()
+        self.assertEqual(self.one.stop(), -signal.SIGTERM)
+        self.assertNotIn("Traceback", self.one.log)
+        self.one.start()
+        servers = self.root.admin.server_list()
+        self.assertEqual([(s["state"], s["epoch"]) for s in servers], [("serving", 2)])
+
+    def test_a_second_process_does_not_get_the_file(self) -> None:
+        other = ServerProcess(self.place() / "other", self.one.database, "b", self.one)
+        other.launch()
+        self.addCleanup(other.kill)
+        assert other.process is not None
+        self.assertNotEqual(other.process.wait(30), 0)
+        self.assertIn("in use by another process", other.log)
+
+
+del WholeCase
