@@ -109,12 +109,20 @@ class IObjectSource(Interface):
     def snapshot() -> object:
         """The list now: ``Mapping[str, Mapping[str, object]]``, key -> attributes."""
 
-    def subscribe(changed: object) -> object:
+    def subscribe(changed: Any) -> object:
         """
         Call ``changed(key, attributes | None)`` at each change (``None``: deleted).
 
         :returns: a callable that ends the subscription.
         """
+
+
+class IListMaster(Interface):
+    """The master of the lists of this process (provided by the event mirror)."""
+
+    def connector() -> object:
+        """A way to it for a mirror in this process, as :class:`gridnet.mirror.follow.MirrorService`
+        takes it."""
 
 
 class IJobEvents(Interface):

@@ -502,6 +502,10 @@ class EventClient:
             self.core.changed = True
             self.core.renewed.add(event)
 
+    def send_again(self) -> None:
+        """Send the subscription again: the master has lists now that it had not before."""
+        self.core.changed = True
+
     def unsubscribe_all(self) -> None:
         """Give up everything but the three events that every client has."""
         for event in list(self.core.subscribed):

@@ -116,6 +116,7 @@ class MirrorService(Service):
         )
         self._user: _User | None = None
         self._link: Link | None = None
+        self._connecting: Deferred[Any] | None = None
         self._timer: IDelayedCall | None = None
         self._timer_at = inf
         self._soon: IDelayedCall | None = None
@@ -338,9 +339,10 @@ class MirrorService(Service):
         """The client wants a connection."""
         self.close()
         user = self._user = _User(self)
-        connecting = self._connector.connect(user)
+        connecting = self._connecting = self._connector.connect(user)
 
         def connected(link: Link) -> None:
+            self._connecting = None
             if self._user is not user:
                 link.abort()
                 return
@@ -350,6 +352,7 @@ class MirrorService(Service):
 
         def failed(failure: Failure) -> None:
             if self._user is user:
+                self._connecting = None
                 wait = getattr(failure.value, "retry_seconds", 0.0)
                 user.lost(failure.getErrorMessage(), wait)
 
@@ -361,6 +364,9 @@ class MirrorService(Service):
         if self._user is not None:
             self._user.forget()
             self._user = None
+        if self._connecting is not None:
+            connecting, self._connecting = self._connecting, None
+            connecting.cancel()
         if self._link is not None:
             link, self._link = self._link, None
             link.abort()
@@ -426,6 +432,9 @@ class MirrorService(Service):
             for name in names:
                 own(name)
         self.mirror.follow_all()
+        if self.mirror.lacks(names):
+            self.client.send_again()
+        self._process_soon()
 
 
 class Changes(AsyncIterator[Change]):

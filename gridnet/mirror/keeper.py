@@ -43,6 +43,8 @@ class MasterService(Service):
         self._clock = IReactorTime(reactor)
         self.master = EventMaster(catalogue, limits, canonical_host, self._remark)
         self._wind_down = wind_down_seconds
+        #: called with the names of types that clients want and that are not known
+        self.on_missing: Callable[[set[str]], None] = lambda names: None
         self._call: IDelayedCall | None = None
         self._armed_for = inf
 
@@ -133,12 +135,19 @@ class MasterService(Service):
     def register(self, wish: Registration, port: ClientPort, fixed_ids: bool = False) -> Client:
         """See :meth:`EventMaster.register`; nothing is delivered before this returns."""
         client = self.master.register(wish, port, self.now, fixed_ids)
+        self._look_for_missing()
         self.touch()
         return client
+
+    def _look_for_missing(self) -> None:
+        if self.master.missing:
+            names, self.master.missing = self.master.missing, set()
+            self.on_missing(names)
 
     def modify(self, wish: Registration) -> None:
         """See :meth:`EventMaster.modify`."""
         self.master.modify(wish, self.now)
+        self._look_for_missing()
         self.touch()
 
     def acknowledge(self, client_id: int, number: int) -> None:

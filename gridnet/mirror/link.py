@@ -60,8 +60,11 @@ class Connector(Protocol):
     :ivar canonical_host: how host names compare.
     """
 
-    catalogue: Catalogue
-    canonical_host: Callable[[str], str]
+    @property
+    def catalogue(self) -> Catalogue: ...
+
+    @property
+    def canonical_host(self) -> Callable[[str], str]: ...
 
     def connect(self, user: LinkUser) -> Deferred[Link]:
         """Make a link; an error in the Deferred says why there is none."""

@@ -266,6 +266,8 @@ class EventMaster:
         self._addresses: dict[tuple[str, str, int], int] = {}
         self._lowest_free = FIRST_DYNAMIC_ID
         self._pending: list[tuple[Event, str]] | None = None
+        #: types that clients want and whose list is not known; whoever can provide one, does
+        self.missing: set[str] = set()
         #: when the next round is due; falls with every change that is to be flushed
         self.wake_at = inf
 
@@ -362,6 +364,7 @@ class EventMaster:
         """
         kind = self.catalogue.find(name)
         self.lists.drop(kind.name)
+        self.missing.discard(kind.name)
         for client in list(self.clients.values()):
             if kind.list_event in self._wanted(client):
                 client.blocked.add(kind.name)
@@ -507,7 +510,18 @@ class EventMaster:
                 self._append_list(client, kind, wanted, now)
             else:
                 client.blocked.add(kind.name)
+                self.missing.add(kind.name)
         self._follow(client)
+
+    def wanted_types(self) -> set[str]:
+        """Names of the types that any client subscribes."""
+        found = set()
+        for feed in self._feeds.values():
+            for event in feed.subscriptions:
+                meaning = self.catalogue.meaning(event)
+                if meaning is not None:
+                    found.add(meaning[0].name)
+        return found.union(*(client.blocked for client in self.clients.values()))
 
     def _check(self, wish: Registration, fixed_ids: bool) -> None:
         if not wish.name or not wish.name.isprintable() or len(wish.name) > 512:

@@ -145,6 +145,10 @@ class Mirror:
         """The types that are subscribed."""
         return tuple(each.kind for each in self._following.values())
 
+    def lacks(self, names: Sequence[str]) -> bool:
+        """Is any of the lists *names* subscribed, and never came?"""
+        return any(name in self._following and not self.lists.has(name) for name in names)
+
     def _required(self, kind: ObjectType) -> None:
         if kind.name not in self._following:
             raise MirrorError(Result.NOT_INITIALIZED, f"{kind.name} is not mirrored")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from typing import Any
 
@@ -64,6 +64,10 @@ class MasterProtocol(Protocol):
         self._out.write([greeting.pack()])
         seconds = self._factory.limits.registration_seconds
         self._timer = self._factory.clock.callLater(seconds, self._too_late)
+
+    def announce(self) -> None:
+        """Name the lists again: there are more of them."""
+        self._send({"types": self._factory.types()})
 
     def _too_late(self) -> None:
         self._timer = None
@@ -173,6 +177,7 @@ class MasterFactory(Factory):
 
     :param allowed: addresses that may connect; None: all.
     :param host: what it calls itself.
+    :param names: gives the names of all lists; None: those of the catalogue.
     """
 
     noisy = False
@@ -186,6 +191,7 @@ class MasterFactory(Factory):
         limits: ServerLimits | None = None,
         allowed: AddressRanges | None = None,
         host: str = "",
+        names: Callable[[], Iterable[str]] | None = None,
     ) -> None:
         self.clock = IReactorTime(reactor)
         self.keeper = keeper
@@ -193,6 +199,7 @@ class MasterFactory(Factory):
         self.limits = limits or ServerLimits()
         self.host = host
         self._allowed = allowed
+        self._names = names or self._names_of_catalogue
         self._numbers = count(1)
         self._open: set[MasterProtocol] = set()
         self._closed: Deferred[None] | None = None
@@ -231,9 +238,22 @@ class MasterFactory(Factory):
         self._open.discard(protocol)
         self._look()
 
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._open)
+
     def types(self) -> tuple[str, ...]:
         """The names of the lists."""
+        return tuple(self._names())
+
+    def _names_of_catalogue(self) -> tuple[str, ...]:
         return tuple(kind.name for kind in self.catalogue.types if kind.list_event)
+
+    def announce(self) -> None:
+        """There are lists that were not there before: tell everyone who is connected."""
+        for protocol in self._open:
+            protocol.announce()
 
 
 class MirrorProtocol(Protocol):
@@ -279,6 +299,8 @@ class MirrorProtocol(Protocol):
             user.refused(str(message["refused"])[:1000])
         elif "unknown" in message:
             user.unknown_to_master(str(message["unknown"])[:1000])
+        elif "types" in message:
+            user.types_known(wire.read_types(message["types"]))
         elif "closed" in message:
             self._reason = str(message["closed"])[:1000]
             self.transport.loseConnection()

@@ -411,12 +411,20 @@ def read_greeting(message: Mapping[str, Any]) -> Greeting:
     :raises RemoteProtocolError: malformed, or of another version.
     """
     hello = message.get("hello")
-    if not isinstance(hello, dict) or not isinstance(hello.get("types"), list):
+    if not isinstance(hello, dict):
         raise RemoteProtocolError("the peer does not greet like a gridnet master")
     version = _value(hello, "version", int, None)
     if version != VERSION:
         raise RemoteProtocolError(f"the peer speaks version {version}, this is {VERSION}")
-    types = hello["types"]
-    if len(types) > MAX_TYPES:
-        raise RemoteProtocolError(f"more than {MAX_TYPES} lists")
-    return Greeting(version, tuple(map(check_name, types)), _value(hello, "host", str, ""))
+    return Greeting(version, read_types(hello.get("types")), _value(hello, "host", str, ""))
+
+
+def read_types(types: Any) -> tuple[str, ...]:
+    """
+    The names of lists in a message.
+
+    :raises RemoteProtocolError: malformed, or too many.
+    """
+    if not isinstance(types, list) or len(types) > MAX_TYPES:
+        raise RemoteProtocolError(f"malformed names of lists, or more than {MAX_TYPES}")
+    return tuple(map(check_name, types))

@@ -13,6 +13,7 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import Request
 from twisted.web.util import Redirect
 
+from gridnet.interfaces import IListMaster
 from gridnet.site import Site
 from gridnet.status.config import StatusConfig
 from gridnet.status.report import site_report
@@ -60,7 +61,11 @@ class StatusPage(_Page):
         """HTML."""
         report = site_report(self._site, self._now(), self._config.max_rows)
         pages = sorted(name.decode("ascii") for name in self._site.status.pages)
-        return self._template.render(report, pages=pages).encode("utf-8")
+        # With the event mirror in this process the tables follow their lists.
+        live = self._site.find(IListMaster) is not None
+        return self._template.render(
+            report, pages=pages, live=live, max_rows=self._config.max_rows
+        ).encode("utf-8")
 
 
 class StatusJson(_Page):

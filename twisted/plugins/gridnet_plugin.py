@@ -22,3 +22,6 @@ scire = ServiceMaker(
 launcher = ServiceMaker(
     "gridnet launcher", "gridnet.launcher.tap", "Unix filters as services.", "gridnet-launcher"
 )
+mirror = ServiceMaker(
+    "gridnet mirror", "gridnet.mirror.tap", "Live copies of object lists.", "gridnet-mirror"
+)
