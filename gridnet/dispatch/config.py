@@ -40,7 +40,6 @@ class DispatchConfig:
     max_pipelined_octets: int = field(default=65_536, validator=at_least(1024))
     #: requests answered in one turn before others get theirs
     max_pipelined_requests: int = field(default=100, validator=at_least(1))
-    requests_per_connection: int = field(default=100_000, validator=at_least(1))
     linger_seconds: float = field(default=2.0, validator=more_than(0))  #: closing, peer still sends
 
     # What all clients may take together; of each worker.

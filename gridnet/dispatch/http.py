@@ -284,6 +284,8 @@ class HttpConnection(TwistedProtocol):
             data = bytes(self._held)
             self._release()
             self._exchange.body_received(data)
+        if self._ended and self._exchange is not None:
+            self._exchange.body_ended()
 
     def end_tunnel_output(self) -> None:
         """Nothing more goes to the client of the tunnel."""

@@ -16,7 +16,7 @@ from functools import lru_cache
 from gridnet.dispatch.body import LAST_CHUNK, chunk
 from gridnet.dispatch.config import DispatchConfig
 from gridnet.dispatch.dispatcher import Dispatcher, relay_path, used_lines
-from gridnet.dispatch.head import ReplyHead, RequestHead, end_to_end, values
+from gridnet.dispatch.head import HOP_BY_HOP, ReplyHead, RequestHead, end_to_end, values
 from gridnet.dispatch.http import HttpConnection
 from gridnet.dispatch.reply import DateLine, connection_line, failure, status_line
 from gridnet.dispatch.request import ConnectionMode, DispatchRequest
@@ -35,7 +35,7 @@ _VIA = b"1.1 " + PSEUDONYM
 _IDEMPOTENT = frozenset(["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"])
 _READING = frozenset(["GET", "HEAD"])
 
-#: Request headers that we write ourselves, or that were meant for us.
+#: Request headers that we write ourselves, or that were meant for us; see :func:`_cgi_name`.
 _OWN_REQUEST_HEADERS = frozenset(
     [
         b"host",
@@ -58,7 +58,7 @@ _OWN_REQUEST_HEADERS = frozenset(
 )
 _SKIP_PREFIX = b"skip-info-"
 #: Request headers that say who the client is: nothing that an outsider may say of himself.
-_INSIDERS_HEADERS = frozenset([b"forwarded", b"proxied_ip", b"x-fwd-ip-addr", b"x-real-ip"])
+_INSIDERS_HEADERS = frozenset([b"forwarded", b"proxied-ip", b"x-fwd-ip-addr", b"x-real-ip"])
 _INSIDERS_PREFIX = b"caf-"
 #: Reply headers that only a dispatcher may write.
 _OWN_REPLY_HEADERS = frozenset(
@@ -241,19 +241,33 @@ class Forwarding:
             via = []
             lines = []
             for name, value in end_to_end(self.head.headers, self.head.connection):
-                lower = name.lower()
-                if lower == b"via":
+                if name.lower() == b"via":
                     via.append(value)
-                if lower in _OWN_REQUEST_HEADERS or lower.startswith(_SKIP_PREFIX):
+                known = _cgi_name(name)
+                if (
+                    known in _OWN_REQUEST_HEADERS
+                    or known in HOP_BY_HOP
+                    or known.startswith(_SKIP_PREFIX)
+                ):
                     continue
                 if not inside and (
-                    lower in _INSIDERS_HEADERS or lower.startswith(_INSIDERS_PREFIX)
+                    known in _INSIDERS_HEADERS or known.startswith(_INSIDERS_PREFIX)
                 ):
                     continue
                 lines.append(b"%b: %b\r\n" % (name, value))
             lines.append(b"Via: %b\r\n" % b", ".join([*via, _VIA]))
             found = self._lines[inside] = b"".join(lines)
         return found
+
+
+def _cgi_name(name: bytes) -> bytes:
+    """
+    The header *name* as programs behind CGI know it, lower case.
+
+    To them ``Client_Host`` and ``Client-Host`` are one (RFC 3875, 4.1.18): what is held back under
+    one spelling is held back under the other.
+    """
+    return name.lower().replace(b"_", b"-")
 
 
 @lru_cache(maxsize=512)

@@ -163,6 +163,9 @@ class _LinkBase(TwistedProtocol):
         self.transport.unregisterProducer()
         self.transport.loseWriteConnection()
 
+    def writeConnectionLost(self) -> None:
+        """Called by the transport: the server has been told that this is all."""
+
     def drop(self) -> None:
         """See :class:`Link`."""
         self._user = None
@@ -381,9 +384,6 @@ class StreamLink(_LinkBase):
         self.transport.loseConnection()
         if user is not None:
             user.output_received(b"", True)
-
-    def writeConnectionLost(self) -> None:
-        """Called by Twisted: the server has been told that this is all."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Called by Twisted."""

@@ -392,6 +392,31 @@ class HttpTests(Stage):
         backend.end()
         await client.ended
 
+    async def test_a_client_that_has_said_all_in_a_tunnel(self) -> None:
+        """The server hears its end, and what it then says still arrives."""
+        self.start(self.WEB)
+        switching = b"HTTP/1.1 101 x\r\nConnection: upgrade\r\nUpgrade: y\r\n\r\n"
+        for number, early in enumerate([False, True]):
+            client = await self.ask(lines=b"Connection: Upgrade\r\nUpgrade: y\r\n")
+            backend = await self.backend(number)
+            if early:  # before the server has agreed
+                client.transport.loseWriteConnection()
+                assert self.front is not None
+                (connection,) = self.front.factory.connections
+                while not connection._ended:
+                    await deferLater(self.core, 0.01)
+            backend.say(switching)
+            await client.until(b"\r\n\r\n")
+            if not early:
+                client.write(b"last words")
+                client.transport.loseWriteConnection()
+                await self.backend(number, b"last words")
+            await self.until(lambda backend=backend: backend.finished)  # type: ignore[misc]
+            backend.say(b"farewell")
+            await client.until(b"farewell")
+            backend.end()
+            await client.ended
+
     async def test_an_upgrade_refused(self) -> None:
         """A server may just answer."""
         self.start(self.WEB)
@@ -438,7 +463,10 @@ class HttpTests(Stage):
         client.write(
             b"GET /Service/dispd.cgi?service=web HTTP/1.1\r\nHost: d\r\n"
             b"X-Forwarded-For: 10.0.0.1\r\nCAF-Proxied-Host: 10.0.0.1\r\nX-Real-IP: 10.0.0.1\r\n"
-            b"Client-Host: 10.0.0.1\r\nForwarded: for=10.0.0.1\r\nX-Kept: 1\r\n\r\n"
+            b"Client-Host: 10.0.0.1\r\nForwarded: for=10.0.0.1\r\nX-Kept: 1\r\n"
+            # The same to a program behind CGI:
+            b"CAF_Proxied_Host: 10.0.0.1\r\nClient_Host: 10.0.0.1\r\nProxied-IP: 10.0.0.1\r\n"
+            b"X_Forwarded-For: 10.0.0.1\r\nTransfer_Encoding: 10.0.0.1\r\n\r\n"
         )
         backend = await self.backend()
         self.assertNotIn(b"10.0.0.1", backend.received)
