@@ -63,7 +63,7 @@ class FileReader:
     """
     Reads the files of one set, and remembers the state each was in.
 
-    :ivar states: file name -> state when it was read; None for those that could not be.
+    :ivar states: file name -> state when it was read, or could not be.
     """
 
     max_octets: int
@@ -77,7 +77,8 @@ class FileReader:
         :raises OSError: it cannot be read, or is no regular file.
         """
         path = local_path(name)
-        self.states[path] = None
+        # What cannot be read now is looked at again when it is another file, or has other rights.
+        self.states[path] = state(path)
         try:
             # A pipe or a device could keep us waiting for ever.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -85,10 +86,10 @@ class FileReader:
             raise OSError(EINVAL, "no file name", path) from None
         with open(descriptor, "rb") as file:
             found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise OSError(EINVAL, "not a regular file", path)
             # Taken before the octets are: a change during the reading is then seen later.
             self.states[path] = _state(found)
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError(EINVAL, "not a regular file", path)
             return file.read(self.max_octets + 1).decode("iso-8859-1")
 
     def unsettled(self, began_ns: int, ended_ns: int) -> bool:

@@ -171,8 +171,10 @@ class ConfigurationWatch(Service):
             except TableError as error:
                 faults = (Fault(str(self._source.main), str(error)),)
         if faults:
-            self._refuse(loaded, faults)
-            self._log.error("definitions refused; those of before stay in force")
+            known = patient and faults == self.refused
+            self._refuse(loaded, faults, quietly=known)
+            if not known:
+                self._log.error("definitions refused; those of before stay in force")
             return faults
         if self.refused:
             self._log.info("the definitions are mended")
@@ -197,8 +199,11 @@ class ConfigurationWatch(Service):
         retry = self._source.config.resolve_retry_seconds
         self._retry_at = self._clock.seconds() + retry if loaded.hosts_unknown else None
 
-    def _refuse(self, loaded: Loaded, faults: tuple[Fault, ...]) -> None:
+    def _refuse(self, loaded: Loaded, faults: tuple[Fault, ...], quietly: bool = False) -> None:
+        """Note *faults*; *quietly*: they are those of the last time, and nobody has asked."""
         self.refused, self.refused_at = faults, loaded.loaded_at
+        if quietly:
+            return
         for fault in faults[:_LOGGED_FAULTS]:
             self._log.error("{where}: {what}", where=fault.where, what=fault.what)
         if len(faults) > _LOGGED_FAULTS:

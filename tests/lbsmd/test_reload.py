@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
+from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
@@ -236,10 +237,35 @@ class WatchTests(WatchCase):
             return maybeDeferred(function, *arguments)
 
         self.make(run=run)
-        self.rewrite(self.main, "A WHAT\n")
-        for _ in range(5):
+        os.mkfifo(self.directory / "pipe")
+        os.utime(self.directory, (1e9, 1e9))
+        os.utime(self.directory / "pipe", (1e9, 1e9))
+        for faulty in ("A WHAT\n", "%include .\n", "%include pipe\n", "%include gone\n"):
+            self.rewrite(self.main, faulty)
+            for _ in range(5):
+                self.look()
+            self.assertEqual((sum(reads), faulty), (1, faulty))
+            reads.clear()
+        (self.directory / "pipe").chmod(0o600)
+        self.rewrite(self.main, "%include pipe\n")
+        self.look()
+        (self.directory / "pipe").chmod(0o640)  # other rights: perhaps it can be read now
+        self.look()
+        self.assertEqual(sum(reads), 2)
+
+    def test_the_same_faults_are_told_once(self) -> None:
+        """However often it is tried again; a person who asks is told anew."""
+        watch = self.make(resolve_retry_seconds=1.0)
+        with capturedLogs() as told:
+            self.rewrite(self.main, "A DNS unknown.example.org:1\n")
+            for _ in range(5):
+                self.look()
+            self.assertEqual(len(told), 2)  # the fault, and what comes of it
+            self.successResultOf(watch.reload())
+            self.assertEqual(len(told), 4)
+            self.rewrite(self.main, "A DNS unknown.example.org:1\nB WHAT\n")
             self.look()
-        self.assertEqual(sum(reads), 1)
+            self.assertEqual(len(told), 7)
 
     def test_a_missing_main_file_takes_its_services_along(self) -> None:
         """At the second look: an editor may take it away for a moment."""
