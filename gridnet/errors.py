@@ -6,6 +6,16 @@ from collections.abc import Iterable, Sequence
 
 from attrs import frozen
 
+#: Characters of what was found that an error repeats.
+_SHOWN_CHARACTERS = 60
+
+
+def shown(text: str) -> str:
+    """*text* as errors show it: quoted, cut when long, control characters escaped."""
+    if len(text) > _SHOWN_CHARACTERS:
+        return f"{text[:_SHOWN_CHARACTERS]!r}..."
+    return repr(text)
+
 
 class GridnetError(Exception):
     """Base of all errors that gridnet raises on purpose."""

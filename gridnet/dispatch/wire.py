@@ -23,7 +23,7 @@ from gridnet.dispatch.request import (
     Preference,
     Skip,
 )
-from gridnet.errors import RemoteProtocolError
+from gridnet.errors import RemoteProtocolError, shown
 from gridnet.table.address import canonical_address
 from gridnet.table.affinity import Affinity
 from gridnet.table.server_info import (
@@ -133,7 +133,7 @@ def _service(arguments: Sequence[tuple[str, str, str]]) -> str:
     for name, value, _ in arguments:
         if name == "service":
             if len(value) > MAX_NAME_CHARACTERS or _NAME.fullmatch(value) is None:
-                raise RemoteProtocolError(f"service: expected a service name, found {value[:60]!r}")
+                raise RemoteProtocolError(f"service: expected a service name, found {shown(value)}")
             return value
     raise RemoteProtocolError("expected a service argument (service=NAME) in the query")
 
@@ -253,7 +253,7 @@ def _mode(name: str, value: str, known: Iterable[str]) -> str:
     mode = value.upper()
     if mode not in known:
         expected = ", ".join(sorted(filter(None, known)))
-        raise RemoteProtocolError(f"{name}: expected one of {expected}, found {value[:40]!r}")
+        raise RemoteProtocolError(f"{name}: expected one of {expected}, found {shown(value)}")
     return mode
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from attrs import field, frozen
 
-from gridnet.errors import ConfigError, Fault, TableError
+from gridnet.errors import ConfigError, Fault, TableError, shown
 from gridnet.table.address import address_number, address_text, ipv6_number, quad
 
 #: Ranges that one file may hold.
@@ -60,7 +60,7 @@ class AddressRange:
 
 
 def _bad(text: str, why: str) -> TableError:
-    return TableError(f"address range {text[:60]!r}: {why}")
+    return TableError(f"address range {shown(text)}: {why}")
 
 
 def _octets(text: str, whole: str) -> list[int]:

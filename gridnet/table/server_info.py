@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from attrs import evolve, frozen
 
-from gridnet.errors import DescriptorError
+from gridnet.errors import DescriptorError, shown
 from gridnet.table.address import UNKNOWN_ADDRESS, canonical_address
 
 #: Rates below this in magnitude mark a standby server.
@@ -352,15 +352,17 @@ def split_connection_point(word: str, column: int = 0) -> ConnectionText:
         match = _BRACKETED.fullmatch(word)
         if match is None:
             raise DescriptorError(
-                f"connection point {word!r}", "[address]:port after a bracket", column
+                f"connection point {shown(word)}", "[address]:port after a bracket", column
             )
         host, port_text = match[1], match[2]
         if canonical_address(host) is None:
-            raise DescriptorError(f"address {host!r}", "an IP address in the brackets", column)
+            raise DescriptorError(f"address {shown(host)}", "an IP address in the brackets", column)
     elif word.count(":") > 1:
         if canonical_address(word) is None:
             raise DescriptorError(
-                f"connection point {word!r}", "host, host:port, :port or an IPv6 address", column
+                f"connection point {shown(word)}",
+                "host, host:port, :port or an IPv6 address",
+                column,
             )
         return ConnectionText(word, None)
     else:
@@ -370,7 +372,9 @@ def split_connection_point(word: str, column: int = 0) -> ConnectionText:
     port = parse_port(port_text)
     if port is None:
         raise DescriptorError(
-            f"port {port_text!r}", "a number from 0 to 65535", column and column + len(host) + 1
+            f"port {shown(port_text)}",
+            "a number from 0 to 65535",
+            column and column + len(host) + 1,
         )
     return ConnectionText(host, port)
 
@@ -390,7 +394,7 @@ def resolve_host(
     if address is not None:
         return ("" if address == "0.0.0.0" else address), ""
     if _HOST_NAME.fullmatch(host) is None:
-        raise DescriptorError(f"host {host!r}", "an IP address or a host name", column)
+        raise DescriptorError(f"host {shown(host)}", "an IP address or a host name", column)
     if resolve is None:
         address = UNKNOWN_ADDRESS
     else:
@@ -399,7 +403,7 @@ def resolve_host(
         except OSError:
             address = None
         if address is None:
-            raise DescriptorError(f"host {host!r}, which is unknown", "a known host", column)
+            raise DescriptorError(f"host {shown(host)}, which is unknown", "a known host", column)
     implicit = host if "." in host and 2 <= len(host) <= MAX_VHOST_OCTETS else ""
     return ("" if address == "0.0.0.0" else address), implicit
 
@@ -463,10 +467,12 @@ class Tags:
     def _claim(self, letter: str, word: Word) -> None:
         if letter in FORBIDDEN_TAGS[self.kind]:
             raise DescriptorError(
-                f"tag {word.text!r}, which {KEYWORDS[self.kind]} does not take", "", word.column
+                f"tag {shown(word.text)}, which {KEYWORDS[self.kind]} does not take",
+                "",
+                word.column,
             )
         if letter in self.seen:
-            raise DescriptorError(f"tag {word.text!r}", f"{letter}= only once", word.column)
+            raise DescriptorError(f"tag {shown(word.text)}", f"{letter}= only once", word.column)
         self.seen.add(letter)
 
     def add(self, word: Word) -> None:
@@ -486,7 +492,7 @@ class Tags:
         letter, value = word.text[:1].upper(), word.text[2:]
         if word.text[1:2] != "=" or letter not in "ABCHLPRS$TX":
             raise DescriptorError(
-                f"{word.text!r}", "a tag A= B= C= H= L= P= R= S= $= T= or X=", word.column
+                shown(word.text), "a tag A= B= C= H= L= P= R= S= $= T= or X=", word.column
             )
         self._claim(letter, word)
         self.take(letter, value, word.column + 2)
@@ -501,16 +507,16 @@ class Tags:
         if letter in _FLAGS:
             flag = _YES_NO.get(value.lower())
             if flag is None:
-                raise DescriptorError(f"value {value!r} of {letter}=", "yes or no", column)
+                raise DescriptorError(f"value {shown(value)} of {letter}=", "yes or no", column)
             self.values[_FLAGS[letter]] = flag
         elif letter == "A":
             if value not in ("B", "R"):
-                raise DescriptorError(f"value {value!r} of A=", "B or R", column)
+                raise DescriptorError(f"value {shown(value)} of A=", "B or R", column)
             self.values["algorithm"] = Algorithm.BLAST if value == "B" else Algorithm.REGULAR
         elif letter in "BR":
             number = parse_number(value)
             if number is None:
-                raise DescriptorError(f"value {value!r} of {letter}=", "a number", column)
+                raise DescriptorError(f"value {shown(value)} of {letter}=", "a number", column)
             if letter == "B":
                 self.values["bonus"] = clamp_bonus(number)
             else:
@@ -518,12 +524,12 @@ class Tags:
         elif letter == "T":
             time = parse_time(value)
             if time is None:
-                raise DescriptorError(f"value {value!r} of T=", "an integer", column)
+                raise DescriptorError(f"value {shown(value)} of T=", "an integer", column)
             self.values["time"] = time
         elif letter == "C":
             content_type = canonical_content_type(value)
             if content_type is None:
-                raise DescriptorError(f"value {value!r} of C=", "type/subtype", column)
+                raise DescriptorError(f"value {shown(value)} of C=", "type/subtype", column)
             self.values["content_type"] = content_type
         elif not 1 <= len(value) <= MAX_VHOST_OCTETS:
             raise DescriptorError(
@@ -551,7 +557,7 @@ def parse(text: str, resolve: Callable[[str], str] | None = None) -> ServerInfo:
         )
     kind = TYPES.get(first.text.upper())
     if kind is None:
-        raise DescriptorError(f"server type {first.text!r}", ", ".join(TYPES), 1)
+        raise DescriptorError(f"server type {shown(first.text)}", ", ".join(TYPES), 1)
     end = len(text) + 1
     word = next(stream, None)
 
@@ -576,7 +582,7 @@ def parse(text: str, resolve: Callable[[str], str] | None = None) -> ServerInfo:
         arguments = "" if word is None else clean_path(word.text)
         if word is None or not arguments:
             raise DescriptorError(
-                "no path" if word is None else f"path {word.text!r}",
+                "no path" if word is None else f"path {shown(word.text)}",
                 f"path[?arguments] after {KEYWORDS[kind]}",
                 end if word is None else word.column,
             )
@@ -727,7 +733,7 @@ def _check_writable(info: ServerInfo) -> None:
         ("virtual host", info.vhost),
     ):
         if " " in text or "\t" in text or _FOREIGN.search(text) is not None:
-            raise DescriptorError(f"{what} {text!r}", "one printable word")
+            raise DescriptorError(f"{what} {shown(text)}", "one printable word")
     refused = FORBIDDEN_TAGS[info.type]
     for letter, given in (
         ("C", info.content_type),
@@ -742,10 +748,14 @@ def _check_writable(info: ServerInfo) -> None:
         raise DescriptorError("H= without $=yes", "a virtual host only on secure STANDALONE")
     if info.type in _HTTP:
         if not info.arguments or info.arguments != clean_path(info.arguments):
-            raise DescriptorError(f"path {info.arguments!r}", "path[?arguments] without fragment")
+            raise DescriptorError(
+                f"path {shown(info.arguments)}", "path[?arguments] without fragment"
+            )
     elif info.type is ServerType.NCBID:
         if info.arguments != clean_arguments(info.arguments):
-            raise DescriptorError(f"arguments {info.arguments!r}", "arguments without fragment")
+            raise DescriptorError(
+                f"arguments {shown(info.arguments)}", "arguments without fragment"
+            )
     elif info.arguments:
         raise DescriptorError(f"arguments on {KEYWORDS[info.type]}", "none")
     if info.hidden_type is not None and info.type is not ServerType.FIREWALL:

@@ -307,6 +307,33 @@ class LineTests(SynchronousTestCase):
         self.assertEqual(CheckPlan.of(()).interval, Interval(15))
 
     @examples(10_000)
+    def test_faults_are_short(self) -> None:
+        """However long the line is: logs and status pages repeat them."""
+        much = "9" * 100_000
+        for line in (
+            f"x STANDALONE :{much}",
+            f"x STANDALONE {much}:{much}",
+            f"x STANDALONE [{much}]:1",
+            f"x STANDALONE [::1]:{much}",
+            f"x STANDALONE a{much}&:1",
+            f"x STANDALONE :1:{much}",
+            f"x STANDALONE :1 R={much}x T={much} L={much} C={much} Q={much} A={much} {much}",
+            f"x HTTP :1 ?{much}",
+            f"x DNS S={much}",
+            f"x [15,{much}] STANDALONE :1",
+            f"x [/a,/{much}] STANDALONE :1",
+            f"x [a:{much},a{much}@b,@{much},Mo-{much}] STANDALONE :1",
+            f"x {much}",
+            f"@{much}",
+            f":{much}",
+            f"%{much}",
+            f"={much}",
+            f"*{much}",
+        ):
+            fault = self.assertRaises(LineFault, parse_line, line, DOMAIN)
+            for found in fault.found:
+                self.assertLess(len(str(found)), 300, line[:30])
+
     @given(joined(PIECES, 20))
     def test_any_line_gives_a_record_or_faults(self, text: str) -> None:
         """And their places are in the line."""

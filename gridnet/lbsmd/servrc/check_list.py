@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
-from gridnet.errors import DescriptorError
+from gridnet.errors import DescriptorError, shown
 from gridnet.lbsmd.schedule import ScheduleElement, parse_element
-from gridnet.lbsmd.servrc.fault import MAX_LINE_FAULTS, Found, LineFault, shown
+from gridnet.lbsmd.servrc.fault import MAX_LINE_FAULTS, Found, LineFault
 from gridnet.table.server_info import resolve_host, split_connection_point
 
 #: Seconds between checks when the list does not say.
@@ -140,7 +140,9 @@ def parse_checks(text: str, offset: int, mail_domain: str) -> tuple[Check, ...]:
 def _see_that_it_is_single(check: Check, before: Sequence[Check], text: str, at: int) -> None:
     for kind in (Interval, Script):
         if isinstance(check, kind) and any(isinstance(other, kind) for other in before):
-            raise LineFault.at(at, f"a second {kind.__name__.lower()}, {text!r}", "one at most")
+            raise LineFault.at(
+                at, f"a second {kind.__name__.lower()}, {shown(text)}", "one at most"
+            )
 
 
 def _parse_check(text: str, at: int, mail_domain: str) -> Check:

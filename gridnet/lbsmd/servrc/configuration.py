@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 from attrs import field, frozen
 
-from gridnet.errors import Fault
+from gridnet.errors import Fault, shown
 from gridnet.lbsmd.servrc.check_list import CheckPlan
-from gridnet.lbsmd.servrc.fault import LineFault, shown
+from gridnet.lbsmd.servrc.fault import LineFault
 from gridnet.lbsmd.servrc.grammar import parse_line
 from gridnet.lbsmd.servrc.lines import LogicalLine, effective_lines
 from gridnet.lbsmd.servrc.records import (

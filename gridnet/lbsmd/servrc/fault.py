@@ -10,15 +10,6 @@ from gridnet.errors import DescriptorError, GridnetError
 
 #: Faults that one line is read for; a line with so many needs another look anyway.
 MAX_LINE_FAULTS = 50
-#: Characters of what was found that a fault repeats.
-_SHOWN_CHARACTERS = 60
-
-
-def shown(text: str) -> str:
-    """*text* as a fault shows it: quoted, cut when long, control characters escaped."""
-    if len(text) > _SHOWN_CHARACTERS:
-        return f"{text[:_SHOWN_CHARACTERS]!r}..."
-    return repr(text)
 
 
 @frozen

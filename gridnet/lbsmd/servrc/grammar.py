@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from attrs import evolve
 
-from gridnet.errors import DescriptorError
+from gridnet.errors import DescriptorError, shown
 from gridnet.lbsmd.servrc.check_list import Check, list_end, parse_checks
-from gridnet.lbsmd.servrc.fault import MAX_LINE_FAULTS, Found, LineFault, shown
+from gridnet.lbsmd.servrc.fault import MAX_LINE_FAULTS, Found, LineFault
 from gridnet.lbsmd.servrc.records import (
     MAX_DECIMALS,
     Authority,
