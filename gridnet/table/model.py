@@ -156,6 +156,7 @@ class ServiceTable:
         self._due_at: dict[tuple[str, _Key | None], float] = {}
         self._ticket = count()
         self._subscribers: dict[int, Callable[[Sequence[Change]], None]] = {}
+        self._claim_watchers: list[Callable[[str], None]] = []
         self._undelivered: deque[tuple[Change, ...]] = deque()
         self._delivering = False
 
@@ -216,6 +217,46 @@ class ServiceTable:
             self._remove(owner, key, changes)
         for entry in wanted.values():
             self._put(entry, changes)
+        self._commit(changes)
+
+    def step(
+        self,
+        entries: Iterable[Entry] = (),
+        withdrawn: Iterable[Entry] = (),
+        hosts: Iterable[Host] = (),
+        gone: Iterable[str] = (),
+    ) -> None:
+        """
+        Change many things at once, of any owners (one notification).
+
+        :param entries: to add, or to replace what their owners said of their keys.
+        :param withdrawn: to remove first, of their owners; what is not there does not matter.
+        :param hosts: to add or replace.
+        :param gone: addresses of hosts to remove first.
+        :raises gridnet.errors.TableError: more than ``max_entries``; nothing has changed.
+        """
+        wanted = {(entry.owner, entry.key): entry for entry in entries}
+        unwanted = {(entry.owner, entry.key) for entry in withdrawn} - wanted.keys()
+        new = sum(key not in self._claims.get(owner, {}) for owner, key in wanted)
+        lost = sum(key in self._claims.get(owner, {}) for owner, key in unwanted)
+        if new > lost and self._size - lost + new > self.max_entries:
+            raise self._full()
+        changes: list[Change] = []
+        for owner, key in unwanted:
+            self._remove(owner, key, changes)
+        for entry in wanted.values():
+            self._put(entry, changes)
+        for address in gone:
+            before = self._hosts.pop(address, None)
+            if before is not None:
+                self._due_at.pop((address, None), None)
+                changes.append(Change(before, None))
+        for host in hosts:
+            before = self._hosts.get(host.address)
+            if before != host:
+                self._hosts[host.address] = host
+                self._schedule(host.address, None, host.expires_at)
+                changes.append(Change(before, host))
         self._commit(changes)
 
     def expire(self, now: float) -> int:
@@ -334,6 +375,14 @@ class ServiceTable:
 
         return unsubscribe
 
+    def watch_claims(self, claimed: Callable[[str], None]) -> None:
+        """
+        Call *claimed* with the owner whenever a claim comes, changes or goes, shown or not.
+
+        It is called in the middle of a step, so it may only note what it is told.
+        """
+        self._claim_watchers.append(claimed)
+
     # --- inside ---------------------------------------------------------------------------
 
     def _full(self) -> TableError:
@@ -352,6 +401,7 @@ class ServiceTable:
                 raise self._full()
             self._size += 1
         claims[key] = entry
+        self._claimed(owner)
         self._schedule(owner, key, entry.expires_at)
         shown = self._shown_at(key)
         rivals = self._rivals.get(key)
@@ -371,6 +421,7 @@ class ServiceTable:
             del self._claims[owner]
         self._size -= 1
         self._due_at.pop((owner, key), None)
+        self._claimed(owner)
         best = None
         rivals = self._rivals.get(key)
         if rivals is not None:
@@ -380,6 +431,10 @@ class ServiceTable:
                 del self._rivals[key]
         self._display(key, self._shown_at(key), best, changes)
         return True
+
+    def _claimed(self, owner: str) -> None:
+        for watcher in self._claim_watchers:
+            watcher(owner)
 
     def _shown_at(self, key: _Key) -> Entry | None:
         group = self._services.get(str(key[0]))
