@@ -10,6 +10,7 @@ from attrs import Attribute, field, frozen
 
 from gridnet.config import SiteConfig, at_least, between, more_than
 from gridnet.errors import ConfigError, Fault
+from gridnet.lbsmd.gossip.config import GossipConfig
 from gridnet.lbsmd.servrc.configuration import ALL_ZONES, Rules
 from gridnet.table.model import DEFAULT_TIME_SECONDS
 
@@ -105,6 +106,7 @@ class LbsmdConfig:
     #: messages that may fail before their notices are given up
     mail_attempts: int = field(default=5, validator=at_least(1))
     mail_seconds: float = field(default=60.0, validator=more_than(0))  #: for one message
+    gossip: GossipConfig | None = None  #: with other hosts; without this section there is none
 
     def __attrs_post_init__(self) -> None:
         if self.zone_bits & ~self.site_bits:

@@ -20,6 +20,8 @@ from gridnet.lbsmd.answers import Answers
 from gridnet.lbsmd.authority import Authority, user_name
 from gridnet.lbsmd.checks import CheckBounds, Checks
 from gridnet.lbsmd.config import LbsmdConfig
+from gridnet.lbsmd.gossip.messages import Address
+from gridnet.lbsmd.gossip.service import Gossip, Secrets
 from gridnet.lbsmd.loading import Resolver, Source
 from gridnet.lbsmd.local_services import LocalServices
 from gridnet.lbsmd.notices import Postman, smtp_sender
@@ -32,6 +34,7 @@ from gridnet.lbsmd.reload import ConfigurationWatch, RunInThread
 from gridnet.lbsmd.shared_table import make_shared_table
 from gridnet.listener import Listener
 from gridnet.site import Site
+from gridnet.table.server_info import format_connection_point
 
 _log = Logger()
 
@@ -48,7 +51,10 @@ class Daemon(MultiService):
         its ``carrier``.
     :ivar answers: tells local tools of it.
     :ivar registrations: what has registered itself.
+    :ivar gossip: connects it with the daemons of other hosts; None: nothing does.
     """
+
+    gossip: Gossip | None = None
 
     def __init__(
         self,
@@ -124,6 +130,9 @@ def make_lbsmd(
         config.max_orders,
         config.resolve_seconds,
     )
+    gossip = _make_gossip(config, site, penalties, run)
+    if gossip is not None:
+        routing.carrier = gossip
     answers = Answers(site, source, local, checks, penalties, routing)
     registrations = Registrations(local, config, clock.seconds, random.SystemRandom())
     expiring = TimerService(EXPIRE_SECONDS, registrations.expire)
@@ -137,11 +146,15 @@ def make_lbsmd(
                 "resolve": answers.resolve,
                 "feedback": answers.feedback,
                 **registrations.answerers(),
+                **({} if gossip is None else {"why_down": gossip.why_down}),
             }
         )
         control = _make_control(config, site, factory)
         if control is not None:
             control.setServiceParent(daemon)
+    if gossip is not None:
+        daemon.gossip = gossip
+        gossip.setServiceParent(daemon)
     shared = make_shared_table(config, site, source)
     if shared is not None:
         shared.setServiceParent(daemon)
@@ -161,6 +174,25 @@ def _make_control(config: LbsmdConfig, site: Site, factory: ControlFactory) -> L
     site.starting(service.listening)
     site.announce("lbsmd", {"control": str(path)})
     return service
+
+
+def _make_gossip(
+    config: LbsmdConfig, site: Site, penalties: Penalties, run_in_thread: RunInThread
+) -> Gossip | None:
+    """What connects this daemon with those of other hosts; None: nothing does."""
+    if config.gossip is None:
+        return None
+    secrets = Secrets.read(config.gossip, site)
+    gossip = Gossip(config.gossip, site, config.site_bits, secrets, penalties, run_in_thread)
+    site.status.facts["gossip"] = gossip.facts
+
+    def bound(address: Address) -> None:
+        announced = site.addresses.get("lbsmd")
+        known = announced if isinstance(announced, Mapping) else {}
+        site.announce("lbsmd", {**known, "gossip": format_connection_point(*address)})
+
+    site.starting(gossip.listening.addCallback(bound))
+    return gossip
 
 
 def _make_penalties(

@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from gridnet.lbsmd.gossip.messages import (
-    KEY_OCTETS,
+    IDENTITY_OCTETS,
     SIGNATURE_OCTETS,
     Belief,
     Entry,
@@ -100,7 +100,7 @@ class SigningIdentity:
 class TrustingIdentity:
     """Believes everyone: for simulations, where only the size of a signature counts."""
 
-    key = bytes(KEY_OCTETS)
+    key = bytes(IDENTITY_OCTETS)
 
     def sign(self, statement: bytes) -> bytes:
         """As many octets as a signature has."""

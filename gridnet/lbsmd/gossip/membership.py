@@ -130,6 +130,7 @@ class Membership:
     All times are seconds on one clock of the caller that never goes back.
 
     :param incarnation: the first of this life; best one above those of all earlier lives.
+    :param version: that our entries are to be above; likewise.
     :param known_keys: host -> the key it is to be known by; others are pinned on first sight.
     :param only_known: whether hosts without a key among *known_keys* are refused.
     :ivar health: 0: well; each further point stretches our own probes once more.
@@ -145,6 +146,7 @@ class Membership:
         now: float,
         identity: Identity = TRUSTING,
         incarnation: int = 1,
+        version: int = 0,
         known_keys: Mapping[str, bytes] | None = None,
         only_known: bool = False,
     ) -> None:
@@ -153,7 +155,7 @@ class Membership:
         self.identity = identity
         self._known_keys = known_keys or {}
         self._only_known = only_known
-        self.own = OwnRecords(me, times.max_entries, identity)
+        self.own = OwnRecords(me, times.max_entries, identity, version)
         mine = Host(me, address, incarnation, Standing.ALIVE, now, self.own, identity.key, b"")
         self.hosts = {me: mine}
         self._sign_life(mine)
@@ -211,6 +213,10 @@ class Membership:
         self._rumours.add(self._belief_of(mine))
         for host in self._some(self._times.fanout * 2):
             self._send(host.address, self._belief_of(mine))
+
+    def my_belief(self) -> Belief:
+        """What this host says of itself."""
+        return self._belief_of(self.hosts[self.me])
 
     def next_time(self) -> float:
         """When :meth:`tick` is due."""

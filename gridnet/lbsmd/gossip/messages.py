@@ -20,9 +20,9 @@ class Standing(IntEnum):
 
 
 #: Octets of the key that a host is known by, and of what it signs with it.
-KEY_OCTETS = 32
+IDENTITY_OCTETS = 32
 SIGNATURE_OCTETS = 64
-_NO_KEY, _UNSIGNED = bytes(KEY_OCTETS), bytes(SIGNATURE_OCTETS)
+_NO_KEY, _UNSIGNED = bytes(IDENTITY_OCTETS), bytes(SIGNATURE_OCTETS)
 
 
 def _text(text: str) -> int:
@@ -91,7 +91,7 @@ class Belief:
 
     def octets(self) -> int:
         texts = _text(self.host) + _text(self.address[0]) + _text(self.accuser)
-        return 12 + KEY_OCTETS + SIGNATURE_OCTETS + texts
+        return 12 + IDENTITY_OCTETS + SIGNATURE_OCTETS + texts
 
 
 @frozen
@@ -141,4 +141,27 @@ class Digest:
         return 4 + texts + sum(line.octets() for line in self.lines)
 
 
-Message: TypeAlias = Ping | IndirectPing | Ack | Nack | Belief | Entry | Digest
+@frozen
+class Order:
+    """Let *target* do what *text* says, once for this *number*; answered with a Receipt."""
+
+    number: int  #: chosen at random, 64 bits
+    target: str
+    text: bytes
+
+    def octets(self) -> int:
+        return 11 + _text(self.target) + len(self.text)
+
+
+@frozen
+class Receipt:
+    """The order of that number is done, or refused for that reason."""
+
+    number: int
+    refusal: str  #: empty: done
+
+    def octets(self) -> int:
+        return 11 + len(self.refusal.encode())
+
+
+Message: TypeAlias = Ping | IndirectPing | Ack | Nack | Belief | Entry | Digest | Order | Receipt

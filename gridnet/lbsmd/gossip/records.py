@@ -86,11 +86,9 @@ class OwnRecords(HostRecords):
         Happens after a restart, when our versions began anew: outbid the old entry.
         """
         held = self.get(said.key)
-        if said.version < self._version and held is not None and held.version >= said.version:
+        if held == said or (held is not None and held.version > said.version):
             return None
-        if held == said or not self._identity.has_signed(
-            self._identity.key, entry_statement(said), said.signature
-        ):
+        if not self._identity.has_signed(self._identity.key, entry_statement(said), said.signature):
             return None
         self._version = max(self._version, said.version) + 1
         value = None if held is None else held.value

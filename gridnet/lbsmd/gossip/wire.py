@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from gridnet.errors import LocalProtocolError, RemoteProtocolError
 from gridnet.lbsmd.gossip.messages import (
-    KEY_OCTETS,
+    IDENTITY_OCTETS,
     SIGNATURE_OCTETS,
     Ack,
     Address,
@@ -32,7 +32,9 @@ from gridnet.lbsmd.gossip.messages import (
     IndirectPing,
     Message,
     Nack,
+    Order,
     Ping,
+    Receipt,
     Standing,
 )
 
@@ -40,6 +42,7 @@ MAX_PACKET_OCTETS = 65507  #: of a UDP datagram over IPv4
 _FORMAT = 1
 _HEAD = Struct("!B4sQI")
 _TAG_OCTETS = 16
+KEY_OCTETS = 32  #: of a key that seals
 _NUMBER, _PORT, _TIME = Struct("!I"), Struct("!H"), Struct("!Q")
 _BELIEF, _ENTRY, _LINE, _DIGEST = (
     Struct("!HQB"),
@@ -47,7 +50,8 @@ _BELIEF, _ENTRY, _LINE, _DIGEST = (
     Struct("!QBQ"),
     Struct("!BH"),
 )
-_PING, _INDIRECT, _ACK, _NACK, _SAID, _VALUE, _SUMMARY = range(1, 8)
+_ORDER = Struct("!QH")
+_PING, _INDIRECT, _ACK, _NACK, _SAID, _VALUE, _SUMMARY, _ASK, _ANSWER = range(1, 10)
 _WITHDRAWN, _LOAD = 1, 2
 
 
@@ -95,6 +99,12 @@ def encode_message(message: Message) -> bytes:
                     for line in message.lines
                 )
                 return bytes((_SUMMARY,)) + numbers + texts + lines
+            case Order():
+                numbers = _ORDER.pack(message.number, len(message.text))
+                return bytes((_ASK,)) + numbers + _text(message.target) + message.text
+            case Receipt():
+                refusal = message.refusal.encode()
+                return bytes((_ANSWER,)) + _ORDER.pack(message.number, len(refusal)) + refusal
     except StructError as error:
         raise LocalProtocolError(f"a number does not fit: {error}") from None
 
@@ -160,7 +170,7 @@ class _Reader:
             port, incarnation, standing = self.numbers(_BELIEF)
             host, address = self.name(), self.address(port)
             held, accuser = self.standing(standing), self.name()
-            known_by, signature = self.take(KEY_OCTETS), self.take(SIGNATURE_OCTETS)
+            known_by, signature = self.take(IDENTITY_OCTETS), self.take(SIGNATURE_OCTETS)
             return Belief(host, address, incarnation, held, accuser, known_by, signature)
         if kind == _VALUE:
             version, flags, length = self.numbers(_ENTRY)
@@ -174,6 +184,15 @@ class _Reader:
             is_answer, count = self.numbers(_DIGEST)
             after, until = self.text(), self.text()
             return Digest(after, until, bool(is_answer), tuple(self._lines(count)))
+        if kind == _ASK:
+            number, length = self.numbers(_ORDER)
+            return Order(number, self.name(), self.take(length))
+        if kind == _ANSWER:
+            number, length = self.numbers(_ORDER)
+            try:
+                return Receipt(number, self.take(length).decode())
+            except UnicodeDecodeError:
+                raise RemoteProtocolError("text is not UTF-8") from None
         raise RemoteProtocolError(f"unknown message {kind}")
 
     def _lines(self, count: int) -> Iterable[DigestLine]:
@@ -201,6 +220,7 @@ class Packet:
 
     sender: str
     messages: Sequence[Message]
+    sent_at: float  #: seconds since the epoch, by the clock of the sender
 
 
 @define
@@ -233,11 +253,10 @@ class Seal:
         window: int = 1024,
         max_sessions: int = 40000,
     ) -> None:
-        if not keys or any(len(key) != KEY_OCTETS for key in keys) or len(session) != 8:
-            raise LocalProtocolError("a seal needs keys of 32 octets and a session of 8")
+        if len(session) != 8:
+            raise LocalProtocolError("a seal needs a session of 8 octets")
         self._sender = _text(me)
-        self._keys = {_key_name(key): ChaCha20Poly1305(key) for key in keys}
-        self._sealing = _key_name(keys[0])
+        self.take_keys(keys)
         self._session = int.from_bytes(session, "big")
         self._count = 0
         self._max_skew = max_skew
@@ -245,15 +264,29 @@ class Seal:
         self._max_sessions = max_sessions
         self._windows: dict[int, _Window] = {}
 
+    def take_keys(self, keys: Sequence[bytes]) -> None:
+        """
+        Use *keys* from now on, as those given at the start.
+
+        :raises LocalProtocolError: there are none, or one has not 32 octets.
+        """
+        if not keys or any(len(key) != KEY_OCTETS for key in keys):
+            raise LocalProtocolError("a seal needs keys of 32 octets")
+        self._keys = {_key_name(key): ChaCha20Poly1305(key) for key in keys}
+        self._sealing = _key_name(keys[0])
+
     def seal(self, messages: Iterable[Message], now: float) -> bytes:
         """
         One packet.
 
         :param now: seconds since the epoch.
-        :raises LocalProtocolError: it would be too large, or the session is used up.
+        :raises LocalProtocolError: it would be too large.
         """
         if self._count > 0xFFFFFFFF:
-            raise LocalProtocolError("session is used up: a nonce must not be used twice")
+            # A nonce must not be used twice: go on in a session of another number.
+            octets = self._session.to_bytes(8, "big")
+            self._session = int.from_bytes(blake2b(octets, digest_size=8).digest(), "big")
+            self._count = 0
         head = _HEAD.pack(_FORMAT, self._sealing, self._session, self._count)
         self._count += 1
         plain = _TIME.pack(int(now * 1000)) + self._sender
@@ -286,7 +319,8 @@ class Seal:
             raise RemoteProtocolError("sent too long ago, or clocks differ")
         self._note(session, count, now)
         sender = reader.name()
-        return Packet(sender, decode_messages(plain[_TIME.size + 1 + len(sender.encode()) :]))
+        rest = plain[_TIME.size + 1 + len(sender.encode()) :]
+        return Packet(sender, decode_messages(rest), sent_at / 1000)
 
     def _note(self, session: int, count: int, now: float) -> None:
         window = self._windows.get(session)

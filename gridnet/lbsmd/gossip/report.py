@@ -1,0 +1,63 @@
+"""What the gossip tells people: figures, and why a host counts as down."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from gridnet.errors import RemoteProtocolError
+from gridnet.lbsmd.gossip.follower import Follower
+from gridnet.lbsmd.gossip.membership import Membership
+from gridnet.table.address import canonical_address
+
+
+def facts(
+    membership: Membership, follower: Follower, counts: Mapping[str, int]
+) -> Mapping[str, Any]:
+    """Figures for the status page."""
+    standings = Counter(host.standing.name.lower() for host in membership.hosts.values())
+    return {
+        "hosts": dict(standings),
+        "health": membership.health,
+        "packets": dict(counts),
+        "values refused": follower.refused,
+        "entries left out": follower.left_out,
+    }
+
+
+def why_down(
+    membership: Membership, question: Mapping[str, Any], now: float, wall: float
+) -> Mapping[str, Any]:
+    """
+    What is held of the host ``host`` of *question*, and on whose word.
+
+    :param now: seconds on the clock of *membership*.
+    :param wall: the same moment, seconds since the epoch.
+    :raises RemoteProtocolError: the question names no host, or one that is not known.
+    """
+    asked = question.get("host")
+    if not isinstance(asked, str) or not asked:
+        raise RemoteProtocolError('expected the address of a host in "host"')
+    name = canonical_address(asked) or asked
+    host = membership.hosts.get(name)
+    if host is None:
+        raise RemoteProtocolError(
+            f"{name} is not known: it never joined, or has been down for long"
+        )
+    suspicion = host.suspicion
+    return {
+        "host": host.name,
+        "standing": host.standing.name.lower(),
+        "since": wall - (now - host.since),
+        "address": host.address[0],
+        "port": host.address[1],
+        "incarnation": host.incarnation,
+        "identity": host.key.hex(),
+        "told_by": membership.me,
+        "verdict_at": None if suspicion is None else wall - (now - suspicion.ends_at()),
+        "accusations": [
+            {"accuser": each.accuser, "at": wall - (now - each.at), "reason": each.reason}
+            for each in host.evidence
+        ],
+    }
