@@ -16,7 +16,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import UNIXServerEndpoint
-from twisted.internet.interfaces import IAddress, ITransport
+from twisted.internet.interfaces import IAddress, IProtocolFactory, ITransport
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
 from twisted.protocols.basic import LineOnlyReceiver
@@ -145,7 +145,7 @@ def peer_uid(transport: object) -> int:
 
 
 def control_listener(
-    reactor: Any, path: Path, mode: int, factory: ControlFactory
+    reactor: Any, path: Path, mode: int, factory: IProtocolFactory
 ) -> Listener | None:
     """
     A service that listens at the socket *path*; None: the system takes none as long as that.

@@ -66,6 +66,7 @@ class ServiceCheck:
     on_schedule: bool = True
     unmet: str = ""  #: the dependency that does not hold
     unreachable: str = ""  #: why the connection point is down
+    full: bool = False  #: it is down because its port has no capacity left
     checked_at: float | None = None  #: when the last check began: seconds since the epoch
     script_at: float | None = None  #: the same for the last run of the script
     due_at: float = 0.0
@@ -118,15 +119,12 @@ class Checks(Service):
         chance: random.Random | None = None,
         connect_to: Connect | None = None,
         start_script: Callable[..., ScriptRun | int] = run_script,
-        port_is_full: Callable[[int], bool] = lambda port: False,
         local_time: Callable[[float], datetime] = datetime.fromtimestamp,
     ) -> None:
         """
         :param directory: where scripts start.
         :param connect_to: None: over the network.
         :param start_script: as :func:`gridnet.lbsmd.script.run_script`.
-        :param port_is_full: whether a monitored port of this host has no capacity left; then it
-            counts as down and is not probed.
         :param local_time: of seconds since the epoch.
         """
         self._local = local
@@ -141,7 +139,6 @@ class Checks(Service):
             lambda host, port, seconds: connect(reactor, host, port, seconds)
         )
         self._start_script = start_script
-        self._port_is_full = port_is_full
         self._local_time = local_time
         self._checks: dict[Key, ServiceCheck] = {}
         self._due: list[tuple[float, int, ServiceCheck]] = []
@@ -353,7 +350,8 @@ class Checks(Service):
     async def _reach(self, service: LocalService, check: ServiceCheck) -> socket.socket | None:
         """Connect to the server, and note why that cannot be done."""
         info = service.configured.info
-        if not service.configured.static and self._port_is_full(info.port):
+        check.full = service.standing.availability <= 0.0
+        if check.full:
             check.unreachable = f"port {info.port} has no capacity left"
             return None
         period = check.plan.interval.period_seconds
@@ -480,10 +478,17 @@ class Checks(Service):
         return self._tell(check)
 
     def _asked(self, key: Key, rerated: bool) -> None:
-        """Somebody has penalized or rerated a server."""
+        """Somebody has penalized or rerated a server, filled its port, or made room there."""
         check = self._checks.get(key)
         if check is None:
             return
+        service = self._local.get(key)
+        if check.full and service is not None and service.standing.availability > 0.0:
+            check.full, check.unreachable = False, ""
+            self._judge(check)
+            if check.checking is None and not check.waiting:
+                self._schedule(check, 0.0)
+                self._arrange()
         if rerated:
             check.history = check.history.rerated()
             self._local.judge(key, check.verdict)

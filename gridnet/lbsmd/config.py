@@ -11,6 +11,7 @@ from attrs import Attribute, field, frozen
 from gridnet.config import SiteConfig, at_least, between, more_than
 from gridnet.errors import ConfigError, Fault
 from gridnet.lbsmd.gossip.config import GossipConfig
+from gridnet.lbsmd.load_formula import FORMULAS
 from gridnet.lbsmd.servrc.configuration import ALL_ZONES, Rules
 from gridnet.table.model import DEFAULT_TIME_SECONDS
 
@@ -24,6 +25,13 @@ def _run_of_ones(_: object, attribute: Attribute[Any], value: int) -> None:
 def _octal_mode(_: object, attribute: Attribute[Any], value: str) -> None:
     if re.fullmatch("0?[0-7]{3}", value) is None:
         raise ValueError(f"expected three octal digits, found {value!r}")
+
+
+def _formula(_: object, attribute: Attribute[Any], value: str) -> None:
+    if value not in FORMULAS and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value) is None:
+        raise ValueError(
+            f"expected {', '.join(FORMULAS)} or package.module:function, found {value!r}"
+        )
 
 
 @frozen
@@ -96,6 +104,26 @@ class LbsmdConfig:
     keep_penalties: str = ""
     #: requests for penalties and base rates that are under way at a time
     max_orders: int = field(default=64, validator=at_least(1))
+    #: UNIX socket for the penalties of the toolkit's own clients, which look for it at
+    #: /opt/machine/lbsm/run/.lbsmd; in the site's state directory unless absolute; empty: none
+    feedback_socket: str = ""
+    #: permissions of that socket: who may penalize is judged by who asks
+    feedback_mode: str = field(default="666", validator=_octal_mode)
+    #: UNIX datagram socket on which servers post the capacity of their ports, in the site's
+    #: state directory unless absolute; empty: none
+    ports_socket: str = "lbsmd.ports"
+    #: permissions of that socket: who may post is judged by who posts
+    ports_mode: str = field(default="666", validator=_octal_mode)
+    #: seconds after which the capacity of a port that was not posted again counts no longer
+    port_stale_seconds: float = field(default=60.0, validator=more_than(0))
+    #: seconds between two looks at this host's load; 0: no looks, its status stays as it is
+    load_seconds: float = field(default=2.0, validator=at_least(0))
+    #: part of a status by which it must have changed to be told at once
+    load_step: float = field(default=0.1, validator=between(0.001, 1))
+    #: seconds after which the load is told even so
+    load_refresh_seconds: float = field(default=30.0, validator=more_than(0))
+    #: how load becomes status: ``book``, ``even``, or ``package.module:function``
+    load_formula: str = field(default="book", validator=_formula)
     smtp_host: str = ""  #: that takes mail for contacts; empty: no mail
     smtp_port: int = field(default=25, validator=between(1, 65535))
     mail_from: str = ""  #: sender of mail; empty: lbsmd at ``mail_domain``

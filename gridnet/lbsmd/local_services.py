@@ -18,7 +18,9 @@ from gridnet.lbsmd.check_codes import UP, State, Verdict
 from gridnet.lbsmd.dependencies import Condition, Key
 from gridnet.lbsmd.loading import Loaded
 from gridnet.lbsmd.servrc.configuration import PlacedRecord
-from gridnet.table.model import Entry, Host, ServiceTable
+from gridnet.table.address import is_loopback
+from gridnet.table.model import Entry, Host, HostFacts, ServiceTable
+from gridnet.table.server_info import MIN_RATE, STANDBY_RATE
 
 
 @frozen
@@ -29,6 +31,7 @@ class Standing:
     penalty: float = 0.0  #: percent
     base_rate: float | None = None  #: set by somebody; None: as configured
     reserved: bool = False  #: kept aside by somebody
+    availability: float = 1.0  #: part of its port's capacity that is free, 0..1
 
 
 _AS_CONFIGURED = Standing()
@@ -60,13 +63,31 @@ class LocalService:
             return None
         rate = self.base_rate
         # The sign of a rate that somebody has set is kept.
-        rate = verdict.rate(abs(rate)) * (-1.0 if rate < 0 else 1.0)
+        rate = available(verdict.rate(abs(rate)), standing.availability) * (
+            -1.0 if rate < 0 else 1.0
+        )
         return evolve(
             entry,
             info=evolve(entry.info, rate=rate),
             penalty=standing.penalty,
             reserved=standing.reserved or verdict.state is State.RESERVED,
         )
+
+
+def available(rate: float, availability: float) -> float:
+    """
+    *rate* when only part of the capacity behind it is free.
+
+    A regular server stays regular and a standby one standby as long as anything is free.
+
+    :param rate: 0 or more.
+    :param availability: 0..1; 0: the server is down.
+    """
+    if not rate or availability >= 1.0:
+        return rate
+    if availability <= 0.0:
+        return 0.0
+    return max(rate * availability, STANDBY_RATE if rate >= STANDBY_RATE else MIN_RATE)
 
 
 class LocalServices:
@@ -105,7 +126,7 @@ class LocalServices:
 
     def watch(self, asked: Callable[[Key, bool], None]) -> None:
         """
-        Call *asked* after somebody has penalized or rerated a server.
+        Call *asked* after somebody has penalized or rerated a server, or filled its port.
 
         It gets the server's key, and whether its base rate was set.
         """
@@ -176,6 +197,30 @@ class LocalServices:
     def _tell_subscribers(self) -> None:
         for subscriber in tuple(self._subscribers):
             subscriber()
+
+    def tell_load(self, status: float, status_blast: float, facts: HostFacts) -> None:
+        """This host is as loaded as that."""
+        host = self._table.host(self.address) or Host(self.address)
+        self._table.put_host(evolve(host, status=status, status_blast=status_blast, facts=facts))
+
+    def hosts_seen(self) -> int:
+        """How many hosts the table has."""
+        return len(self._table.hosts())
+
+    def is_here(self, host: str) -> bool:
+        """Whether the address *host* of a server of ours is this host."""
+        return host == self.address or is_loopback(host)
+
+    def offer(self, port: int, availability: float) -> None:
+        """Of the capacity behind that port of this host the part *availability* is free, 0..1."""
+        for key, service in list(self._services.items()):
+            info = service.configured.info
+            if info.port != port or not self.is_here(info.host):
+                continue
+            self._change(key, lambda standing: evolve(standing, availability=availability))
+            if (availability > 0.0) is not (service.standing.availability > 0.0):
+                for asked in tuple(self._watchers):
+                    asked(key, False)
 
     def judge(self, key: Key, verdict: Verdict) -> None:
         """The checks of that server say *verdict*; nothing when the server is gone."""

@@ -10,18 +10,20 @@ from typing import Any
 from twisted.application.internet import TimerService
 from twisted.application.service import IService, MultiService
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IProtocolFactory, IReactorTime
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
-from gridnet.control import ControlFactory, control_listener
+from gridnet.control import MAX_PATH_OCTETS, ControlFactory, control_listener
 from gridnet.interfaces import IConfigurationHolder
 from gridnet.lbsmd.answers import Answers
 from gridnet.lbsmd.authority import Authority, user_name
 from gridnet.lbsmd.checks import CheckBounds, Checks
 from gridnet.lbsmd.config import LbsmdConfig
+from gridnet.lbsmd.feedback_socket import FeedbackFactory
 from gridnet.lbsmd.gossip.messages import Address
 from gridnet.lbsmd.gossip.service import Gossip, Secrets
+from gridnet.lbsmd.load import LoadBounds, LoadService, SystemSampler, find_formula
 from gridnet.lbsmd.loading import Resolver, Source
 from gridnet.lbsmd.local_services import LocalServices
 from gridnet.lbsmd.notices import Postman, smtp_sender
@@ -29,11 +31,13 @@ from gridnet.lbsmd.order_routing import OrderRouting
 from gridnet.lbsmd.orders import NoCarrier
 from gridnet.lbsmd.penalties import Penalties
 from gridnet.lbsmd.penalty_store import PenaltyStore
+from gridnet.lbsmd.port_capacity import PortCapacity, PortSocket
 from gridnet.lbsmd.registrations import EXPIRE_SECONDS, Registrations
 from gridnet.lbsmd.reload import ConfigurationWatch, RunInThread
-from gridnet.lbsmd.shared_table import make_shared_table
+from gridnet.lbsmd.shared_table import daemon_version, make_shared_table
 from gridnet.listener import Listener
 from gridnet.site import Site
+from gridnet.table.model import HostFacts
 from gridnet.table.server_info import format_connection_point
 
 _log = Logger()
@@ -52,6 +56,8 @@ class Daemon(MultiService):
     :ivar answers: tells local tools of it.
     :ivar registrations: what has registered itself.
     :ivar gossip: connects it with the daemons of other hosts; None: nothing does.
+    :ivar capacity: what is known of monitored ports.
+    :ivar load: tells how loaded this host is; None: nobody looks.
     """
 
     gossip: Gossip | None = None
@@ -65,6 +71,8 @@ class Daemon(MultiService):
         routing: OrderRouting,
         answers: Answers,
         registrations: Registrations,
+        capacity: PortCapacity,
+        load: LoadService | None,
     ) -> None:
         super().__init__()
         self.local = local
@@ -74,6 +82,11 @@ class Daemon(MultiService):
         self.routing = routing
         self.answers = answers
         self.registrations = registrations
+        self.capacity = capacity
+        self.load = load
+        capacity.setServiceParent(self)
+        if load is not None:
+            load.setServiceParent(self)
         penalties.setServiceParent(self)
         if checks is not None:
             checks.postman.setServiceParent(self)
@@ -86,6 +99,8 @@ class Daemon(MultiService):
             **self.watch.facts(),
             **self.registrations.facts(),
             **self.penalties.facts(),
+            **self.capacity.facts(),
+            **({} if self.load is None else self.load.facts()),
         }
         if self.checks is not None:
             facts |= self.checks.facts()
@@ -118,7 +133,10 @@ def make_lbsmd(
     watch.first_load()
     site.provide(IConfigurationHolder, watch, "lbsmd")
     checks = _make_checks(config, site, source, local)
-    penalties = _make_penalties(config, site, local, run)
+    authority = Authority(local, user_name(os.geteuid()))
+    penalties = _make_penalties(config, site, local, authority, run)
+    capacity = PortCapacity(local, clock, config.port_stale_seconds)
+    load = _make_load(config, site, local, capacity)
     routing = OrderRouting(
         site.table,
         source.address,
@@ -137,7 +155,9 @@ def make_lbsmd(
     registrations = Registrations(local, config, clock.seconds, random.SystemRandom())
     expiring = TimerService(EXPIRE_SECONDS, registrations.expire)
     expiring.clock = clock
-    daemon = Daemon(local, watch, checks, penalties, routing, answers, registrations)
+    daemon = Daemon(
+        local, watch, checks, penalties, routing, answers, registrations, capacity, load
+    )
     expiring.setServiceParent(daemon)
     if config.control:
         factory = ControlFactory(
@@ -149,12 +169,22 @@ def make_lbsmd(
                 **({} if gossip is None else {"why_down": gossip.why_down}),
             }
         )
-        control = _make_control(config, site, factory)
+        control = _make_socket(site, "control", config.control, config.control_mode, factory)
         if control is not None:
             control.setServiceParent(daemon)
     if gossip is not None:
         daemon.gossip = gossip
         gossip.setServiceParent(daemon)
+    if config.feedback_socket:
+        feedback = _make_socket(
+            site, "feedback", config.feedback_socket, config.feedback_mode, FeedbackFactory(routing)
+        )
+        if feedback is not None:
+            feedback.setServiceParent(daemon)
+    if config.ports_socket:
+        ports = _make_ports_socket(config, site, capacity, local, authority, run)
+        if ports is not None:
+            ports.setServiceParent(daemon)
     shared = make_shared_table(config, site, source)
     if shared is not None:
         shared.setServiceParent(daemon)
@@ -164,15 +194,77 @@ def make_lbsmd(
     return IService(daemon)
 
 
-def _make_control(config: LbsmdConfig, site: Site, factory: ControlFactory) -> Listener | None:
-    """The socket for local tools; None: the system takes no path as long as that."""
-    path = site.state_dir / config.control
-    service = control_listener(site.reactor, path, int(config.control_mode, 8), factory)
+def _make_socket(
+    site: Site, name: str, place: str, mode: str, factory: IProtocolFactory
+) -> Listener | None:
+    """
+    The UNIX stream socket *name*; None: the system takes no path as long as that.
+
+    :param place: its path, in the site's state directory unless absolute.
+    """
+    path = site.state_dir / place
+    service = control_listener(site.reactor, path, int(mode, 8), factory)
     if service is None:
-        _log.warn("no control socket: {path} is too long for one", path=str(path))
+        _log.warn("no {name} socket: {path} is too long for one", name=name, path=str(path))
         return None
     site.starting(service.listening)
-    site.announce("lbsmd", {"control": str(path)})
+    _announce(site, {name: str(path)})
+    return service
+
+
+def _make_ports_socket(
+    config: LbsmdConfig,
+    site: Site,
+    capacity: PortCapacity,
+    local: LocalServices,
+    authority: Authority,
+    run_in_thread: RunInThread,
+) -> PortSocket | None:
+    """The socket for the capacity of ports; None: the system takes no path as long as that."""
+    path = site.state_dir / config.ports_socket
+    if len(os.fsencode(path)) > MAX_PATH_OCTETS:
+        _log.warn("no {name} socket: {path} is too long for one", name="ports", path=str(path))
+        return None
+    _announce(site, {"ports": str(path)})
+    return PortSocket(
+        path,
+        int(config.ports_mode, 8),
+        capacity,
+        local,
+        authority,
+        site.reactor,
+        run_in_thread,
+    )
+
+
+def _announce(site: Site, places: Mapping[str, object]) -> None:
+    """Say where more of the daemon can be reached."""
+    announced = site.addresses.get("lbsmd")
+    before = announced if isinstance(announced, Mapping) else {}
+    site.announce("lbsmd", {**before, **places})
+
+
+def _make_load(
+    config: LbsmdConfig, site: Site, local: LocalServices, capacity: PortCapacity
+) -> LoadService | None:
+    """
+    What tells how loaded this host is; None: nobody is to look.
+
+    :raises ConfigError: there is no such formula.
+    """
+    if not config.load_seconds:
+        return None
+    now = site.reactor.seconds()
+    service = LoadService(
+        local,
+        SystemSampler(),
+        find_formula(config.load_formula),
+        IReactorTime(site.reactor),
+        HostFacts(daemon_version=daemon_version(), started_at=now, joined_at=now),
+        LoadBounds(config.load_seconds, config.load_step, config.load_refresh_seconds),
+        capacity.ports,
+    )
+    site.status.checks["lbsmd load"] = service.check
     return service
 
 
@@ -187,23 +279,24 @@ def _make_gossip(
     site.status.facts["gossip"] = gossip.facts
 
     def bound(address: Address) -> None:
-        announced = site.addresses.get("lbsmd")
-        known = announced if isinstance(announced, Mapping) else {}
-        site.announce("lbsmd", {**known, "gossip": format_connection_point(*address)})
+        _announce(site, {"gossip": format_connection_point(*address)})
 
     site.starting(gossip.listening.addCallback(bound))
     return gossip
 
 
 def _make_penalties(
-    config: LbsmdConfig, site: Site, local: LocalServices, run_in_thread: RunInThread
+    config: LbsmdConfig,
+    site: Site,
+    local: LocalServices,
+    authority: Authority,
+    run_in_thread: RunInThread,
 ) -> Penalties:
     """What keeps penalties and set base rates, those of before a restart included."""
     store = None
     if config.keep_penalties:
         store = PenaltyStore(site.state_dir / config.keep_penalties, run_in_thread)
         site.status.checks["lbsmd penalties"] = store.check
-    authority = Authority(local, user_name(os.geteuid()))
     penalties = Penalties(local, authority, IReactorTime(site.reactor), store)
     penalties.restore()
     return penalties

@@ -23,6 +23,13 @@ def keys_of(name: str) -> HeapKeys:
     return PUBLIC_KEYS if name == PUBLIC_NAME else HeapKeys.private(name)
 
 
+def daemon_version() -> tuple[int, int, int]:
+    """Our version as host records have it."""
+    version = [int(part) for part in gridnet.__version__.split(".")[:3] if part.isdigit()]
+    major, minor, patch = (*version, 0, 0, 0)[:3]
+    return major, minor, patch
+
+
 def make_shared_table(config: LbsmdConfig, site: Site, source: Source) -> HeapService | None:
     """
     What publishes the table of *site* in shared memory; None: *config* does not want it.
@@ -33,10 +40,8 @@ def make_shared_table(config: LbsmdConfig, site: Site, source: Source) -> HeapSe
         return None
     keys = keys_of(config.shared_memory)
     publisher = HeapPublisher(keys, config.reader_wait_seconds, config.stuck_reader_seconds)
-    version = [int(part) for part in gridnet.__version__.split(".")[:3] if part.isdigit()]
-    major, minor, patch = (*version, 0, 0, 0)[:3]
     clock = IReactorTime(site.reactor)
-    builder = HeapBuilder(source.address, clock.seconds(), str(source.main), (major, minor, patch))
+    builder = HeapBuilder(source.address, clock.seconds(), str(source.main), daemon_version())
     service = HeapService(
         site.table,
         builder,

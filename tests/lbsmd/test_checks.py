@@ -60,7 +60,6 @@ class ChecksCase(SynchronousTestCase):
         #: exit codes of scripts that end at once; others run on
         self.codes: list[int] = []
         self.mails: list[tuple[list[str], Notice]] = []
-        self.full: set[int] = set()
 
     def make(self, text: str, **keys: Any) -> Checks:
         """Checks of the services in *text*, running; their first check is over."""
@@ -76,7 +75,6 @@ class ChecksCase(SynchronousTestCase):
             random.Random(1),
             self.connect,
             self.start_script,
-            lambda port: port in self.full,
             lambda seconds: MONDAY + timedelta(seconds=seconds),
         )
         self.local.load(loaded(text))
@@ -181,12 +179,19 @@ class ProbeTests(ChecksCase):
         self.assertEqual({point[:2] for point in self.connections}, {("10.2.2.2", 80)})
         self.assertEqual({entry.info.rate for entry in self.table.all_entries()}, {1000.0})
 
-    def test_a_full_port_is_down_and_not_probed(self) -> None:
-        """A static server's port is another host's business."""
-        self.full = {7}
+    def test_a_full_port_is_down_and_not_probed_until_there_is_room(self) -> None:
+        """A static server's port on another host is that host's business."""
         self.make("x STANDALONE :7\ny STANDALONE 10.2.2.2:7\n")
-        self.assertEqual(self.connections, [("10.2.2.2", 7, 5.0)])
+        self.assertEqual(len(self.connections), 2)
+        self.local.offer(7, 0.0)
         self.assertEqual((self.rate("x"), self.rate("y")), (0.0, 1000.0))
+        self.clock.pump([1] * 16)
+        self.assertEqual(self.connections[2:], [("10.2.2.2", 7, 5.0)])
+        self.local.offer(7, 0.5)
+        self.assertEqual((self.rate("x"), self.rate("y")), (500.0, 1000.0))
+        self.clock.advance(0)
+        self.assertEqual(self.connections[3:], [("10.0.0.1", 7, 5.0)])
+        self.assertEqual(self.rate("x"), 500.0)
 
 
 class TurnTests(ChecksCase):
