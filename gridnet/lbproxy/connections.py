@@ -12,7 +12,7 @@ from collections.abc import Collection
 from typing import Any
 
 from attrs import frozen
-from twisted.internet.interfaces import IConsumer, IListeningPort, IPullProducer
+from twisted.internet.interfaces import IConsumer, IListeningPort, IPushProducer
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -135,32 +135,13 @@ class BoundedFactory(Factory):
             connection.abort()
 
 
-@implementer(IPullProducer)
-class _BodyProducer:
-    """Gives a large reply to the transport piece by piece."""
-
-    def __init__(self, connection: BoundedConnection, octets: bytes) -> None:
-        self._connection = connection
-        self._rest = memoryview(octets)
-
-    def resumeProducing(self) -> None:
-        """Give the next piece (called by the transport when it wants one)."""
-        connection = self._connection
-        connection.active_at = connection.factory.clock.seconds()
-        piece, self._rest = self._rest[:_CHUNK_OCTETS], self._rest[_CHUNK_OCTETS:]
-        if piece:
-            connection.stream.write(bytes(piece))
-        if not self._rest:
-            connection.body_done()
-
-    def stopProducing(self) -> None:
-        """The connection is gone (called by the transport)."""
-        self._rest = memoryview(b"")
-
-
+@implementer(IPushProducer)
 class BoundedConnection(Protocol):
     """
-    A connection with time-outs and a share in the common buffer.
+    A connection with time-outs, a share in the common buffer, and a bound on what it is owed.
+
+    It is its transport's producer: while the peer does not take what was written
+    (:attr:`is_clogged`), nothing more is written, and subclasses read nothing more.
 
     :ivar active_at: when octets last came or went, seconds.
     :ivar began_at: when the present message began to come; None between messages.
@@ -174,7 +155,8 @@ class BoundedConnection(Protocol):
         self._reserved = 0
         self.active_at = 0.0
         self.began_at: float | None = None
-        self.is_writing = False
+        self.is_clogged = False
+        self._rest = memoryview(b"")  # of a reply that is being written
         self.peer: Peer | None = None
 
     @property
@@ -192,6 +174,7 @@ class BoundedConnection(Protocol):
         """Count, and see who it is (called by Twisted)."""
         self.active_at = self.factory.clock.seconds()
         self.factory.connections.add(self)
+        IConsumer(self.stream).registerProducer(self, True)
         self.peer = peer_of(self.transport)
         if self.peer is not None:
             self._log.debug("connection from {peer}", peer=str(self.peer))
@@ -236,7 +219,7 @@ class BoundedConnection(Protocol):
     def is_overdue(self, now: float) -> bool:
         """Whether the connection has had its time at *now*."""
         factory = self.factory
-        if self.is_writing:
+        if self.is_clogged:
             return now - self.active_at > factory.request_seconds
         if self.is_busy:
             return False
@@ -257,25 +240,47 @@ class BoundedConnection(Protocol):
         abort = getattr(transport, "abortConnection", None) or transport.loseConnection
         abort()
 
-    def write_body(self, octets: bytes) -> None:
-        """Write a reply; a large one piece by piece, :meth:`body_done` follows in each case."""
-        if len(octets) <= _CHUNK_OCTETS:
-            self.stream.write(octets)
-            self.body_done()
-            return
-        self.is_writing = True
-        producer = _BodyProducer(self, octets)
-        IConsumer(self.stream).registerProducer(producer, False)
-
-    def body_done(self) -> None:
-        """All of a reply is with the transport."""
-        if self.is_writing:
-            self.is_writing = False
+    def close(self) -> None:
+        """End the connection once everything written has gone."""
+        if self.transport is not None:
             IConsumer(self.stream).unregisterProducer()
-        self.reply_written()
+            self.stream.loseConnection()
+
+    def write_body(self, octets: bytes) -> None:
+        """Write a reply, as fast as the peer takes it; :meth:`reply_written` follows."""
+        self._rest = memoryview(octets)
+        self._write_on()
+
+    def _write_on(self) -> None:
+        self.active_at = self.factory.clock.seconds()
+        while self._rest and not self.is_clogged:
+            piece, self._rest = self._rest[:_CHUNK_OCTETS], self._rest[_CHUNK_OCTETS:]
+            self.stream.write(bytes(piece))
+        if not self._rest:
+            self.reply_written()
 
     def reply_written(self) -> None:
-        """For subclasses: go on with the next request."""
+        """For subclasses: all of a reply is with the transport."""
+
+    def unclogged(self) -> None:
+        """For subclasses: the peer takes more, and no reply is being written."""
+
+    def pauseProducing(self) -> None:
+        """The peer does not take what it was given (called by the transport)."""
+        self.is_clogged = True
+
+    def resumeProducing(self) -> None:
+        """The peer has taken everything (called by the transport)."""
+        self.is_clogged = False
+        if self._rest:
+            self._write_on()
+        else:
+            self.active_at = self.factory.clock.seconds()
+            self.unclogged()
+
+    def stopProducing(self) -> None:
+        """The connection is gone (called by the transport)."""
+        self._rest = memoryview(b"")
 
 
 # -- UNIX sockets ---------------------------------------------------------------------------------

@@ -11,12 +11,7 @@ from collections import deque
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import (
-    IConsumer,
-    IDelayedCall,
-    IHalfCloseableProtocol,
-    IPushProducer,
-)
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -88,6 +83,8 @@ class ServeConnection(BoundedConnection):
         self._closes = False
         self._fault = ""
         self._paused = False
+        self._in_turn = False
+        self._ended = False
         self._follower: _Follower | _Poll | None = None
 
     @property
@@ -116,25 +113,35 @@ class ServeConnection(BoundedConnection):
         self._next()
 
     def _next(self) -> None:
-        """Answer the next request, if none is being answered."""
-        if self._answering or self.transport is None:
+        """Answer what can be answered, one request after the other."""
+        if self._in_turn:
             return
-        if self not in self.factory.connections:
+        # A loop: requests that are answered at once must not pile up on the stack.
+        self._in_turn = True
+        try:
+            while not self._answering and not self.is_clogged and self._requests:
+                self._answer(self._requests.popleft())
+        finally:
+            self._in_turn = False
+        if self._answering or self.is_clogged or self not in self.factory.connections:
             return
-        if not self._requests:
-            if self._fault:
-                self._log.warn(
-                    "{peer}: {reason}; connection closed", peer=str(self.peer), reason=self._fault
-                )
-                self.stream.write(http.encode_reply(400, b""))
-                self.stream.loseConnection()
-            elif self._closes:
-                self.stream.loseConnection()
-            elif self._paused:
-                self._paused = False
-                self.stream.resumeProducing()
+        if self._ended:
             return
-        request = self._requests.popleft()
+        if self._fault:
+            self._log.warn(
+                "{peer}: {reason}; connection closed", peer=str(self.peer), reason=self._fault
+            )
+            self._ended = True
+            self.stream.write(http.encode_reply(400, b""))
+            self.close()
+        elif self._closes:
+            self._ended = True
+            self.close()
+        elif self._paused:
+            self._paused = False
+            self.stream.resumeProducing()
+
+    def _answer(self, request: HttpRequest) -> None:
         self._answering = True
         self._closes = self._closes or request.closes
         if request.path in (stream.PATH, stream.CURSOR_PATH):
@@ -159,6 +166,13 @@ class ServeConnection(BoundedConnection):
         self._answering = False
         self.active_at = self.factory.clock.seconds()
         if self._requests or self._closes or self._fault or self._paused:
+            self._next()
+
+    def unclogged(self) -> None:
+        """Go on with the stream, or with the next request."""
+        if isinstance(self._follower, _Follower):
+            self._follower.go_on()
+        elif not self._answering:
             self._next()
 
     def _broken(self, failure: Failure) -> None:
@@ -270,24 +284,24 @@ class ServeConnection(BoundedConnection):
     def readConnectionLost(self) -> None:
         """The peer sends no more but may still read (called by Twisted)."""
         if self._follower is not None:
-            self.stream.loseConnection()
+            self.close()
             return
         self._closes = True
         self._next()
 
     def writeConnectionLost(self) -> None:
         """The peer reads no more (called by Twisted)."""
-        self.stream.loseConnection()
+        self.close()
 
     def connectionLost(self, reason: Any = None) -> None:
         """The end (called by Twisted)."""
         super().connectionLost(reason)
+        self._requests.clear()
         if self._follower is not None:
             self._follower.stop()
             self._follower = None
 
 
-@implementer(IPushProducer)
 class _Follower:
     """Sends the stream as server-sent events for as long as the connection lives."""
 
@@ -296,7 +310,11 @@ class _Follower:
         self._subscription: Subscription | None = None
         self._heartbeat: IDelayedCall | None = None
         self._written_at = 0.0
-        self.is_ready = True
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the connection takes more."""
+        return self._subscription is not None and not self._connection.is_clogged
 
     def start(self, subscription: Subscription) -> None:
         """Begin; the head of the reply says that it has no end."""
@@ -305,7 +323,6 @@ class _Follower:
             b"HTTP/1.1 200 OK\r\nCache-Control: no-cache\r\n"
             b"Content-Type: text/event-stream\r\nConnection: close\r\n\r\n: gridnet\n\n"
         )
-        IConsumer(self._connection.stream).registerProducer(self, True)
         self._beat()
         subscription.resume()
 
@@ -334,25 +351,15 @@ class _Follower:
         """End the stream; the follower comes again."""
         self._connection.stream.write(f": {reason}\n\n".encode("ascii"))
         self.stop()
-        self._connection.stream.loseConnection()
+        self._connection.close()
 
-    def pauseProducing(self) -> None:
-        """The connection takes no more for now (called by the transport)."""
-        self.is_ready = False
-
-    def resumeProducing(self) -> None:
-        """The connection takes more (called by the transport)."""
-        self.is_ready = True
+    def go_on(self) -> None:
+        """The connection takes more."""
         if self._subscription is not None:
             self._subscription.resume()
 
-    def stopProducing(self) -> None:
-        """The connection is gone (called by the transport)."""
-        self.stop()
-
     def stop(self) -> None:
         """Follow no more."""
-        self.is_ready = False
         if self._heartbeat is not None and self._heartbeat.active():
             self._heartbeat.cancel()
         if self._subscription is not None:

@@ -211,7 +211,7 @@ class LbproxyService(Service):
         for factory in (self._store_factory, self._serve_factory):
             factory.stopFactory()
             for connection in list(factory.connections):
-                connection.stream.loseConnection()
+                connection.close()
         waited = 0.0
         while self._connections() and waited < STOP_SECONDS:
             await _pause(self._reactor, 0.02)

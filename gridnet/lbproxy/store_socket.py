@@ -190,7 +190,7 @@ class StoreConnection(BoundedConnection):
         if slots:
             return
         if self._ending:
-            self.transport.loseConnection()
+            self.close()
         elif self._held:
             self.read_on()
 
@@ -200,7 +200,7 @@ class StoreConnection(BoundedConnection):
         if self.transport is not None:
             self.stream.pauseProducing()
             if not self._slots:
-                self.transport.loseConnection()
+                self.close()
 
     def _hold(self, everywhere: bool) -> None:
         if not self._held:
@@ -212,21 +212,34 @@ class StoreConnection(BoundedConnection):
     def read_on(self) -> None:
         """Read again after a hold."""
         if self._held and self in self.factory.connections and not self._ending:
+            if self.is_clogged:
+                return
             if self.factory.book.is_full:
                 self.factory.hold(self)
                 return
             self._held = False
             self.stream.resumeProducing()
 
+    def pauseProducing(self) -> None:
+        """The peer does not take its replies: read no more of its messages."""
+        super().pauseProducing()
+        if not self._ending:
+            self._hold(False)
+
+    def unclogged(self) -> None:
+        """Read on, unless something else stands against it."""
+        if not self._slots:
+            self.read_on()
+
     def readConnectionLost(self) -> None:
         """The peer sends no more but may still read (called by Twisted)."""
         self._ending = True
         if not self._slots:
-            self.stream.loseConnection()
+            self.close()
 
     def writeConnectionLost(self) -> None:
         """The peer reads no more (called by Twisted)."""
-        self.stream.loseConnection()
+        self.close()
 
     def connectionLost(self, reason: Any = None) -> None:
         """The end (called by Twisted)."""

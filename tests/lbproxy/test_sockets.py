@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from twisted.trial.unittest import TestCase
 from gridnet.errors import ConfigError
 from gridnet.lbproxy import frames, http
 from gridnet.lbproxy.config import LbproxyConfig
+from gridnet.lbproxy.connections import BoundedFactory
 from gridnet.lbproxy.frames import FrameReader, Reply
 from tests.lbproxy.ledgers import REGISTER, job
 from tests.lbproxy.running import RunningProxy, whole_http
@@ -50,6 +51,21 @@ class SocketTestCase(TestCase):
         connection = await self.proxy.connect(self.proxy.store)
         connection.transport.write(octets)
         return await connection.lost
+
+    async def clogged(self, factory: BoundedFactory, answered: Callable[[], int]) -> int:
+        """How many were *answered* once a peer of *factory* takes no more, nor does the kernel."""
+        found, still = -1, 0
+        while still < 10:
+            await self.pause()
+            is_still = found == answered() and any(one.is_clogged for one in factory.connections)
+            found, still = answered(), still + 1 if is_still else 0
+        return found
+
+    def pause(self) -> Deferred[None]:
+        """Let the reactor turn for a little."""
+        waiting: Deferred[None] = Deferred()
+        self.proxy.site.reactor.callLater(0.01, waiting.callback, None)
+        return waiting
 
     async def check_lives(self) -> None:
         """The service still stores and answers."""
@@ -166,6 +182,28 @@ class StoreSocketTests(SocketTestCase):
 
         return self.run_async(work())
 
+    def test_replies_that_nobody_reads(self) -> Deferred[None]:
+        """A client that only sends is read no further until it takes its replies; then all come."""
+
+        async def work() -> None:
+            count = 60_000
+            connection = await self.proxy.connect(self.proxy.store)
+            connection.transport.pauseProducing()
+            connection.transport.write(frames.frame(b"x") * count)
+            factory = self.proxy.service._store_factory
+            refused = await self.clogged(factory, lambda: sum(factory.refusals.values()))
+            self.assertLess(refused, count // 2)
+            await self.check_lives()
+            self.assertEqual(sum(factory.refusals.values()), refused)
+            connection.transport.resumeProducing()
+            wanted = frames.encode_reply(frames.UNREADABLE) * count
+            found = await connection.until(lambda got: len(got) >= len(wanted))
+            self.assertEqual(found, wanted)
+            connection.transport.loseConnection()
+            await connection.lost
+
+        return self.run_async(work())
+
     def test_half_a_message_is_not_stored(self) -> Deferred[None]:
         """A connection that ends in mid-message leaves nothing."""
 
@@ -261,6 +299,28 @@ class ServeSocketTests(SocketTestCase):
             self.assertTrue(found.startswith(wanted))
             self.assertTrue(found.endswith(wanted))
             self.assertIn(b"no state in DB", found)
+            connection.transport.loseConnection()
+            await connection.lost
+
+        return self.run_async(work())
+
+    def test_replies_that_nobody_reads(self) -> Deferred[None]:
+        """No request is answered until the replies before it are taken; then all come."""
+
+        async def work() -> None:
+            count = 20_000
+            connection = await self.proxy.connect(self.proxy.serve)
+            connection.transport.pauseProducing()
+            connection.transport.write(b"PUT / HTTP/1.1\r\n\r\n" * count)
+            factory = self.proxy.service._serve_factory
+            answered = await self.clogged(factory, lambda: factory.queries)
+            self.assertLess(answered, count // 2)
+            await self.check_lives()
+            self.assertEqual(factory.queries, answered)
+            connection.transport.resumeProducing()
+            wanted = http.encode_reply(405, b"") * count
+            found = await connection.until(lambda got: len(got) >= len(wanted))
+            self.assertEqual(found, wanted)
             connection.transport.loseConnection()
             await connection.lost
 
@@ -433,11 +493,38 @@ class TimeoutTests(SocketTestCase):
             connection.transport.pauseProducing()
             factory = self.proxy.service._serve_factory
             while factory.timed_out == 0:
-                pause: Deferred[None] = Deferred()
-                self.proxy.site.reactor.callLater(0.05, pause.callback, None)
-                await pause
+                await self.pause()
             connection.transport.resumeProducing()
             await connection.lost
+
+        return self.run_async(work())
+
+    def test_senders_and_followers_that_stopped_reading(self) -> Deferred[None]:
+        """So is one that only sends, and a follower that takes nothing."""
+
+        async def work() -> None:
+            await self.proxy.log(line("RegJob", REGISTER, job_id=job("a")))
+            sender = await self.proxy.connect(self.proxy.store)
+            sender.transport.pauseProducing()
+            sender.transport.write(frames.frame(b"x") * 60_000)
+            follower = await self.proxy.connect(self.proxy.serve)
+            follower.transport.write(
+                b"GET /gridnet/events?after=0 HTTP/1.1\r\nAccept: text/event-stream\r\n\r\n"
+            )
+            await follower.until(lambda got: b"id: " in got)
+            follower.transport.pauseProducing()
+            for number in range(2, 12):
+                text = {"NAME": f"tag{number}", "VALUE": "v" * 150_000}
+                await self.proxy.log(line("UserTag", text, job_id=job("a"), seqcode=f"UI{number}"))
+            service = self.proxy.service
+            while not (service._store_factory.timed_out and service._serve_factory.timed_out):
+                await self.pause()
+            while service.book.hub.followers:
+                await self.pause()
+            for connection in (sender, follower):
+                connection.transport.resumeProducing()
+                await connection.lost
+            await self.check_lives()
 
         return self.run_async(work())
 
