@@ -299,20 +299,38 @@ def take_over(path: str, what: str) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise ConfigError([Fault(what, f"{path} exists and is no socket")])
+    if _answers(path, what):
+        raise ConfigError([Fault(what, f"{path} is in use: another instance answers")])
+    # Another instance may have come to the same conclusion, and may listen there by now: what is
+    # taken away is looked at once more where nobody else takes it for the socket.
+    aside = os.path.join(os.path.dirname(path), f".{os.getpid()}")
+    try:
+        os.rename(path, aside)
+        if _answers(aside, what):
+            os.rename(aside, path)
+            raise ConfigError([Fault(what, f"{path} is in use: another instance has just started")])
+        os.unlink(aside)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError([Fault(what, f"{path} cannot be taken over: {error}")]) from None
+
+
+def _answers(path: str, what: str) -> bool:
+    """
+    Whether somebody listens at the socket *path*.
+
+    :raises ConfigError: it cannot be told.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
             probe.connect(path)
         except (ConnectionRefusedError, FileNotFoundError):
-            pass
+            return False
         except OSError as error:  # a full backlog counts as an answer
             raise ConfigError([Fault(what, f"{path} is in use: {error}")]) from None
-        else:
-            raise ConfigError([Fault(what, f"{path} is in use: another instance answers")])
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return
+    return True
 
 
 def group_number(name: str) -> int:

@@ -592,6 +592,8 @@ class Ledger:
         """
         Remove *roots* and their families in one transaction.
 
+        One that has its parent in the store leaves with that only, and is passed over.
+
         :param timeouts: check again that each family is old enough; None: it does not matter.
         :param dump: append the events to this file first, synced before they go.
         :param really: False: only say what would go.
@@ -600,7 +602,10 @@ class Ledger:
 
         def work() -> list[str]:
             chosen = [
-                root for root in roots if timeouts is None or self._all_older(root, timeouts, now)
+                root
+                for root in roots
+                if self._is_head(root)
+                and (timeouts is None or self._all_older(root, timeouts, now))
             ]
             if dump is not None and really:
                 self._dump(chosen, dump)
@@ -609,6 +614,14 @@ class Ledger:
             return self.remove_families(chosen, now)
 
         return self.transaction(work)
+
+    def _is_head(self, unique: str) -> bool:
+        """Whether the job is there and no subjob of another, but for one of its own family."""
+        family = {member for _, member, *_ in self.family_of(unique)}
+        row = self._db.execute("SELECT parent FROM jobs WHERE unique_part = ?", (unique,))
+        return any(
+            parent is None or parent in family or self._entry(parent) is None for (parent,) in row
+        )
 
     def _dump(self, roots: Iterable[str], path: Path) -> None:
         with open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:

@@ -190,7 +190,10 @@ class ServeConnection(BoundedConnection):
             error = QueryError(errno.EPERM, "not allowed")
             return Answer(status, query.write_error(request.path, error))
         if request.path == "/purgeRequest":
-            asked = query.parse_request(request.path, request.body)
+            # In a thread as well: a list of jobs can be long.
+            asked = await self.factory.book.read(
+                lambda _: query.parse_request(request.path, request.body)
+            )
             assert isinstance(asked, PurgeRequest)
             return await self.factory.purger.purge(asked)
         limits = self.factory.limits

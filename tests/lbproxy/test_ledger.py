@@ -428,6 +428,18 @@ class LeavingTests(LedgerTestCase):
         self.assertEqual(self.ledger.purge_candidates(timeouts, last + 101), [PARENT])
         self.assertEqual(len(self.ledger.purge([PARENT], last + 101, timeouts=timeouts)), 4)
 
+    def test_purge_by_list_takes_families_whole(self) -> None:
+        """A subjob that is listed stays with its parent; the parent takes it along."""
+        self.register(PARENT, fields=COLLECTION)
+        child = load("job-ids")["subjobs"]["unique"][0]
+        self.assertEqual(self.ledger.purge([child], self.now), [])
+        self.assertEqual(len(self.ledger.purge([child, PARENT, child], self.now)), 4)
+        self.register(child, fields={"PARENT": job(PARENT)})
+        self.assertEqual(len(self.ledger.purge([child], self.now)), 1)
+        for name, other in (("a", "b"), ("b", "a")):
+            self.register(name, fields={"PARENT": job(other)})
+        self.assertEqual(len(self.ledger.purge(["a"], self.now)), 2)
+
     def test_dry_run_and_dump(self) -> None:
         """A dry run only lists; a dump holds the events before they go."""
         self.register("a")

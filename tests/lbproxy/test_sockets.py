@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
 from gridnet.errors import ConfigError
-from gridnet.lbproxy import frames, http
+from gridnet.lbproxy import connections, frames, http
 from gridnet.lbproxy.config import LbproxyConfig
 from gridnet.lbproxy.connections import BoundedFactory
 from gridnet.lbproxy.frames import FrameReader, Reply
@@ -650,6 +650,39 @@ class StartTests(TestCase):
             self.proxy.forget()
 
         return Deferred.fromCoroutine(work())
+
+    def test_two_take_over_at_once(self) -> None:
+        """One that listens by the time a stale file is taken away gets it back."""
+        path = self.proxy.store
+        for found in (True, False):  # what the first look says
+            with socket.socket(socket.AF_UNIX) as left:
+                left.bind(path)
+            with socket.socket(socket.AF_UNIX) as other:
+                if found:
+                    os.unlink(path)
+                    other.bind(path)
+                    other.listen()
+                else:
+                    looked = connections._answers
+
+                    def look(
+                        path: str, what: str, other: socket.socket = other, looked: Any = looked
+                    ) -> bool:
+                        self.patch(connections, "_answers", looked)
+                        answered = bool(looked(path, what))
+                        os.unlink(path)
+                        other.bind(path)
+                        other.listen()
+                        return answered
+
+                    self.patch(connections, "_answers", look)
+                with self.assertRaisesRegex(ConfigError, "another instance"):
+                    connections.take_over(path, "lbproxy.store_socket")
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.connect(path)
+            os.unlink(path)
+        self.assertEqual(os.listdir(self.proxy.directory), [])
+        self.proxy.forget()
 
     def test_refuses_to_start_twice(self) -> Deferred[None]:
         """A socket that answers, or a store in use, belongs to another instance."""
