@@ -132,6 +132,7 @@ SHARED = {
     "errors",
     "http",
     "interfaces",
+    "lean",
     "listener",
     "quick_machine",
     "site",

@@ -21,8 +21,9 @@ from gridnet.dispatch.relay import Relays
 from gridnet.dispatch.routes import Router
 from gridnet.dispatch.tally import Tally
 from gridnet.dispatch.tls import ClientTls
-from gridnet.dispatch.transport import LeanPort, Watch, lean_ports
+from gridnet.dispatch.transport import LeanPort, lean_ports
 from gridnet.dispatch.upstream import Place, UpstreamPool
+from gridnet.lean import Watch
 from gridnet.table.address_range import AddressRanges
 from gridnet.table.model import ServiceTable
 

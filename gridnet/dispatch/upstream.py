@@ -25,7 +25,8 @@ from gridnet.dispatch.body import BodyReader, EndlessBody, reply_body
 from gridnet.dispatch.config import DispatchConfig
 from gridnet.dispatch.head import Framing, HttpError, ReplyHead, find_end, reply_head
 from gridnet.dispatch.tls import ClientTls
-from gridnet.dispatch.transport import Watch, connect
+from gridnet.dispatch.transport import connect
+from gridnet.lean import Watch
 
 #: A request that must not be sent twice goes by a kept connection only when the server is
 #: unlikely to be closing it this very moment: it was used less than this many seconds ago.

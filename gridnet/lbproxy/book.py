@@ -18,7 +18,7 @@ from gridnet.errors import JobError
 from gridnet.lbproxy.config import LbproxyConfig
 from gridnet.lbproxy.events import Event
 from gridnet.lbproxy.frames import Reply
-from gridnet.lbproxy.ledger import Ledger, LedgerRules
+from gridnet.lbproxy.ledger import JobChanges, Ledger, LedgerRules
 from gridnet.lbproxy.store import Readers, StoreFile
 from gridnet.lbproxy.stream import Page
 from gridnet.lbproxy.subscriptions import Hub
@@ -41,6 +41,7 @@ class JobBook:
     :ivar waiting: events that wait for their commit.
     :ivar on_forwardable: told the destinations that a group has something new for.
     :ivar on_room: told when fewer events wait again than may.
+    :ivar on_jobs_changed: told what happened to the list of jobs.
     """
 
     _log = Logger()
@@ -55,6 +56,7 @@ class JobBook:
         self.hub = Hub(config.stream, self._read_page)
         self.on_forwardable: Callable[[set[str]], None] = lambda destinations: None
         self.on_room: Callable[[], None] = lambda: None
+        self.on_jobs_changed: Callable[[JobChanges], None] = lambda changes: None
         self._reactor = reactor
         self._waiting_queries = 0
         self._readers = Readers(store, config.query_seconds)
@@ -67,6 +69,7 @@ class JobBook:
             failed=self._writer_failed,
             clock=reactor.seconds,
             max_group=config.max_group_events,
+            changed=lambda changes: self.on_jobs_changed(changes),
         )
 
     def start(self) -> None:
@@ -190,6 +193,15 @@ class JobBook:
     def _read_done(self, result: T) -> T:
         self._waiting_queries -= 1
         return result
+
+    def read_now(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """
+        Have *work* done on a snapshot of the store at once, by the caller: for short work.
+
+        :raises sqlite3.Error: the store cannot be read.
+        """
+        with self._readers.reading() as connection:
+            return work(connection)
 
     def _read_page(self, work: Callable[[sqlite3.Connection], Page]) -> Deferred[Page]:
         return self.read(work)

@@ -147,6 +147,8 @@ class LbproxyConfig:
     query_seconds: float = field(default=60.0, validator=more_than(0))  #: of one query
     max_waiting_queries: int = field(default=5000, validator=at_least(1))
     max_results: int = field(default=100_000, validator=at_least(1))  #: of one reply
+    #: jobs of a snapshot of the list ``jobs``; of more, the newest
+    max_listed_jobs: int = field(default=100_000, validator=at_least(1))
     max_reply_octets: int = field(default=256 << 20, validator=at_least(1 << 16))
 
     # Leaving.

@@ -12,12 +12,13 @@ from collections.abc import Collection
 from typing import Any
 
 from attrs import frozen
-from twisted.internet.interfaces import IConsumer, IListeningPort, IPushProducer
+from twisted.internet.interfaces import IConsumer, IPushProducer
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from gridnet import lean
 from gridnet.errors import ConfigError, Fault
 
 #: Messages below this are not worth counting against the common buffer.
@@ -356,11 +357,13 @@ def listen_unix(
     mode: int,
     group: str,
     what: str,
+    watch: lean.Watch,
 ) -> Any:
     """
     Listen at *path* with permissions *mode*, never wider for a moment.
 
     :param what: key under which a fault is told.
+    :param watch: watches the connections.
     :returns: the IListeningPort.
     :raises ConfigError: the path is taken, or cannot be made.
     """
@@ -369,7 +372,7 @@ def listen_unix(
     before = os.umask(0o177)
     try:
         # Twisted sets the mode after binding; until then the umask holds.
-        port = IListeningPort(reactor.listenUNIX(path, factory, backlog, mode=0o600))
+        port = lean.listen_unix(reactor, path, factory, backlog, 0o600, watch)
     except Exception as error:
         raise ConfigError([Fault(what, f"{path} cannot be listened at: {error}")]) from None
     finally:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from attrs import define, field, frozen
 
@@ -92,6 +92,22 @@ class GroupResult:
     not_forwarded: int = 0  #: for want of room in the spool
 
 
+class JobSummary(NamedTuple):
+    """What a list of jobs shows of one."""
+
+    job_id: str
+    owner: str  #: normal form
+    state: int
+    job_type: int
+    parent: str  #: unique part; empty: none
+    entered_at: int  #: the present state, microseconds
+    updated_at: int  #: microseconds
+
+
+#: What happened to the list of jobs, in its order: a job as it is now, or the id of one that went.
+JobChanges = list[JobSummary | str]
+
+
 @define(slots=True, eq=False)
 class _Entry:
     """A job in memory."""
@@ -129,6 +145,7 @@ class Ledger:
         self._spool_rows: list[tuple[Any, ...]] = []
         self._pending_fingerprints: set[tuple[int, int]] = set()
         self._result = GroupResult()
+        self._changes: JobChanges = []
         self._serial = 1
         self.spooled = 0
         self._recount()
@@ -173,9 +190,15 @@ class Ledger:
         self._event_rows.clear()
         self._spool_rows.clear()
         self._pending_fingerprints.clear()
+        self._changes = []
         with suppress(sqlite3.Error):  # what still holds then shows in ``in_transaction``
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
+
+    def take_changes(self) -> JobChanges:
+        """What has happened to the list of jobs since the last call, all of it committed."""
+        changes, self._changes = self._changes, []
+        return changes
 
     def apply(self, group: Sequence[Event], now: float) -> GroupResult:
         """
@@ -375,6 +398,7 @@ class Ledger:
                     core,
                 )
             )
+            self._note_change(child, unique)
         self._db.executemany(f"{_INSERT_JOB} ON CONFLICT (unique_part) DO NOTHING", made)
 
     # -- leaving ----------------------------------------------------------------------------------
@@ -439,6 +463,7 @@ class Ledger:
         entry = self._cache.pop(unique, None)
         if entry is not None:
             self._cached_octets -= entry.octets
+        self._changes.append(job_id)
         keeps = self.rules.stream_keep_seconds > 0 or self._is_spooled(number)
         execute(
             "INSERT INTO purged VALUES (?, ?, ?, ?, ?, ?)",
@@ -766,6 +791,7 @@ class Ledger:
                     )
                 )
             entry.dirty = False
+            self._note_change(record, entry.parent)
             if record.touched:
                 self._flush_parts(entry, parts)
                 self._weigh(entry)
@@ -776,6 +802,19 @@ class Ledger:
             self._db.executemany(_UPDATE_JOB, updates)
         if parts:
             self._db.executemany(_SET_PART, parts)
+
+    def _note_change(self, record: JobRecord, parent: str) -> None:
+        self._changes.append(
+            JobSummary(
+                str(record.job_id),
+                record.owner,
+                record.state,
+                record.job_type,
+                parent,
+                record.entered_at,
+                record.updated_at,
+            )
+        )
 
     def _flush_parts(self, entry: _Entry, parts: list[tuple[Any, ...]]) -> None:
         record = entry.record

@@ -18,11 +18,12 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from gridnet.interfaces import IJobEvents
+from gridnet.interfaces import IJobEvents, IObjectSource
 from gridnet.lbproxy.book import JobBook
 from gridnet.lbproxy.config import LbproxyConfig
 from gridnet.lbproxy.connections import BoundedFactory, Budget, listen_unix, take_over
 from gridnet.lbproxy.forward import Forwarder
+from gridnet.lbproxy.job_list import JobSource
 from gridnet.lbproxy.ledger import LedgerRules
 from gridnet.lbproxy.log import JobEvents
 from gridnet.lbproxy.paths import Side, socket_path
@@ -30,6 +31,7 @@ from gridnet.lbproxy.purging import Purger
 from gridnet.lbproxy.serve_socket import ServeFactory
 from gridnet.lbproxy.store import StoreFile
 from gridnet.lbproxy.store_socket import Identities, StoreFactory
+from gridnet.lean import Watch
 from gridnet.site import Site
 
 #: How long connections may take to get their last replies when the service stops.
@@ -100,9 +102,12 @@ class LbproxyService(Service):
         self._sweep = LoopingCall(self._sweep_once)
         self._sweep.clock = reactor
         self._ports: list[Any] = []
+        self._watch = Watch(reactor)
         self._ready: Deferred[None] = Deferred()
         site.starting(self._ready)
         site.provide(IJobEvents, JobEvents(self.book))
+        jobs = JobSource(self.book, config.max_listed_jobs)
+        site.provide(IObjectSource, jobs, jobs.object_type)
         site.status.facts["lbproxy"] = self.facts
         site.status.checks["lbproxy"] = self.check
         site.status.metrics.register(self)
@@ -156,6 +161,7 @@ class LbproxyService(Service):
                     mode=config.socket_mode,
                     group=config.socket_group,
                     what=f"lbproxy.{side.name.lower()}_socket",
+                    watch=self._watch,
                 )
             )
 

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import islice
 
 from gridnet.errors import RemoteProtocolError
 
 #: The original falls over above this; more are refused.
 MAX_PAIRS = 100
 
+#: A pair (key, quoted, bare), or what is no pair with all that follows it.
 _PAIR = re.compile(
-    r"[ \t]*+([A-Za-z0-9._-]++)="
+    r"[ \t]*+(?:([A-Za-z0-9._-]++)="
     r'(?:"([^"\\\0]*+(?:\\[^\0][^"\\\0]*+)*+)"|([^ \t\n"\\=\0]++))'
-    r"(?=[ \t\n]|\Z)",
+    r"(?=[ \t\n]|\Z)|([^ \t].*+))",
     re.DOTALL,
 )
-_REST = re.compile(r"[ \t\n]*")
+#: A line with more equals signs than this is not taken apart as a whole.
+_MANY = 1000
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _TO_ESCAPE = re.compile(r'["\\\n]')
 
@@ -46,22 +49,23 @@ def parse(line: str) -> list[tuple[str, str]]:
 
     :raises UlmError: not of the grammar, no pair, or more than :data:`MAX_PAIRS`.
     """
-    pairs: list[tuple[str, str]] = []
-    scan = _PAIR.scanner(line).match  # type: ignore[attr-defined]
-    end = 0
-    while (match := scan()) is not None:
-        key, quoted, bare = match.groups()
-        if quoted is None:
-            pairs.append((key.upper(), bare))
-        elif "\\" in quoted:
-            pairs.append((key.upper(), _ESCAPED.sub(_unescaped, quoted)))
-        else:
-            pairs.append((key.upper(), quoted))
-        end = match.end()
-        if len(pairs) > MAX_PAIRS:
-            raise UlmError(f"more than {MAX_PAIRS} pairs")
-    if not pairs or _REST.fullmatch(line, end) is None:
+    line = line.rstrip(" \t\n")
+    found: Iterable[tuple[str, ...]]
+    if line.count("=") <= _MANY:
+        found = _PAIR.findall(line)
+    else:
+        found = (match.groups("") for match in islice(_PAIR.finditer(line), MAX_PAIRS + 1))
+    pairs = []
+    for key, quoted, bare, rest in found:
+        if rest:
+            raise UlmError("ULM parse error")
+        if "\\" in quoted:
+            quoted = _ESCAPED.sub(_unescaped, quoted)
+        pairs.append((key.upper(), bare or quoted))
+    if not pairs:
         raise UlmError("ULM parse error")
+    if len(pairs) > MAX_PAIRS:
+        raise UlmError(f"more than {MAX_PAIRS} pairs")
     return pairs
 
 

@@ -19,7 +19,7 @@ from attrs import define, frozen
 
 from gridnet.lbproxy.events import Event
 from gridnet.lbproxy.frames import Major, Reply
-from gridnet.lbproxy.ledger import GroupResult, Ledger, LedgerRules
+from gridnet.lbproxy.ledger import GroupResult, JobChanges, Ledger, LedgerRules
 from gridnet.lbproxy.store import StoreFile, failure_reply
 
 #: Told about one event, in the thread that *deliver* brings it to.
@@ -66,6 +66,7 @@ class Writer:
     :param deliver: brings a callable to the thread of the callers (``reactor.callFromThread``).
     :param committed: told about each group of events, in that thread, after the replies.
     :param failed: told about faults that are ours, in that thread.
+    :param changed: told what happened to the list of jobs, in that thread.
     :param clock: seconds since the epoch.
     :param max_group: most events in one commit.
     :ivar fault: why the last attempt to write failed; empty when it did not.
@@ -81,6 +82,7 @@ class Writer:
         failed: Callable[[BaseException], None],
         clock: Callable[[], float],
         max_group: int = 512,
+        changed: Callable[[JobChanges], None] = lambda changes: None,
     ) -> None:
         self.fault = ""
         self.counts = WriterCounts()
@@ -89,6 +91,7 @@ class Writer:
         self._deliver = deliver
         self._committed = committed
         self._failed = failed
+        self._changed = changed
         self._clock = clock
         self._max_group = max_group
         self._queue: SimpleQueue[_Submission | _Chore | None] = SimpleQueue()
@@ -153,6 +156,10 @@ class Writer:
             self._connection = connection
         return self._ledger
 
+    def _tell_changes(self) -> None:
+        if self._ledger is not None and (changes := self._ledger.take_changes()):
+            self._deliver(self._changed, changes)
+
     def _drop_connection(self) -> None:
         self._ledger = None
         if self._connection is not None:
@@ -212,6 +219,7 @@ class Writer:
             self.counts.groups += 1
             self.counts.events += len(report.result.stored)
             self._deliver(_tell, group, report.result.replies, report, self._committed)
+            self._tell_changes()
 
     def _apply(self, events: list[Event]) -> GroupReport:
         start = self._clock()
@@ -235,6 +243,7 @@ class Writer:
         else:
             self.fault = ""
             self._deliver(chore.done, done)
+            self._tell_changes()
 
 
 def _tell(

@@ -30,7 +30,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface.verify import verifyObject
 
-from gridnet.dispatch.transport import LeanTransport, Watch, connect, lean_ports
+from gridnet.dispatch.transport import connect, lean_ports
+from gridnet.lean import LeanTransport, Watch
 from tests.dispatch.support import HERE
 
 LARGE = 8_000_000

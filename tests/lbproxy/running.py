@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,17 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.protocol import Protocol
+from twisted.trial.unittest import TestCase
 
 from gridnet.config import SiteConfig, SiteSection
 from gridnet.lbproxy import frames, http
 from gridnet.lbproxy.config import LbproxyConfig
+from gridnet.lbproxy.connections import BoundedFactory
 from gridnet.lbproxy.frames import FrameReader, Reply
 from gridnet.lbproxy.service import LbproxyService
 from gridnet.site import Site
+from tests.lbproxy.ledgers import REGISTER, job
+from tests.lbproxy.vectors import line
 
 
 class Collector(Protocol):
@@ -57,9 +63,9 @@ def whole_http(octets: bytes) -> bool:
     head, end, body = octets.partition(b"\r\n\r\n")
     if not end:
         return False
-    for line in head.split(b"\r\n"):
-        if line.lower().startswith(b"content-length:"):
-            return len(body) >= int(line.split(b":")[1])
+    for header in head.split(b"\r\n"):
+        if header.lower().startswith(b"content-length:"):
+            return len(body) >= int(header.split(b":")[1])
     return False
 
 
@@ -122,9 +128,9 @@ class RunningProxy:
             self.store, octets, lambda found: FrameReader(1 << 20).receive(found)
         )
 
-    async def log(self, line: bytes) -> Reply:
+    async def log(self, text: bytes) -> Reply:
         """Log one event line."""
-        found = await self.store_octets(frames.encode_message(line))
+        found = await self.store_octets(frames.encode_message(text))
         (body,) = FrameReader(1 << 20).receive(found)
         return frames.decode_reply(body)
 
@@ -137,3 +143,46 @@ class RunningProxy:
         found = await self.ask_octets(http.encode_request(path, body))
         head, _, content = found.partition(b"\r\n\r\n")
         return int(head.split()[1]), content
+
+
+class SocketTestCase(TestCase):
+    """A service, and coroutines as tests."""
+
+    config = LbproxyConfig(max_message_octets=200_000, max_buffered_octets=1 << 20)
+
+    def setUp(self) -> Deferred[Any]:
+        self.proxy = RunningProxy(self.config)
+        return self.proxy.start()
+
+    def tearDown(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self.proxy.stop())
+
+    def run_async(self, work: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
+        return Deferred.fromCoroutine(work)
+
+    async def store_closes(self, octets: bytes) -> bytes:
+        """What comes back until the service closes the store connection."""
+        connection = await self.proxy.connect(self.proxy.store)
+        connection.transport.write(octets)
+        return await connection.lost
+
+    async def clogged(self, factory: BoundedFactory, answered: Callable[[], int]) -> int:
+        """How many were *answered* once a peer of *factory* takes no more, nor does the kernel."""
+        found, still = -1, 0
+        while still < 10:
+            await self.pause()
+            is_still = found == answered() and any(one.is_clogged for one in factory.connections)
+            found, still = answered(), still + 1 if is_still else 0
+        return found
+
+    def pause(self) -> Deferred[None]:
+        """Let the reactor turn for a little."""
+        waiting: Deferred[None] = Deferred()
+        self.proxy.site.reactor.callLater(0.01, waiting.callback, None)
+        return waiting
+
+    async def check_lives(self) -> None:
+        """The service still stores and answers."""
+        name = f"alive{os.urandom(4).hex()}"
+        reply = await self.proxy.log(line("RegJob", REGISTER, job_id=job(name)))
+        self.assertEqual(reply, frames.OK)

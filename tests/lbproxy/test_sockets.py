@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import socket
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -16,62 +15,17 @@ from twisted.trial.unittest import TestCase
 
 from gridnet.errors import ConfigError
 from gridnet.lbproxy import connections, frames, http
-from gridnet.lbproxy.config import LbproxyConfig
-from gridnet.lbproxy.connections import BoundedFactory
 from gridnet.lbproxy.frames import FrameReader, Reply
 from tests.lbproxy.ledgers import REGISTER, job
-from tests.lbproxy.running import RunningProxy, whole_http
+from tests.lbproxy.running import RunningProxy, SocketTestCase, whole_http
 from tests.lbproxy.vectors import capture, line
 
-CONFIG = LbproxyConfig(max_message_octets=200_000, max_buffered_octets=1 << 20)
+CONFIG = SocketTestCase.config
 
 
 def replies_in(octets: bytes) -> list[Reply]:
     """The store replies in what came back."""
     return [frames.decode_reply(body) for body in FrameReader(1 << 20).receive(octets)]
-
-
-class SocketTestCase(TestCase):
-    """A service, and coroutines as tests."""
-
-    config = CONFIG
-
-    def setUp(self) -> Deferred[Any]:
-        self.proxy = RunningProxy(self.config)
-        return self.proxy.start()
-
-    def tearDown(self) -> Deferred[None]:
-        return Deferred.fromCoroutine(self.proxy.stop())
-
-    def run_async(self, work: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:
-        return Deferred.fromCoroutine(work)
-
-    async def store_closes(self, octets: bytes) -> bytes:
-        """What comes back until the service closes the store connection."""
-        connection = await self.proxy.connect(self.proxy.store)
-        connection.transport.write(octets)
-        return await connection.lost
-
-    async def clogged(self, factory: BoundedFactory, answered: Callable[[], int]) -> int:
-        """How many were *answered* once a peer of *factory* takes no more, nor does the kernel."""
-        found, still = -1, 0
-        while still < 10:
-            await self.pause()
-            is_still = found == answered() and any(one.is_clogged for one in factory.connections)
-            found, still = answered(), still + 1 if is_still else 0
-        return found
-
-    def pause(self) -> Deferred[None]:
-        """Let the reactor turn for a little."""
-        waiting: Deferred[None] = Deferred()
-        self.proxy.site.reactor.callLater(0.01, waiting.callback, None)
-        return waiting
-
-    async def check_lives(self) -> None:
-        """The service still stores and answers."""
-        name = f"alive{os.urandom(4).hex()}"
-        reply = await self.proxy.log(line("RegJob", REGISTER, job_id=job(name)))
-        self.assertEqual(reply, frames.OK)
 
 
 class StoreSocketTests(SocketTestCase):
@@ -470,7 +424,8 @@ class TimeoutTests(SocketTestCase):
                     waiting.append(connection.lost)
             found = await gatherResults(waiting)
             self.assertEqual(set(found), {b""})
-            self.assertEqual(self.proxy.service._connections(), 0)
+            while self.proxy.service._connections():
+                await self.pause()
             await self.check_lives()
 
         return self.run_async(work())
