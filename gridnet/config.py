@@ -148,6 +148,21 @@ def _objections(made: object, where: str) -> Iterator[Fault]:
             yield from _objections(value, key)
 
 
+def parse_port_range(text: str) -> range:
+    """
+    The ports that ``A-B``, or ``A`` alone, stands for.
+
+    :raises ValueError: anything else; the text says what.
+    """
+    first, dash, last = text.partition("-")
+    if not (first.isdecimal() and (last.isdecimal() if dash else True)):
+        raise ValueError(f"expected A-B, found {text!r}")
+    low, high = int(first), int(last or first)
+    if not 0 < low <= high <= 65535:
+        raise ValueError(f"expected 1 <= A <= B <= 65535, found {text!r}")
+    return range(low, high + 1)
+
+
 def at_least(minimum: float) -> Callable[[object, Attribute[Any], Any], None]:
     """An attrs validator: the number is *minimum* or more."""
 

@@ -23,9 +23,12 @@ from twisted.protocols.basic import LineOnlyReceiver
 from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 
+from gridnet.config import read
 from gridnet.errors import GridnetError, LocalProtocolError, RemoteProtocolError
 from gridnet.listener import Listener
 
+#: Site file that local tools read when nothing is said.
+DEFAULT_SITE_FILE = Path("site.toml")
 MAX_QUESTION_OCTETS = 65536
 QUESTION_SECONDS = 10.0
 #: Seconds that an answer may take: asking other hosts, and sending it.
@@ -158,6 +161,26 @@ def control_listener(
     if len(os.fsencode(path)) > MAX_PATH_OCTETS:
         return None
     return Listener(UNIXServerEndpoint(reactor, str(path), mode=mode, wantPID=True), factory)
+
+
+def find_control(component: str, config: Path | None, control: Path | None) -> Path:
+    """
+    Where the control socket of *component*, as a site file has it, is.
+
+    :param config: site file; None: the one in this directory.
+    :param control: the socket itself, if it was named.
+    :raises ConfigError: the site file cannot be read, or switches the socket off.
+    """
+    if control is not None:
+        return control
+    # Imported late: only here are the sections of all components needed.
+    from gridnet.component import config_classes
+
+    classes = config_classes()
+    site = read(config or DEFAULT_SITE_FILE, classes)
+    section: Any = site.sections.get(component) or classes[component]()
+    path: Path = section.control_path(site)
+    return path
 
 
 def ask(path: Path, question: Mapping[str, Any], seconds: float = 10.0) -> Any:

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from twisted.python.logfile import LogFile
 
 from gridnet.component import config_classes
-from gridnet.config import parse
+from gridnet.config import parse, parse_port_range
 from gridnet.demo.backends import definitions, make_backends
 from gridnet.demo.document import demo_company, demo_document
 from gridnet.demo.plan import BLOCK_PORTS, DemoPlan
@@ -36,13 +36,11 @@ _log = Logger()
 
 
 def _port_range(text: str) -> tuple[int, int]:
-    first, dash, last = text.partition("-")
-    if not (first.isdecimal() and (last.isdecimal() if dash else True)):
-        raise argparse.ArgumentTypeError(f"expected A-B, found {text!r}")
-    low, high = int(first), int(last or first)
-    if not 0 < low <= high <= 65535:
-        raise argparse.ArgumentTypeError(f"expected 1 <= A <= B <= 65535, found {text!r}")
-    return low, high
+    try:
+        ports = parse_port_range(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return ports[0], ports[-1]
 
 
 def _port_base(text: str) -> int:

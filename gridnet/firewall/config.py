@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from attrs import Attribute, field, frozen
 
-from gridnet.config import at_least, more_than
-from gridnet.errors import TableError
+from gridnet.config import SiteConfig, at_least, more_than
+from gridnet.errors import ConfigError, Fault, TableError
 from gridnet.firewall.policy import Rule
 from gridnet.firewall.ports import parse_ports
 from gridnet.firewall.wire import DEFAULT_HELP_URL
@@ -109,3 +110,13 @@ class FirewallConfig:
     control: str = "firewall.control"
     check_seconds: float = field(default=20.0, validator=more_than(0))  #: between own port probes
     log_sessions: bool = True  #: a line in the log for each connection that ends
+
+    def control_path(self, site: SiteConfig) -> Path:
+        """
+        Where the control socket of a relay with the site file *site* is.
+
+        :raises ConfigError: there is none.
+        """
+        if not self.control:
+            raise ConfigError([Fault("firewall.control", "empty: the relay has no control socket")])
+        return site.path(site.site.state_dir) / self.control

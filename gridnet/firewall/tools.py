@@ -9,36 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gridnet.config import read
-from gridnet.control import ask
+from gridnet.control import ask, find_control
 from gridnet.errors import ConfigError, GridnetError
-from gridnet.firewall.config import FirewallConfig
 
-DEFAULT_SITE_FILE = Path("site.toml")
 _SESSION_COLUMNS = (
     *("session", "client", "service", "server", "octets_up", "octets_down", "seconds"),
 )
 _PENALTY_COLUMNS = ("client", "reason", "offences", "service", "seconds_left")
-
-
-def control_path(config: Path | None, control: Path | None) -> Path:
-    """
-    Where the relay's control socket is.
-
-    :param config: site file; None: the one in this directory.
-    :param control: the socket itself, if it was named.
-    :raises ConfigError: the site file cannot be read.
-    """
-    if control is not None:
-        return control
-    # Imported late: only here are the sections of other components needed.
-    from gridnet.component import config_classes
-
-    site = read(config or DEFAULT_SITE_FILE, config_classes())
-    section = site.sections.get("firewall", FirewallConfig())
-    if not isinstance(section, FirewallConfig):
-        raise TypeError(f"[firewall] is a {type(section).__name__}")
-    return site.path(site.site.state_dir) / (section.control or "firewall.control")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         if getattr(options, name, None) is not None:
             question[name] = getattr(options, name)
     try:
-        answer = ask(control_path(options.config, options.control), question)
+        answer = ask(find_control("firewall", options.config, options.control), question)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pwd
 import resource
@@ -21,6 +22,7 @@ from gridnet.errors import LaunchError
 
 #: How often a program is looked at where the system cannot tell that it has ended.
 _LOOK_SECONDS = 0.05
+_PR_SET_PDEATHSIG = 1
 
 
 @frozen
@@ -32,6 +34,7 @@ class Confinement:
     open_files: int = 0
     user: str = ""  #: empty: as this process
     directory: str = "/"
+    dies_with_parent: bool = False  #: gets TERM when this process ends, however (Linux)
 
     def limits(self) -> Sequence[tuple[int, int]]:
         """The resource limits to set."""
@@ -61,6 +64,15 @@ def check_program(path: str) -> None:
         raise LaunchError(f"{path}: anybody may write to it")
 
 
+def _find_prctl() -> Callable[[int, int], int] | None:
+    """prctl(2); None: this system has none.  Looked up before the fork."""
+    try:
+        prctl: Callable[[int, int], int] = ctypes.CDLL(None).prctl
+    except (OSError, AttributeError):
+        return None
+    return prctl
+
+
 def start(
     words: Sequence[str],
     environment: Mapping[str, str],
@@ -76,9 +88,15 @@ def start(
     :raises LaunchError: it cannot be started.
     """
     limits = confinement.limits()
+    prctl = _find_prctl() if confinement.dies_with_parent else None
+    parent = os.getpid()
 
     def confine() -> None:
         # Between fork and exec: nothing but system calls.
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGTERM)
         for which, number in limits:
             _, hard = resource.getrlimit(which)
             if hard != resource.RLIM_INFINITY:
@@ -103,7 +121,7 @@ def start(
             stderr=stderr,
             close_fds=True,
             start_new_session=True,
-            preexec_fn=confine if limits else None,
+            preexec_fn=confine if limits or prctl is not None else None,
             **account,
         )
     except (OSError, ValueError, subprocess.SubprocessError) as error:

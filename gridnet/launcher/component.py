@@ -1,6 +1,6 @@
 """The launcher as a component."""
 
-from gridnet.component import Component
+from gridnet.component import Command, Component
 from gridnet.launcher.config import LauncherConfig
 
 COMPONENT = Component(
@@ -9,4 +9,11 @@ COMPONENT = Component(
     config=LauncherConfig,
     factory="gridnet.launcher.service:make_launcher",
     demo="gridnet.launcher.demo:section",
+    commands=(
+        Command(
+            "run",
+            "run a program as a service of this host, from a batch job",
+            "gridnet.launcher.batch.command:main",
+        ),
+    ),
 )

@@ -6,16 +6,12 @@ from typing import Any
 
 from attrs import Attribute, field, frozen
 
-from gridnet.config import at_least, more_than
+from gridnet.config import at_least, more_than, parse_port_range
 
 
 def _ports(_: object, attribute: Attribute[Any], value: str) -> None:
     if value:
-        first, dash, last = value.partition("-")
-        if not (dash and first.isdecimal() and last.isdecimal()):
-            raise ValueError(f"expected A-B or nothing, found {value!r}")
-        if not 0 < int(first) <= int(last) < 65536:
-            raise ValueError(f"expected 1 <= A <= B <= 65535, found {value!r}")
+        parse_port_range(value)
 
 
 @frozen

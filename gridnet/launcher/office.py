@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 import gridnet
+from gridnet.config import parse_port_range
 from gridnet.errors import LaunchError
 from gridnet.interfaces import IProgramLauncher
 from gridnet.launcher.cgi import environment, indexed_arguments, query_string
@@ -80,8 +81,7 @@ class ProgramLauncher:
         self._is_refused = is_refused
         self._chance = chance
         self._gone: list[Deferred[None]] = []
-        first, _, last = config.ports.partition("-")
-        self._ports = range(int(first), int(last) + 1) if config.ports else range(0)
+        self._ports = parse_port_range(config.ports) if config.ports else range(0)
 
     # -- gridnet.interfaces.IProgramLauncher
 
