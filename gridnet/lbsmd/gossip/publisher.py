@@ -111,8 +111,11 @@ class Publisher:
             host = evolve(host, environment=said.environment, expires_at=said.expires_at)
             if host == said:
                 return
-            # Only the two figures that services are rated by are load.
-            is_load = evolve(host, status=said.status, status_blast=said.status_blast) == said
+            # What the daemon sees of its host is load; what is defined is not.
+            as_loaded = evolve(
+                host, status=said.status, status_blast=said.status_blast, facts=said.facts
+            )
+            is_load = as_loaded == said
             is_small = (
                 _share(said.status, host.status) < self._load_share
                 and _share(said.status_blast, host.status_blast) < self._load_share

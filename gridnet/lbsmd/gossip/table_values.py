@@ -97,7 +97,8 @@ def _figure(value: object, least: float, most: float) -> float:
 
 def encode_host(host: Host) -> bytes:
     """*host* for other hosts, its environment excepted."""
-    members = attrs.asdict(host, filter=lambda field, _: field.name in _HOST_FIELDS)
+    # The filter sees the fields of values inside as well.
+    members = attrs.asdict(host, filter=lambda field, _: field.name not in _APART)
     return _octets(members)
 
 

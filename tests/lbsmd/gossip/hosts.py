@@ -155,6 +155,7 @@ def start_host(
         directory=".",
         control="",
         run_checks=False,
+        load_seconds=0,
         gossip=GossipConfig(**wanted),
         **keys,
     )

@@ -22,6 +22,7 @@ from gridnet.lbsmd.gossip.messages import Standing
 from gridnet.lbsmd.orders import Asker, Order, RefusedError
 from gridnet.lbsmd.service import make_lbsmd
 from gridnet.site import Site
+from gridnet.table.model import HostFacts
 from tests.lbsmd.gossip.hosts import HostDaemon, MemoryNetwork, start_host
 
 ONE, TWO, THREE = "127.0.0.1", "127.0.0.2", "127.0.0.3"
@@ -87,6 +88,15 @@ class GossipTests(SiteCase):
                 theirs = sorted(other.site.table.owned_by(address), key=repr)
                 self.assertEqual(theirs, sorted(owner.site.table.owned_by(address), key=repr))
                 self.assertEqual(other.site.table.host(address), owner.site.table.host(address))
+
+    def test_what_a_host_says_of_itself_travels(self) -> None:
+        table = self.hosts[ONE].site.table
+        host = table.host(ONE)
+        assert host is not None
+        facts = HostFacts(load=0.25, tasks=151, ports=((80, 0.5), (81, 1.0)), kernel=(6, 1, 147))
+        table.put_host(evolve(host, status=5.0, facts=facts))
+        self.network.run(2.0)
+        self.assertEqual(self.hosts[TWO].site.table.host(ONE), table.host(ONE))
 
     def test_changes_come_within_two_seconds(self) -> None:
         self.hosts[TWO].define("E [0] STANDALONE :5\nx=y\n")
