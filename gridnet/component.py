@@ -55,8 +55,8 @@ class Component:
     #: ``"module:section"``, called with a :class:`gridnet.demo.plan.DemoPlan`, gives the section
     #: of the demo site as plain TOML values; empty: the demo runs without it
     demo: str = ""
-    #: ``"module:make"``, called with a :class:`gridnet.demo.plan.DemoPlan`, gives an IService of
-    #: what the demo runs beside the component, such as a client of it; empty: nothing
+    #: ``"module:make"``, called with a :class:`gridnet.demo.plan.DemoPlan` and the site, gives an
+    #: IService of what the demo runs beside the component, such as a client; empty: nothing
     demo_company: str = ""
     commands: tuple[Command, ...] = field(default=())
 

@@ -21,7 +21,7 @@ from twisted.web.server import Request
 from twisted.web.server import Site as WebSite
 from zope.interface import implementer
 
-from gridnet.demo.plan import DemoPlan
+from gridnet.demo.plan import ADDRESS, SECOND_ADDRESS, DemoPlan
 from gridnet.listener import listener
 
 #: Connections that one demo service holds at once.
@@ -40,6 +40,19 @@ Upper  [0] STANDALONE 127.0.0.1:{filter} L=no C=text/plain
 Hello  [0] HTTP 127.0.0.1:{http} /hello?from=gridnet L=no C=text/plain
 Bounce [0] HTTP 127.0.0.1:{http} /bounce L=no C=x-ncbi-data/x-unknown
 """
+
+
+#: What the second host of the demo publishes.
+SECOND_DEFINITIONS = """\
+# Services of the demo's second host.
+where=second
+Echo3  [0] STANDALONE {address}:{echo} L=no
+"""
+
+
+def second_definitions(plan: DemoPlan) -> str:
+    """The service definitions of the demo's second host."""
+    return SECOND_DEFINITIONS.format(address=SECOND_ADDRESS, echo=plan.port(ECHO_OFFSET))
 
 
 def definitions(plan: DemoPlan) -> str:
@@ -180,11 +193,12 @@ def make_backends(plan: DemoPlan, reactor: Any) -> MultiService:
     web = WebSite(root)
     web.displayTracebacks = False
     service = MultiService()
-    for offset, factory in (
-        (ECHO_OFFSET, _Bounded(Echo, reactor)),
-        (FILTER_OFFSET, _Bounded(Filter, reactor)),
-        (HTTP_OFFSET, web),
+    for address, offset, factory in (
+        (ADDRESS, ECHO_OFFSET, _Bounded(Echo, reactor)),
+        (ADDRESS, FILTER_OFFSET, _Bounded(Filter, reactor)),
+        (ADDRESS, HTTP_OFFSET, web),
+        (SECOND_ADDRESS, ECHO_OFFSET, _Bounded(Echo, reactor)),
     ):
-        endpoint = f"tcp:{plan.port(offset)}:interface=127.0.0.1"
+        endpoint = f"tcp:{plan.port(offset)}:interface={address}"
         listener(endpoint, factory, reactor).setServiceParent(service)
     return service

@@ -5,34 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import tomli_w
-from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorCore, IReactorTime
 from twisted.internet.threads import deferToThread
-from twisted.logger import Logger, globalLogBeginner, textFileLogObserver
-from twisted.python.failure import Failure
-from twisted.python.logfile import LogFile
 
 from gridnet.component import config_classes
 from gridnet.config import parse, parse_port_range
 from gridnet.demo.backends import definitions, make_backends
 from gridnet.demo.document import demo_company, demo_document
 from gridnet.demo.plan import BLOCK_PORTS, DemoPlan
+from gridnet.demo.running import log_to, run_site
 from gridnet.demo.tour import tour
 from gridnet.errors import ConfigError
 from gridnet.site import make_site
-
-#: The whole stop takes less than the 5 s that the demo promises.
-STOP_SECONDS = 4.0
-LOG_OCTETS = 10_000_000
-
-_log = Logger()
 
 
 def _port_range(text: str) -> tuple[int, int]:
@@ -87,10 +76,7 @@ def main(arguments: Sequence[str]) -> int:
         servrc.write_text(definitions(plan))
     path = directory / "site.toml"
     path.write_text(tomli_w.dumps(demo_document(plan)))
-    log_file = LogFile("gridnet.log", str(directory), rotateLength=LOG_OCTETS, maxRotatedFiles=3)
-    globalLogBeginner.beginLoggingTo(
-        [textFileLogObserver(cast(IO[Any], log_file))], redirectStandardIO=False
-    )
+    log_to(directory)
 
     # Imported here: importing it installs it.
     from twisted.internet import reactor
@@ -102,55 +88,12 @@ def main(arguments: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     make_backends(plan, reactor).setServiceParent(service)
-    for company in demo_company(plan):
+    for company in demo_company(plan, site):
         company.setServiceParent(service)
-    return _run(service, site.ready, plan, options.tour, reactor)
 
-
-def _run(service: MultiService, ready: Any, plan: DemoPlan, show: bool, reactor: Any) -> int:
-    """Start *service*, run the reactor until a signal, stop; returns the exit status."""
-    outcome = [0]
-    clock = IReactorTime(reactor)
-    core = IReactorCore(reactor)
-
-    def failed(failure: Failure) -> None:
-        _log.failure("the demo cannot start", failure)
-        print(f"gridnet demo: {failure.getErrorMessage()}", file=sys.stderr)
-        outcome[0] = 1
-        if core.running:
-            core.stop()
-
-    def answer(addresses: Mapping[str, Any]) -> None:
+    def answer(addresses: Mapping[str, Any]) -> Deferred[Any] | None:
         line = {**addresses, "directory": str(plan.directory)}
         print(json.dumps(line), flush=True)
-        if show:
-            touring = deferToThread(tour, addresses, plan, sys.stderr)
-            touring.addErrback(failed)
+        return deferToThread(tour, addresses, plan, sys.stderr) if options.tour else None
 
-    def start() -> None:
-        try:
-            service.privilegedStartService()
-            service.startService()
-        except Exception as error:
-            failed(Failure(error))
-            return
-        ready().addCallbacks(answer, failed)
-
-    def stop() -> Deferred[Any] | None:
-        if not service.running:
-            return None
-        started = time.monotonic()
-        stopping: Deferred[Any] = service.stopService() or Deferred()
-        if not isinstance(stopping, Deferred):
-            return None
-        stopping.addTimeout(STOP_SECONDS, clock)
-        return stopping.addErrback(
-            lambda failure: _log.failure(
-                "not all stopped in {seconds} s", failure, seconds=time.monotonic() - started
-            )
-        )
-
-    core.callWhenRunning(start)
-    core.addSystemEventTrigger("before", "shutdown", stop)
-    core.run()
-    return outcome[0]
+    return run_site("gridnet demo", service, site.ready, answer, reactor)

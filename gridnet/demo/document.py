@@ -9,6 +9,7 @@ from twisted.application.service import IService
 
 from gridnet.component import components, load_object
 from gridnet.demo.plan import DemoPlan
+from gridnet.site import Site
 
 
 def demo_document(plan: DemoPlan) -> Mapping[str, Mapping[str, Any]]:
@@ -26,8 +27,8 @@ def demo_document(plan: DemoPlan) -> Mapping[str, Mapping[str, Any]]:
     return document
 
 
-def demo_company(plan: DemoPlan) -> Iterator[IService]:
-    """What the demo runs beside the components: clients of them."""
+def demo_company(plan: DemoPlan, site: Site) -> Iterator[IService]:
+    """What the demo runs beside the components of its *site*: clients of them, other hosts."""
     for component in components().values():
         if component.demo and component.demo_company:
-            yield load_object(component.demo_company)(plan)
+            yield load_object(component.demo_company)(plan, site)

@@ -11,6 +11,9 @@ from attrs import frozen
 FIRST_FREE_OFFSET = 10
 BLOCK_PORTS = 100
 
+#: Addresses of the demo's hosts: itself, and the one beside it.
+ADDRESS, SECOND_ADDRESS = "127.0.0.1", "127.0.0.2"
+
 
 @frozen
 class DemoPlan:
@@ -27,6 +30,11 @@ class DemoPlan:
     python: str  #: interpreter for child processes
     firewall_ports: tuple[int, int] | None = None  #: first and last, when told
     heap: bool = False  #: publish shared memory under the real keys
+
+    @property
+    def own_servrc(self) -> Path:
+        """Where the demo's own service definitions are, if it serves those."""
+        return self.directory / "servrc.cfg"
 
     def port(self, offset: int) -> int:
         """

@@ -9,6 +9,7 @@ COMPONENT = Component(
     config=LbsmdConfig,
     factory="gridnet.lbsmd.service:make_lbsmd",
     demo="gridnet.lbsmd.demo:section",
+    demo_company="gridnet.lbsmd.demo:second_host",
     commands=(
         Command(
             "check-config",
@@ -16,6 +17,16 @@ COMPONENT = Component(
             "gridnet.lbsmd.check_config:main",
         ),
         Command("lbsmc", "show the hosts and services of a daemon", "gridnet.lbsmd.tools:lbsmc"),
+        Command(
+            "why-down",
+            "say who holds a host for down, and why",
+            "gridnet.lbsmd.gossip.tools:why_down",
+        ),
+        Command(
+            "gossip-key",
+            "make a key for the gossip of a site",
+            "gridnet.lbsmd.gossip.tools:gossip_key",
+        ),
         Command("resolve", "look a service up, and say why", "gridnet.lbsmd.tools:resolve"),
     ),
 )

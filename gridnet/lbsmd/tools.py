@@ -22,7 +22,8 @@ DEFAULT_SITE_FILE = Path("site.toml")
 _CLEAR = "\x1b[H\x1b[2J"
 
 
-def _add_daemon_options(parser: argparse.ArgumentParser) -> None:
+def add_daemon_options(parser: argparse.ArgumentParser) -> None:
+    """Let *parser* take what :func:`control_path` needs."""
     parser.add_argument("--config", type=Path, help="site file of the daemon (else site.toml here)")
     parser.add_argument("--control", type=Path, help="control socket of the daemon")
 
@@ -47,7 +48,7 @@ def control_path(config: Path | None, control: Path | None) -> Path:
     return section.control_path(site)
 
 
-def _run(tool: str, work: Callable[[], None]) -> int:
+def run_tool(tool: str, work: Callable[[], None]) -> int:
     """Exit status of *work*: 0; 1: no answer; 2: the site file is wrong."""
     try:
         work()
@@ -92,7 +93,7 @@ def _lbsmc_parser() -> argparse.ArgumentParser:
     parser.add_argument("-1", dest="once", action="store_true", help="once, like period 0")
     parser.add_argument("-j", "--json", action="store_true", help="once, as JSON")
     parser.add_argument("--help", action="help", help="this help")
-    _add_daemon_options(parser)
+    add_daemon_options(parser)
     return parser
 
 
@@ -126,7 +127,7 @@ def lbsmc(arguments: Sequence[str]) -> int:
                 return
             time.sleep(options.period)
 
-    return _run("lbsmc", work)
+    return run_tool("lbsmc", work)
 
 
 def _resolve_parser() -> argparse.ArgumentParser:
@@ -147,7 +148,7 @@ def _resolve_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--affinity", default="", metavar="ARG[=VALUE]", help="argument of the request"
     )
-    _add_daemon_options(parser)
+    add_daemon_options(parser)
     return parser
 
 
@@ -179,7 +180,7 @@ def resolve(arguments: Sequence[str]) -> int:
         else:
             print(f"gridnet resolve: no server of {options.service}", file=sys.stderr)
 
-    status = _run("resolve", work)
+    status = run_tool("resolve", work)
     return status or (0 if chosen else 1)
 
 

@@ -13,6 +13,7 @@ from twisted.runner.procmon import ProcessMonitor
 import gridnet
 from gridnet.demo.plan import DemoPlan
 from gridnet.scire.client.config import Mode
+from gridnet.site import Site
 
 #: Seconds that the client gets to end by itself.
 _KILL_SECONDS = 2
@@ -51,7 +52,7 @@ def section(plan: DemoPlan) -> Mapping[str, object]:
     }
 
 
-def client(plan: DemoPlan) -> IService:
+def client(plan: DemoPlan, site: Site) -> IService:
     """One client in daemon mode, which enrols itself with a token."""
     directory = plan.directory / "scire-client"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)

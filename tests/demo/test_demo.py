@@ -8,12 +8,14 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from gridnet.control import ask
 from gridnet.demo.command import main
 from gridnet.demo.plan import DemoPlan
 from tests.integration.demo_process import ROOT, DemoProcess, free_block
@@ -127,6 +129,39 @@ class DemoSiteTests(SynchronousTestCase):
             self.assertEqual(reply.status, 200, path)
             self.assertIn(part, body, path)
 
+    def test_a_second_host_gossips_with_the_first(self) -> None:
+        """Each daemon shows both hosts, and answers with what the other publishes."""
+        ready = self.demo.ready
+        for addresses in (ready, ready["second-host"]):
+            table = ask(Path(addresses["lbsmd"]["control"]), {"ask": "table"})
+            hosts = {host["address"] for host in table["hosts"]}
+            self.assertEqual(hosts, {"127.0.0.1", "127.0.0.2"})
+            owners = {each["service"]: each["owner"] for each in table["services"]}
+            self.assertEqual((owners["Echo"], owners["Echo3"]), ("127.0.0.1", "127.0.0.2"))
+        reply = self.ask(
+            "/Service/dispd.cgi?service=Echo3",
+            "POST",
+            body="there",
+            Client_Mode="STATELESS_ONLY",
+        )
+        self.assertEqual((reply.status, reply.read()), (200, b"there"))
+
+    def test_an_order_to_the_first_host_reaches_the_owner(self) -> None:
+        """It is done by the second host and known at the first."""
+        control = Path(self.demo.ready["lbsmd"]["control"])
+        question = {"ask": "feedback", "argument": "Echo3 STANDALONE 127.0.0.2 40 60"}
+        ask(control, question)
+        for name in ("first", "second"):
+            where = self.demo.ready if name == "first" else self.demo.ready["second-host"]
+            deadline = time.monotonic() + 5
+            while True:
+                table = ask(Path(where["lbsmd"]["control"]), {"ask": "table"})
+                (echo,) = [each for each in table["services"] if each["service"] == "Echo3"]
+                if echo["penalty"] == 40 or time.monotonic() > deadline:
+                    break
+                time.sleep(0.1)
+            self.assertEqual(echo["penalty"], 40, name)
+
 
 class StoppingTests(SynchronousTestCase):
     """Signals end the demo."""
@@ -138,6 +173,18 @@ class StoppingTests(SynchronousTestCase):
             status, seconds = demo.stop(number)
             self.assertEqual(status, 0)
             self.assertLess(seconds, 5.0)
+
+    def test_nothing_is_left_when_it_is_killed(self) -> None:
+        """Its second host ends by itself."""
+        demo = DemoProcess(free_block())
+        control = Path(demo.ready["second-host"]["lbsmd"]["control"])
+        pid = ask(control, {"ask": "table"})["pid"]
+        demo.process.kill()
+        deadline = time.monotonic() + 20
+        while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        demo.kill()
+        self.assertFalse(Path(f"/proc/{pid}").exists())
 
     def test_a_port_in_use_ends_it_with_a_message(self) -> None:
         """Status 1; no line of JSON."""
