@@ -45,6 +45,10 @@ class ControlError(GridnetError):
     """A local tool cannot get an answer from the daemon; its user is told why."""
 
 
+class NoDaemonError(ControlError):
+    """Nobody is there to ask, or what is there is no daemon of ours."""
+
+
 def parse_question(line: bytes) -> Mapping[str, Any]:
     """
     Read a question.
@@ -189,7 +193,8 @@ def ask(path: Path, question: Mapping[str, Any], seconds: float = 10.0) -> Any:
 
     :param question: members of the question, ``ask`` among them.
     :returns: the result, a JSON value.
-    :raises ControlError: there is no daemon, it refuses, or its answer makes no sense.
+    :raises NoDaemonError: there is no daemon, or its answer makes no sense.
+    :raises ControlError: it refuses.
     """
     line = json.dumps(question).encode("utf-8")
     if len(line) > MAX_QUESTION_OCTETS:
@@ -202,10 +207,12 @@ def ask(path: Path, question: Mapping[str, Any], seconds: float = 10.0) -> Any:
             with connection.makefile("rb") as stream:
                 reply = json.loads(stream.read().decode("utf-8"))
     except OSError as error:
-        raise ControlError(f"no daemon answers at {path}: {error.strerror or error}") from None
+        raise NoDaemonError(f"no daemon answers at {path}: {error.strerror or error}") from None
     except ValueError:
-        raise ControlError(f"what answers at {path} is no daemon of ours") from None
+        raise NoDaemonError(f"what answers at {path} is no daemon of ours") from None
     if not isinstance(reply, dict) or "result" not in reply:
         text = reply.get("error") if isinstance(reply, dict) else None
-        raise ControlError(str(text or "the daemon gave no answer"))
+        if not text:
+            raise NoDaemonError("the daemon gave no answer")
+        raise ControlError(str(text))
     return reply["result"]

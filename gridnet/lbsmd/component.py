@@ -27,6 +27,12 @@ COMPONENT = Component(
             "make a key for the gossip of a site",
             "gridnet.lbsmd.gossip.tools:gossip_key",
         ),
+        Command(
+            "lbsm-feedback",
+            "keep clients away from servers, or rate them anew",
+            "gridnet.lbsmd.feedback_tool:main",
+        ),
+        Command("port", "post the capacity behind a port", "gridnet.lbsmd.port_tool:main"),
         Command("resolve", "look a service up, and say why", "gridnet.lbsmd.tools:resolve"),
     ),
 )

@@ -154,9 +154,15 @@ class LbsmdConfig:
 
         :raises ConfigError: there is none.
         """
-        if not self.control:
-            raise ConfigError([Fault("lbsmd.control", "empty: the daemon has no control socket")])
-        return site.path(site.site.state_dir) / self.control
+        return _socket_path(site, "control", self.control)
+
+    def ports_path(self, site: SiteConfig) -> Path:
+        """
+        Where servers post the capacity of their ports.
+
+        :raises ConfigError: nowhere.
+        """
+        return _socket_path(site, "ports_socket", self.ports_socket)
 
     def rules(self) -> Rules:
         """What the language leaves to the site."""
@@ -169,3 +175,9 @@ class LbsmdConfig:
             max_inclusions=self.max_inclusions,
             max_octets=self.max_octets,
         )
+
+
+def _socket_path(site: SiteConfig, key: str, place: str) -> Path:
+    if not place:
+        raise ConfigError([Fault(f"lbsmd.{key}", "empty: the daemon has no such socket")])
+    return site.path(site.site.state_dir) / place

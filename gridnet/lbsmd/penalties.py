@@ -106,7 +106,7 @@ class Penalties(Service):
                 self._kept[key] = kept
                 if kept.rate is not None or kept.reserved:
                     self._local.rerate(key, kept.rate, kept.reserved)
-                self._announce(key)
+                self._announce(key, now)
 
     def startService(self) -> None:
         """Begin to let penalties wear off."""
@@ -224,7 +224,7 @@ class Penalties(Service):
                 penalty_reason=order.reason if request.percent else "",
             )
             self._keep(key, kept, now)
-            self._announce(key)
+            self._announce(key, now)
             return
         default = request.rate is BaseRate.DEFAULT
         reserved = request.rate is BaseRate.RESERVE
@@ -245,9 +245,8 @@ class Penalties(Service):
         else:
             self._kept[key] = kept
 
-    def _announce(self, key: Key) -> None:
+    def _announce(self, key: Key, now: float) -> None:
         """Publish what is left of the penalty of that server, and see when it will be less."""
-        now = self._clock.seconds()
         kept = self._kept.get(key)
         value = 0.0 if kept is None else kept.penalty.value(now)
         self._local.penalize(key, value)
@@ -277,12 +276,12 @@ class Penalties(Service):
 
     def _tick(self) -> None:
         self._timer = None
-        for key in list(self._take_due()):
-            self._announce(key)
+        now = self._clock.seconds()
+        for key in list(self._take_due(now)):
+            self._announce(key, now)
         self._arrange()
 
-    def _take_due(self) -> Iterator[Key]:
-        now = self._clock.seconds()
+    def _take_due(self, now: float) -> Iterator[Key]:
         while self._due and self._due[0][0] <= now:
             due, _, key = heappop(self._due)
             if self._due_at.get(key) == due:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gridnet.config import read
+from gridnet.config import SiteConfig, read
 from gridnet.control import ask
 from gridnet.errors import ConfigError, GridnetError
 from gridnet.lbsmd.config import LbsmdConfig
@@ -28,6 +28,23 @@ def add_daemon_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--control", type=Path, help="control socket of the daemon")
 
 
+def read_section(config: Path | None) -> tuple[SiteConfig, LbsmdConfig]:
+    """
+    The site file of the daemon, and its section there.
+
+    :param config: site file; None: the one in this directory.
+    :raises ConfigError: it cannot be read.
+    """
+    # Imported late: only here are the sections of other components needed.
+    from gridnet.component import config_classes
+
+    site = read(config or DEFAULT_SITE_FILE, config_classes())
+    section = site.sections.get("lbsmd", LbsmdConfig())
+    if not isinstance(section, LbsmdConfig):
+        raise TypeError(f"[lbsmd] is a {type(section).__name__}")
+    return site, section
+
+
 def control_path(config: Path | None, control: Path | None) -> Path:
     """
     Where the daemon's control socket is.
@@ -38,13 +55,7 @@ def control_path(config: Path | None, control: Path | None) -> Path:
     """
     if control is not None:
         return control
-    # Imported late: only here are the sections of other components needed.
-    from gridnet.component import config_classes
-
-    site = read(config or DEFAULT_SITE_FILE, config_classes())
-    section = site.sections.get("lbsmd", LbsmdConfig())
-    if not isinstance(section, LbsmdConfig):
-        raise TypeError(f"[lbsmd] is a {type(section).__name__}")
+    site, section = read_section(config)
     return section.control_path(site)
 
 

@@ -320,7 +320,7 @@ class SocketTests(TestCase):
             self.config.write_text(f"{text}control = ''\n")
             status, _, err = await self.call(resolve, "x")
             self.assertEqual(status, 2)
-            self.assertIn("no control socket", err)
+            self.assertIn("lbsmd.control: empty", err)
             self.daemon.startService()
 
         return Deferred.fromCoroutine(drive())
