@@ -24,7 +24,8 @@ from cattrs.errors import (
     IterableValidationError,
 )
 
-from gridnet.errors import ConfigError, Fault
+from gridnet.errors import ConfigError, Fault, shown
+from gridnet.table.address import canonical_address
 
 T = TypeVar("T")
 
@@ -193,13 +194,23 @@ def between(least: float, most: float) -> Callable[[object, Attribute[Any], Any]
     return validate
 
 
+def an_address(_: object, attribute: Attribute[Any], value: str) -> None:
+    """An attrs validator: the text is an IP address in its usual form."""
+    usual = canonical_address(value)
+    if usual is None:
+        raise ValueError(f"expected an IP address, found {shown(value)}")
+    if usual != value:
+        raise ValueError(f"expected {usual}, found {shown(value)}")
+
+
 @frozen
 class SiteSection:
     """``[site]``: what all components of one process share."""
 
     name: str = "gridnet"  #: shown on the status page
     state_dir: Path = Path("state")  #: for keys, stores and logs; relative to the site file
-    address: str = "127.0.0.1"  #: IP address of this host that other hosts use
+    #: IP address of this host that other hosts use
+    address: str = field(default="127.0.0.1", validator=an_address)
     #: address ranges (docs/protocols/load-balancing.rst) whose clients are inside the site
     local_networks: tuple[str, ...] = (
         "10/8",

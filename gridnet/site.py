@@ -14,6 +14,7 @@ from zope.interface.registry import Components
 
 from gridnet.component import Component, components
 from gridnet.config import SiteConfig, SiteSection
+from gridnet.errors import ConfigError, Fault
 from gridnet.hangup import HangupService
 from gridnet.interfaces import IConfigurationHolder
 from gridnet.status.board import StatusBoard
@@ -52,9 +53,16 @@ class Site:
 
     @property
     def state_dir(self) -> Path:
-        """Directory for keys, stores and logs; made on first use, closed to other users."""
+        """
+        Directory for keys, stores and logs; made on first use, closed to other users.
+
+        :raises gridnet.errors.ConfigError: there is none and none can be made.
+        """
         path = self.config.path(self.config.site.state_dir)
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError([Fault("site.state_dir", f"{path}: {error.strerror}")]) from None
         return path
 
     def provide(self, interface: type[Interface], offer: object, name: str = "") -> None:

@@ -65,9 +65,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the demo site; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     directory: Path = options.dir.absolute()
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--dir {directory}: {error.strerror}")
     servrc: Path = options.servrc.absolute() if options.servrc else directory / "servrc.cfg"
     plan = DemoPlan(
         directory, options.port_base, servrc, sys.executable, options.firewall_ports, options.heap

@@ -87,23 +87,29 @@ def client_context(authorities: Path | None) -> ssl.SSLContext:
 
 def self_signed(directory: Path, address: str, now: datetime.datetime) -> tuple[Path, Path]:
     """
-    Paths of certificate and key in *directory*; made when missing or about to expire.
+    Paths of certificate and key in *directory*; made when missing, of no use or about to expire.
 
     :param address: IP address text of this host, one of the certificate's names.
     :param now: time of day, with a zone.
+    :raises ConfigError: the files cannot be written.
     """
     certificate, key = directory / CERTIFICATE_FILE, directory / KEY_FILE
     if not _lasts(certificate, key, now):
-        _make(certificate, key, address, now)
+        try:
+            _make(certificate, key, address, now)
+        except OSError as error:
+            fault = Fault("site.state_dir", f"no certificate can be written there: {error}")
+            raise ConfigError([fault]) from None
     return certificate, key
 
 
 def _lasts(certificate: Path, key: Path, now: datetime.datetime) -> bool:
     try:
         found = x509.load_pem_x509_certificate(certificate.read_bytes())
-    except (OSError, ValueError):
+        server_context(certificate, key)
+    except (OSError, ValueError, ConfigError):
         return False
-    return key.exists() and found.not_valid_after_utc - now > datetime.timedelta(days=_RENEW_DAYS)
+    return found.not_valid_after_utc - now > datetime.timedelta(days=_RENEW_DAYS)
 
 
 def _make(certificate: Path, key: Path, address: str, now: datetime.datetime) -> None:
@@ -143,12 +149,16 @@ def _write(path: Path, octets: bytes, mode: int) -> None:
     """Put *octets* at *path* in one step, never readable for others than *mode* says."""
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)
-        file.write(octets)
-        file.flush()
-        os.fsync(descriptor)
-    os.replace(partial, path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)
+            file.write(octets)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 class _Connection:

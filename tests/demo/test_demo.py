@@ -44,6 +44,7 @@ class CommandLineTests(SynchronousTestCase):
             ["--dir", "x", "--port-base", "65500"],
             ["--dir", "x", "--port-base", "20000", "--firewall-ports", "9-1"],
             ["--dir", "x", "--port-base", "20000", "--firewall-ports", "a-b"],
+            ["--dir", "/dev/null/x", "--port-base", "20000"],
         ):
             done = subprocess.run(
                 [sys.executable, "-m", "gridnet.cli", "demo", *words],

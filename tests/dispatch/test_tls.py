@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import os
+import resource
+import signal
 import ssl
 import stat
 from pathlib import Path
@@ -252,9 +254,28 @@ class CertificateTests(SynchronousTestCase):
         before = certificate.read_bytes()
         self_signed(self.directory, HERE, NOW + datetime.timedelta(days=3640))
         self.assertNotEqual(certificate.read_bytes(), before)
-        certificate.write_text("nonsense")
+        for path in (certificate, key):
+            path.write_text("nonsense")
+            self_signed(self.directory, HERE, NOW)
+            server_context(certificate, key)
+        before = key.read_bytes()
+        certificate.unlink()
+        self_signed(self.directory, HERE, NOW)
+        key.write_bytes(before)  # the key of another certificate
         self_signed(self.directory, HERE, NOW)
         server_context(certificate, key)
+
+    def test_a_full_disk(self) -> None:
+        """The fault names the directory; nothing half written is left."""
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        self.addCleanup(signal.signal, signal.SIGXFSZ, handler)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, limits)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        with self.assertRaises(ConfigError) as caught:
+            self_signed(self.directory, HERE, NOW)
+        self.assertEqual(caught.exception.faults[0].where, "site.state_dir")
+        self.assertEqual(list(self.directory.iterdir()), [])
 
     def test_unusable_ones(self) -> None:
         """The fault names the key of the configuration."""

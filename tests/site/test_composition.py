@@ -17,6 +17,7 @@ import gridnet
 from gridnet.cli import main
 from gridnet.component import components, load_object
 from gridnet.config import parse
+from gridnet.errors import ConfigError
 from gridnet.site import Site, make_site
 from gridnet.tap import Options
 
@@ -96,6 +97,13 @@ class SiteTests(SynchronousTestCase):
         """Keys live there."""
         site, _ = self.make()
         self.assertEqual(site.state_dir.stat().st_mode & 0o777, 0o700)
+
+    def test_a_state_directory_that_cannot_be_made_is_a_fault(self) -> None:
+        """Of its key."""
+        site, _ = self.make("[site]\nstate_dir = '/dev/null/state'")
+        with self.assertRaises(ConfigError) as caught:
+            site.state_dir  # noqa: B018
+        self.assertEqual(caught.exception.faults[0].where, "site.state_dir")
 
 
 class OptionsTests(SynchronousTestCase):

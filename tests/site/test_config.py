@@ -101,6 +101,15 @@ class SiteFileTests(SynchronousTestCase):
             ],
         )
 
+    def test_the_sites_address_is_one(self) -> None:
+        """In the form in which addresses compare as texts; never a name."""
+        for address in ("10.1.2.3", "2001:db8::1"):
+            parse(f"[site]\naddress = '{address}'", {})
+        for address in ("localhost", "", "10.1", "0x0a010203", "2001:DB8:0::1", "10.1.2.3:80"):
+            with self.assertRaises(ConfigError) as caught:
+                parse(f"[site]\naddress = '{address}'", {})
+            self.assertEqual([f.where for f in caught.exception.faults], ["site.address"])
+
     def test_text_that_is_not_toml_names_the_place(self) -> None:
         """The TOML reader's line and column are passed on."""
         self.assertIn("line 2", self.faults("[tank]\npumps =\n")[0])
