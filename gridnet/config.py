@@ -11,6 +11,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin
 
@@ -41,6 +42,14 @@ def _exactly(wanted: type[T], *also: type) -> Callable[[object, object], T]:
         raise TypeError(f"expected {wanted.__name__}, found {type(value).__name__} {value!r}")
 
     return structure
+
+
+def _finite(value: object, kind: object) -> float:
+    """A number that can be counted with: TOML also has ``nan`` and ``inf``."""
+    number = _exactly(float, int)(value, kind)
+    if not isfinite(number):
+        raise ValueError(f"expected a finite number, found {number}")
+    return number
 
 
 def _text_or_member(value: object, kind: type[str]) -> str:
@@ -80,7 +89,7 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook(str, _text_or_member)
     converter.register_structure_hook(bool, _exactly(bool))
     converter.register_structure_hook(int, _exactly(int))
-    converter.register_structure_hook(float, _exactly(float, int))
+    converter.register_structure_hook(float, _finite)
     converter.register_structure_hook(Path, lambda value, _: Path(_exactly(str)(value, str)))
     converter.register_structure_hook_factory(_is_homogenous_tuple, _tuple_factory)
     return converter
@@ -194,7 +203,7 @@ def between(least: float, most: float) -> Callable[[object, Attribute[Any], Any]
     return validate
 
 
-def an_address(_: object, attribute: Attribute[Any], value: str) -> None:
+def ip_address(_: object, attribute: Attribute[Any], value: str) -> None:
     """An attrs validator: the text is an IP address in its usual form."""
     usual = canonical_address(value)
     if usual is None:
@@ -210,7 +219,7 @@ class SiteSection:
     name: str = "gridnet"  #: shown on the status page
     state_dir: Path = Path("state")  #: for keys, stores and logs; relative to the site file
     #: IP address of this host that other hosts use
-    address: str = field(default="127.0.0.1", validator=an_address)
+    address: str = field(default="127.0.0.1", validator=ip_address)
     #: address ranges (docs/protocols/load-balancing.rst) whose clients are inside the site
     local_networks: tuple[str, ...] = (
         "10/8",

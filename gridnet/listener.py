@@ -16,6 +16,8 @@ from twisted.internet.interfaces import (
 )
 from twisted.python.failure import Failure
 
+from gridnet.errors import ConfigError, Fault, shown
+
 
 class Listener(StreamServerEndpointService):
     """
@@ -53,9 +55,21 @@ class Listener(StreamServerEndpointService):
             waiting.addCallbacks(bound, failed)
 
 
-def listener(endpoint: str, factory: IProtocolFactory, reactor: Any) -> Listener:
-    """A :class:`Listener` at the endpoint string *endpoint* (``tcp:8080``, ``unix:/run/x``)."""
-    return Listener(serverFromString(reactor, endpoint), factory)
+def listener(
+    endpoint: str, factory: IProtocolFactory, reactor: Any, key: str = "listen"
+) -> Listener:
+    """
+    A :class:`Listener` at the endpoint string *endpoint* (``tcp:8080``, ``unix:/run/x``).
+
+    :param key: of the configuration, which says *endpoint*.
+    :raises gridnet.errors.ConfigError: it is no endpoint, or names what is not there.
+    """
+    try:
+        place = serverFromString(reactor, endpoint)
+    except (LookupError, OSError, TypeError, ValueError) as error:
+        fault = Fault(key, f"expected an endpoint, found {shown(endpoint)}: {error}")
+        raise ConfigError([fault]) from None
+    return Listener(place, factory)
 
 
 class ListeningReactor:

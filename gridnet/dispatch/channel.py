@@ -33,9 +33,10 @@ from gridnet.errors import LocalProtocolError
 from gridnet.table.model import Change, Entry, Host, ServiceTable
 
 VERSION = 1
-MAX_FRAME_OCTETS = 8 * 1024 * 1024
-#: Entries, hosts or keys in one ``table`` frame.
-ITEMS_PER_FRAME = 1000
+#: There is room for the largest host or entry that definitions of their largest size can make.
+MAX_FRAME_OCTETS = 256 * 1024 * 1024
+#: A ``table`` frame with so many octets of entries and hosts takes no more of them.
+FULL_FRAME_OCTETS = 1024 * 1024
 _LENGTH_OCTETS = 4
 
 _CONVERTER = cattrs.Converter()
@@ -43,7 +44,14 @@ _CONVERTER = cattrs.Converter()
 
 def frame(kind: str, **keys: object) -> bytes:
     """One frame."""
-    octets = json.dumps({"kind": kind, **keys}, separators=(",", ":")).encode("utf-8")
+    return _framed(_json({"kind": kind, **keys}).encode("ascii"))
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _framed(octets: bytes) -> bytes:
     if len(octets) > MAX_FRAME_OCTETS:
         raise LocalProtocolError(f"a frame of {len(octets)} octets is too long")
     return len(octets).to_bytes(_LENGTH_OCTETS, "big") + octets
@@ -119,21 +127,43 @@ def _run(
     hosts: Sequence[Host],
     gone: Iterable[Entry | Host],
 ) -> Iterator[bytes]:
-    items: list[tuple[str, Any]] = [("entries", entry) for entry in entries]
+    items: list[tuple[str, Entry | Host]] = [("entries", entry) for entry in entries]
     items += [("hosts", host) for host in hosts]
     items += [("gone", item) for item in gone]
-    starts = range(0, max(1, len(items)), ITEMS_PER_FRAME)
-    for start in starts:
-        part: dict[str, list[object]] = {"entries": [], "hosts": [], "gone": []}
-        for name, item in items[start : start + ITEMS_PER_FRAME]:
-            part[name].append(_plain(item))
-        last = start == starts[-1]
-        yield frame("table", serial=serial, whole=whole, last=last, **part)
+    part = _Part(serial, whole)
+    for name, item in items:
+        if part.full:
+            yield part.frame(last=False)
+            part = _Part(serial, whole)
+        part.add(name, item)
+    yield part.frame(last=True)
 
 
-def _plain(item: Entry | Host) -> object:
-    """*item* as JSON values; a host has no ``service``."""
-    return _CONVERTER.unstructure(item)
+class _Part:
+    """One frame of a run while it fills."""
+
+    def __init__(self, serial: int, whole: bool) -> None:
+        self._serial = serial
+        self._whole = whole
+        self._octets = 0
+        self._texts: dict[str, list[str]] = {"entries": [], "hosts": [], "gone": []}
+
+    @property
+    def full(self) -> bool:
+        """Whether it is large enough to be sent."""
+        return self._octets >= FULL_FRAME_OCTETS
+
+    def add(self, name: str, item: Entry | Host) -> None:
+        """Put *item*, as JSON, into the list of that *name*; a host has no ``service``."""
+        text = _json(_CONVERTER.unstructure(item))
+        self._texts[name].append(text)
+        self._octets += len(text)
+
+    def frame(self, last: bool) -> bytes:
+        """The frame, its items as they were made into JSON when they were added."""
+        head = {"kind": "table", "serial": self._serial, "whole": self._whole, "last": last}
+        lists = (f'"{name}":[{",".join(texts)}]' for name, texts in self._texts.items())
+        return _framed(f"{_json(head)[:-1]},{','.join(lists)}}}".encode("ascii"))
 
 
 def _item(value: Mapping[str, Any]) -> Entry | Host:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import field, frozen
 
-from gridnet.config import at_least, more_than
+from gridnet.config import at_least, between, more_than
 
 
 @frozen
@@ -51,7 +51,9 @@ class DispatchConfig:
     write_buffer_octets: int = field(default=65_536, validator=at_least(4096))
     cached_heads: int = field(default=4096, validator=at_least(1))  #: request heads kept parsed
     cached_head_octets: int = field(default=4096, validator=at_least(0))  #: longest one kept
-    backlog: int = field(default=1024, validator=at_least(1))  #: connections not accepted yet
+    backlog: int = field(
+        default=1024, validator=between(1, 65_535)
+    )  #: connections not accepted yet
 
     # Relaying.
     relay_tries: int = field(default=1, validator=at_least(1))  #: servers, for released clients
@@ -75,4 +77,3 @@ class DispatchConfig:
     drain_seconds: float = field(default=3.0, validator=at_least(0))  #: open requests may finish
     worker_restart_seconds: float = field(default=0.1, validator=more_than(0))  #: first pause
     worker_restart_max_seconds: float = field(default=30.0, validator=more_than(0))
-    max_frame_octets: int = field(default=4_194_304, validator=at_least(65_536))  #: to a worker

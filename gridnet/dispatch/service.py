@@ -115,7 +115,7 @@ class Dispatching(Service):
         )
         factory = self.front.factory if alone else Factory()
         factory.noisy = False
-        self._listener = listener(config.listen, factory, self._listening)
+        self._listener = listener(config.listen, factory, self._listening, "dispatch.listen")
         site.starting(self._listener.listening.addCallback(self._bound))
         if not alone:
             if config.listen.startswith("unix:"):

@@ -22,7 +22,7 @@ class _Quiet(WebSite):
 def make_status(config: StatusConfig, site: Site) -> IService:
     """The status listener of *site*."""
     factory = _Quiet(make_root(site, config), timeout=config.idle_timeout_seconds)
-    service = listener(config.listen, factory, site.reactor)
+    service = listener(config.listen, factory, site.reactor, "status.listen")
 
     def bound(address: IAddress) -> None:
         host = getattr(address, "host", "")

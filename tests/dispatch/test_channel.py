@@ -118,9 +118,10 @@ class TableTests(SynchronousTestCase):
         for number in range(2500):
             info = parse(f"STANDALONE 10.{number >> 8}.{number & 255}.1:7 L=no R=1")
             big.put(Entry(f"s{number % 50}", info))
+        self.patch(channel, "FULL_FRAME_OCTETS", 400_000)
         frames = list(snapshot(big))
         self.assertEqual(len(frames), 3)
-        self.assertLess(max(map(len, frames)), channel.MAX_FRAME_OCTETS)
+        self.assertLess(max(map(len, frames)), 402_000)
         before = everything(self.follower)
         reader, run = FrameReader(), Run()
         for data in frames[:-1]:
@@ -128,6 +129,16 @@ class TableTests(SynchronousTestCase):
                 run.add(value)
         self.assertEqual(everything(self.follower), before)
         follow(self.follower, frames)
+        self.assertEqual(everything(self.follower), everything(big))
+
+    def test_large_entries_in_parts(self) -> None:
+        """As large as definitions may be: sixteen megabytes, in many entries or in one host."""
+        big = ServiceTable()
+        for number in range(1000):
+            info = parse(f"HTTP 10.0.0.1:{number + 1} /{'x' * 16_000} L=no R=1")
+            big.put(Entry("wide", info))
+        big.put_host(Host("10.0.0.1", environment=(("a", "\xe9" * 16_000_000),)))
+        follow(self.follower, list(snapshot(big)))
         self.assertEqual(everything(self.follower), everything(big))
 
     def test_changes_follow(self) -> None:

@@ -93,6 +93,15 @@ class SiteTests(SynchronousTestCase):
         _, service = self.make("[status]\nlisten = 'tcp:1'")
         self.assertEqual(list(service.namedServices), ["status"])
 
+    def test_what_is_no_endpoint_is_a_fault_of_its_key(self) -> None:
+        """Whatever is wrong with it."""
+        for listen in ("", "carrier-pigeon:7", "tcp:x", "tcp", "ssl:1:privateKey=/dev/null/x"):
+            for section in ("dispatch", "status"):
+                with self.assertRaises(ConfigError) as caught:
+                    self.make(f"[{section}]\nlisten = '{listen}'")
+                (fault,) = caught.exception.faults
+                self.assertEqual(fault.where, f"{section}.listen")
+
     def test_the_state_directory_is_closed_to_others(self) -> None:
         """Keys live there."""
         site, _ = self.make()

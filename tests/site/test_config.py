@@ -91,6 +91,12 @@ class SiteFileTests(SynchronousTestCase):
         self.assertIn("expected int, found bool True", self.faults("[tank]\npumps = true")[0])
         self.assertIn("expected float, found str '5'", self.faults('[tank]\nlitres = "5"')[0])
 
+    def test_a_number_can_be_counted_with(self) -> None:
+        """TOML has words for those that cannot, and no end of digits."""
+        for text in ("nan", "inf", "-inf", "1" + 400 * "0"):
+            (fault,) = self.faults(f"[tank]\nlitres = {text}")
+            self.assertTrue(fault.startswith("tank.litres: "), fault)
+
     def test_a_value_out_of_bounds_is_a_fault(self) -> None:
         """Validators say what they expected."""
         self.assertEqual(
