@@ -41,8 +41,6 @@ from gridnet.table.model import Change
 
 #: Runs of table frames on the way to one worker; later changes then wait, and go as a whole.
 _MAX_RUNS_UNDER_WAY = 16
-#: A worker that has lived this long is started again without a pause, seconds.
-_SOUND_SECONDS = 10.0
 #: A worker that has been told to stop gets this long beyond ``drain_seconds``.
 _KILL_AFTER_SECONDS = 1.0
 _MAX_LINE_OCTETS = 4096
@@ -154,7 +152,6 @@ class Worker(ProcessProtocol):
         self._crew = crew
         self.number = number
         self.channel = channel
-        self.started_at: float = crew.reactor.seconds()
         self.ended: Deferred[None] = Deferred()
         self._lines = b""
 
@@ -215,7 +212,7 @@ class Crew(Service):
         self._certificates = certificates
         self._listening_descriptor = listening_descriptor
         self._workers: dict[int, Worker] = {}
-        self._restarts: dict[int, float] = {}
+        self._pauses: dict[int, float] = {}  # before the latest start of each
         self._departed = Tally()
         self._waiting: list[tuple[int, Deferred[None]]] = []
         self._changes: list[Change] = []
@@ -340,30 +337,51 @@ class Crew(Service):
         self.worker_caught_up()
         if not self.running:
             return
+        self._start_later(worker.number, worker.channel.ready, reason)
+
+    # -- inside
+
+    def _start_later(self, number: int, served: bool, reason: str) -> None:
+        """
+        Start a worker in place of one that has ended.
+
+        :param served: it has accepted: what ended it is no reason to wait long.  One that ends
+            before that would only do so again, and its start costs more than its life.
+        """
         config = self._config
-        lived = self.reactor.seconds() - worker.started_at
-        pause = self._restarts.get(worker.number, 0.0)
-        if lived >= _SOUND_SECONDS or not pause:
+        before = self._pauses.get(number, 0.0)
+        if served or not before:
             pause = config.worker_restart_seconds
         else:
-            pause = min(2 * pause, config.worker_restart_max_seconds)
-        self._restarts[worker.number] = pause
+            pause = min(2 * before, config.worker_restart_max_seconds)
+        self._pauses[number] = pause
         self._log.warn(
             "worker {number} ended ({reason}), the next starts in {pause} s",
-            number=worker.number,
+            number=number,
             reason=reason,
             pause=pause,
         )
-        self.reactor.callLater(pause, self._start, worker.number)
-
-    # -- inside
+        self.reactor.callLater(pause, self._start, number)
 
     def _start(self, number: int) -> None:
         if not self.running:
             return
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        nothing = os.open(os.devnull, os.O_RDONLY)
         try:
+            self._spawn(number)
+        except OSError as error:
+            self._workers.pop(number, None)
+            self._start_later(number, False, f"it cannot be started: {error}")
+
+    def _spawn(self, number: int) -> None:
+        """
+        Start the worker of that number.
+
+        :raises OSError: no process or no descriptor is left for it.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        nothing = -1
+        try:
+            nothing = os.open(os.devnull, os.O_RDONLY)
             ours.setblocking(False)
             channel = Channel(self)
             worker = Worker(self, number, channel)
@@ -391,7 +409,8 @@ class Crew(Service):
         finally:
             ours.close()
             theirs.close()
-            os.close(nothing)
+            if nothing >= 0:
+                os.close(nothing)
 
     def _changed(self, steps: Sequence[Change]) -> None:
         """Called by the table; changes of one turn of the reactor go together."""

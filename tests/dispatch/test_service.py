@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -290,9 +291,13 @@ class _ProcessReactor(Clock):
     def __init__(self) -> None:
         super().__init__()
         self.started: list[Any] = []
+        self.failures = 0  # starts that fail from now on
 
     def spawnProcess(self, protocol: Any, *arguments: Any, **more: Any) -> None:
         """Called by the crew."""
+        if self.failures:
+            self.failures -= 1
+            raise OSError(errno.EAGAIN, "no more processes")
         self.started.append(protocol)
 
     def adoptStreamConnection(self, descriptor: int, family: int, factory: Any) -> None:
@@ -306,34 +311,47 @@ class _ProcessReactor(Clock):
 class RestartTests(SynchronousTestCase):
     """Workers that end are started again, not too eagerly."""
 
-    def test_the_pauses_between_attempts(self) -> None:
-        """They double up to a limit, and shrink again behind a long life."""
+    def setUp(self) -> None:
         directory = Path(self.mktemp())
         directory.mkdir()
-        clock = _ProcessReactor()
-        site = Site(SiteConfig(SiteSection(state_dir=directory), {}, directory), clock)
+        self.clock = _ProcessReactor()
+        site = Site(SiteConfig(SiteSection(state_dir=directory), {}, directory), self.clock)
         config = DispatchConfig(
             workers=2, worker_restart_seconds=0.5, worker_restart_max_seconds=3.0
         )
-        office = make_front(site.table, clock, config, for_workers=True)
-        crew = Crew(config, site, office, lambda: None, lambda: 0)
-        crew.startService()
+        office = make_front(site.table, self.clock, config, for_workers=True)
+        self.crew = Crew(config, site, office, lambda: None, lambda: 0)
+        self.crew.startService()
+
+    def pause(self) -> float:
+        """Seconds until the next worker starts."""
+        before = self.clock.seconds()
+        count = len(self.clock.started)
+        while len(self.clock.started) == count:
+            self.clock.advance(0.25)
+        return self.clock.seconds() - before
+
+    def test_the_pauses_between_attempts(self) -> None:
+        """They double up to a limit; behind one that has served they are short again."""
         pauses = []
-        for lives in (0, 0, 0, 0, 0, 60, 0):
-            worker = clock.started[-1]
-            clock.advance(lives)
+        for ready in (False, False, False, False, False, True, True, False):
+            worker = self.clock.started[-1]
+            worker.channel.ready = ready
             worker.processEnded(Failure(ProcessTerminated(1)))
-            before = clock.seconds()
-            count = len(clock.started)
-            while len(clock.started) == count:
-                clock.advance(0.25)
-            pauses.append(clock.seconds() - before)
-        self.assertEqual(pauses, [0.5, 1.0, 2.0, 3.0, 3.0, 0.5, 1.0])
-        crew.running = False
-        clock.started[-1].processEnded(Failure(ProcessTerminated(1)))
-        count = len(clock.started)
-        clock.advance(60)
-        self.assertEqual(len(clock.started), count)
+            pauses.append(self.pause())
+        self.assertEqual(pauses, [0.5, 1.0, 2.0, 3.0, 3.0, 0.5, 0.5, 1.0])
+        self.crew.running = False
+        self.clock.started[-1].processEnded(Failure(ProcessTerminated(1)))
+        count = len(self.clock.started)
+        self.clock.advance(60)
+        self.assertEqual(len(self.clock.started), count)
+
+    def test_no_process_to_be_had(self) -> None:
+        """It is tried again, like a worker that ends at once."""
+        self.clock.failures = 2
+        self.clock.started[-1].processEnded(Failure(ProcessTerminated(1)))
+        self.assertEqual(self.pause(), 0.5 + 1.0 + 2.0)
+        self.assertEqual(sorted(self.crew.pids), [1, 2])
 
 
 class CompositionTests(SynchronousTestCase):
