@@ -50,6 +50,17 @@ _MAX_SOCKET_PATH = 100
 _CONVERTER = cattrs.Converter()
 
 
+def _remove_if_left_behind(path: Path) -> None:
+    """Remove the socket at *path* when the process that listened there was killed."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            connection.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except OSError:
+            pass  # gone by now, or not ours to judge
+
+
 class Channel(TwistedProtocol):
     """
     The site's end of the channel to one worker.
@@ -430,6 +441,8 @@ class Crew(Service):
     def _open_office(self) -> None:
         """Listen where only this user's processes can connect."""
         path = self._site.state_dir / f"dispatch-{os.getpid()}.socket"
+        for other in path.parent.glob("dispatch-*.socket"):
+            _remove_if_left_behind(other)
         if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
             self._socket_directory = Path(tempfile.mkdtemp(prefix="gridnet-"))
             path = self._socket_directory / "dispatch.socket"

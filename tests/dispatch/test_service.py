@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
+import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,10 +69,11 @@ class SiteCase(TestCase):
         if self.service is not None and self.service.running:
             await maybeDeferred(self.service.stopService)
 
-    def make(self, **config: Any) -> Site:
+    def make(self, directory: Path | None = None, **config: Any) -> Site:
         """A site with the service, not started."""
-        directory = Path(self.mktemp())
-        directory.mkdir()
+        if directory is None:
+            directory = Path(self.mktemp())
+            directory.mkdir()
         section = SiteSection(state_dir=directory / "state")
         self.site = Site(SiteConfig(section, {}, directory), self.core)
         for entry in make_table(
@@ -203,6 +207,23 @@ class WorkerTests(SiteCase):
             await follower.settled()
             for _ in range(6):
                 self.assertIn(b" 127.0.0.1:%d " % (8 + number), await self.ask(INFO))
+
+    async def test_sockets_left_behind(self) -> None:
+        """Those of sites that were killed go; another site's stays."""
+        directory = Path(tempfile.mkdtemp())  # sockets have no room for trial's paths
+        self.addCleanup(shutil.rmtree, directory)
+        site = self.make(directory, workers=2)
+        sockets = []
+        for number in (1, 2):
+            left = socket.socket(socket.AF_UNIX)
+            self.addCleanup(left.close)
+            left.bind(str(site.state_dir / f"dispatch-{number}.socket"))
+            left.listen()
+            sockets.append(left)
+        sockets[0].close()
+        await self.start()
+        found = {path.name for path in site.state_dir.glob("*.socket")}
+        self.assertEqual(found, {"dispatch-2.socket", f"dispatch-{os.getpid()}.socket"})
 
     async def test_one_that_is_killed(self) -> None:
         """Others go on answering, it is started again, and the numbers do not shrink."""
