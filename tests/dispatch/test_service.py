@@ -223,6 +223,7 @@ class WorkerTests(SiteCase):
         sockets[0].close()
         await self.start()
         found = {path.name for path in site.state_dir.glob("*.socket")}
+        await self.service.stopService()  # before the directory goes
         self.assertEqual(found, {"dispatch-2.socket", f"dispatch-{os.getpid()}.socket"})
 
     async def test_one_that_is_killed(self) -> None:
