@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from random import SystemRandom
+from random import Random
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -150,13 +150,14 @@ class Joining:
         kept: KeptHosts,
         run_in_thread: RunInThread,
         joined: Callable[[Sequence[Address]], None],
+        random: Random,
     ) -> None:
         self._config = config
         self._membership = membership
         self._kept = kept
         self._run_in_thread = run_in_thread
         self._joined = joined
-        self._random = SystemRandom()
+        self._random = random
         self._due_at = 0.0
         self._wait = _FIRST_SECONDS
         self._looking = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from random import SystemRandom
+from random import Random, SystemRandom
 from secrets import token_bytes
 from typing import Any
 
@@ -127,6 +127,7 @@ class Gossip(Service):
     :param site_bits: zones of the site; what is visible in none of them is left out.
     :param penalties: carries out what other hosts order; None: such orders are refused.
     :param clock_seconds: seconds on a clock that nobody sets.
+    :ivar random: all chance there is.
     :ivar membership: who is up and what they publish, while running.
     :ivar listening: fires with (address, port) once the socket is bound.
     """
@@ -154,7 +155,7 @@ class Gossip(Service):
         self._identity = SigningIdentity(secrets.own)
         self._seal = Seal(self._me, secrets.keys, token_bytes(8), config.max_skew_seconds)
         self._run_in_thread = run_in_thread
-        self._random = SystemRandom()
+        self.random: Random = SystemRandom()
         self._socket = GossipSocket(self._received, self._clock, config.max_waiting)
         self._group_socket = GossipSocket(self._found, self._clock, config.max_waiting)
         self._port: Any = None
@@ -273,7 +274,7 @@ class Gossip(Service):
             self._me,
             address,
             self.config.times(),
-            self._random,
+            self.random,
             now,
             self._identity,
             life,
@@ -283,7 +284,7 @@ class Gossip(Service):
         )
 
     def _make_orders(self) -> OrderBook:
-        return OrderBook(self._me, self.config.order_bounds(), self._random, self._address_of)
+        return OrderBook(self._me, self.config.order_bounds(), self.random, self._address_of)
 
     def _make_publisher(self) -> Publisher:
         config = self.config
@@ -296,7 +297,14 @@ class Gossip(Service):
         )
 
     def _make_joining(self) -> Joining:
-        return Joining(self.config, self.membership, self._kept, self._run_in_thread, self._joined)
+        return Joining(
+            self.config,
+            self.membership,
+            self._kept,
+            self._run_in_thread,
+            self._joined,
+            self.random,
+        )
 
     def _address_of(self, host: str) -> Address | None:
         member = self.membership.hosts.get(host)
@@ -471,7 +479,7 @@ class Gossip(Service):
         if packet is None or not self.running:
             return
         up = sum(host.is_up for host in self.membership.hosts.values())
-        if self._random.random() > 3 / up:
+        if self.random.random() > 3 / up:
             return
         for message in packet.messages:
             if isinstance(message, Belief) and message.host == packet.sender:

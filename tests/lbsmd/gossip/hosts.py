@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from attrs import define, field
@@ -163,7 +164,7 @@ def start_host(
     assert isinstance(daemon, Daemon)
     made = daemon.gossip
     assert made is not None
-    made.clock_seconds = network.seconds
+    made.clock_seconds, made.random = network.seconds, Random(address)
     daemon.privilegedStartService()
     daemon.startService()
     return HostDaemon(site, daemon, made, directory)
