@@ -15,11 +15,17 @@ from gridnet.lbsmd.gossip.messages import Standing
 from gridnet.lbsmd.gossip.publisher import (
     ENVIRONMENT_KEY,
     HOST_KEY,
+    LOAD_KEY,
     SERVICE_KEY,
     in_order,
     number_of,
 )
-from gridnet.lbsmd.gossip.table_values import decode_environment, decode_host, decode_service
+from gridnet.lbsmd.gossip.table_values import (
+    decode_environment,
+    decode_host,
+    decode_load,
+    decode_service,
+)
 from gridnet.table.model import DEFAULT_TIME_SECONDS, Entry, Host, ServiceTable
 from gridnet.table.visibility import in_zone
 
@@ -32,6 +38,7 @@ class _Part:
     entries: dict[str, Entry] = field(factory=dict)  #: by key of the gossip
     places: dict[tuple[object, ...], str] = field(factory=dict)  #: the other way, the latest
     environment: dict[int, bytes] = field(factory=dict)
+    load: bytes | None = None
     expires_at: float = inf  #: of nothing but the host: entries have each its own time
 
 
@@ -134,7 +141,7 @@ class Follower:
 
     def _take(self, said: Said, part: _Part, step: _Step) -> None:
         try:
-            if said.key == HOST_KEY:
+            if said.key in (HOST_KEY, LOAD_KEY):
                 self._take_host(said, part, step)
             elif number_of(said.key, SERVICE_KEY) is not None:
                 self._take_service(said, part, step)
@@ -150,8 +157,15 @@ class Follower:
     def _take_host(self, said: Said, part: _Part, step: _Step) -> None:
         if said.value is None:
             return
-        host = decode_host(said.value, said.owner)
-        part.host = step.hosts[said.owner] = evolve(host, environment=part.host.environment)
+        if said.key == HOST_KEY:
+            host = decode_host(said.value, said.owner)
+            host = evolve(host, environment=part.host.environment)
+            if part.load is not None:
+                host = decode_load(part.load, host)
+        else:
+            host = decode_load(said.value, part.host)
+            part.load = said.value
+        part.host = step.hosts[said.owner] = host
 
     def _take_environment(self, number: int, said: Said, part: _Part, step: _Step) -> None:
         if said.value is None:

@@ -363,7 +363,8 @@ class Membership:
         if said.standing is Standing.SUSPECT:
             self._suspect(now, host, said, reason)
         elif said.standing is not Standing.ALIVE:
-            host.evidence = (*host.evidence, Evidence(said.accuser, now, reason))[-8:]
+            accusation = Evidence(said.accuser, now, "holds it for dead: " + reason)
+            host.evidence = (*host.evidence, accusation)[-8:]
             self._at(now + self._times.forget_seconds, lambda at: self._forget(at, said.host))
         self._rumours.add(said)
         self._events.append(StandingChanged(said.host, said.standing))
@@ -408,14 +409,14 @@ class Membership:
         if self._up - 2 < wanted:
             wanted = 0
         suspicion = Suspicion(now, shortest, shortest * times.suspicion_stretch, wanted)
-        suspicion.accuse(said.accuser, now, reason)
+        suspicion.accuse(said.accuser, now, "suspects it: " + reason)
         host.suspicion = suspicion
         host.evidence = tuple(suspicion.evidence)
         self._at(suspicion.ends_at(), lambda at: self._judge(at, host, suspicion))
 
     def _confirm(self, now: float, host: Host, said: Belief, reason: str) -> None:
         suspicion = host.suspicion
-        if suspicion is not None and suspicion.accuse(said.accuser, now, reason):
+        if suspicion is not None and suspicion.accuse(said.accuser, now, "suspects it: " + reason):
             host.evidence = tuple(suspicion.evidence)
             self._rumours.add(said)
             self._at(suspicion.ends_at(), lambda at: self._judge(at, host, suspicion))

@@ -27,7 +27,7 @@ class OrderBounds:
 
     seconds: float = 10.0  #: until an order without an answer has failed
     retry_seconds: float = 0.3  #: to the second sending; each next one waits twice as long
-    max_retry_seconds: float = 2.0  #: but no longer
+    max_retry_seconds: float = 1.0  #: but no longer
     remembered_seconds: float = 60.0  #: an answer is kept so long, for the same order again
     max_waiting: int = 1000  #: orders of ours that wait for an answer
     max_remembered: int = 10_000  #: answers of ours

@@ -7,14 +7,17 @@ from collections.abc import Iterable
 from math import inf
 from typing import Protocol
 
-from attrs import evolve
-
 from gridnet.errors import GridnetError
-from gridnet.lbsmd.gossip.table_values import encode_environment, encode_host, encode_service
+from gridnet.lbsmd.gossip.table_values import (
+    encode_environment,
+    encode_host,
+    encode_load,
+    encode_service,
+)
 from gridnet.table.model import Entry, Host, ServiceTable
 
 #: Keys of what a host publishes; services and environment lines have a number behind theirs.
-HOST_KEY, SERVICE_KEY, ENVIRONMENT_KEY = "h", "s", "e"
+HOST_KEY, LOAD_KEY, SERVICE_KEY, ENVIRONMENT_KEY = "h", "l", "s", "e"
 #: Octets that one value of the environment may have.
 _ENVIRONMENT_OCTETS = 800
 
@@ -57,8 +60,8 @@ class Publisher:
         self._next_place = 0
         self._environment: tuple[tuple[str, str], ...] = ()
         self._environment_values = 0
-        self._host: Host | None = None
-        self._host_at = -inf
+        self._load: Host | None = None
+        self._load_at = -inf
 
     def refresh(self, now: float) -> None:
         """
@@ -106,26 +109,17 @@ class Publisher:
         self._environment, self._environment_values = lines, len(values)
 
     def _tell_host(self, host: Host, now: float) -> None:
-        said = self._host
-        if said is not None:
-            host = evolve(host, environment=said.environment, expires_at=said.expires_at)
-            if host == said:
-                return
-            # What the daemon sees of its host is load; what is defined is not.
-            as_loaded = evolve(
-                host, status=said.status, status_blast=said.status_blast, facts=said.facts
-            )
-            is_load = as_loaded == said
+        self._publish(HOST_KEY, encode_host(host))
+        told = self._load
+        if told is not None:
             is_small = (
-                _share(said.status, host.status) < self._load_share
-                and _share(said.status_blast, host.status_blast) < self._load_share
+                _share(told.status, host.status) < self._load_share
+                and _share(told.status_blast, host.status_blast) < self._load_share
             )
-            if is_small and now - self._host_at < self._load_seconds:
+            if is_small and now - self._load_at < self._load_seconds:
                 return
-        else:
-            is_load = False
-        self._host, self._host_at = host, now
-        self._publish(HOST_KEY, encode_host(host), is_load)
+        if self._publish(LOAD_KEY, encode_load(host), told is not None):
+            self._load, self._load_at = host, now
 
 
 def _share(before: float, after: float) -> float:

@@ -3,7 +3,8 @@ What a host tells the others: its entries and itself, as values that travel.
 
 Values are JSON (docs/protocols/gossip.rst, Values): a service is a list, a host an object whose
 members are the fields of :class:`gridnet.table.model.Host`, so that a field more is one member
-more, which daemons that do not know it leave out.
+more, which daemons that do not know it leave out.  What changes all the time stands apart from it,
+as a list of figures.
 """
 
 from __future__ import annotations
@@ -17,12 +18,27 @@ import attrs
 
 from gridnet.config import structure
 from gridnet.errors import ConfigError, DescriptorError, RemoteProtocolError
-from gridnet.table.model import Entry, Host
+from gridnet.table.model import Entry, Host, HostFacts
 from gridnet.table.server_info import MAX_RATE, parse, write
 
 #: Host fields that do not travel with the host: known otherwise, or of the receiver alone.
 _APART = frozenset({"address", "environment", "expires_at"})
 _HOST_FIELDS = frozenset(field.name for field in attrs.fields(Host)) - _APART
+_FACTS = tuple(field.name for field in attrs.fields(HostFacts))
+#: What changes all the time, in the order in which it is told; more may be added at the end.
+_STATUSES = ("status", "status_blast")
+_FIGURES = (
+    "load",
+    "load_instant",
+    "cache_pages",
+    "free_pages",
+    "free_swap_pages",
+    "tasks",
+    "ports",
+    "alerts",
+    "hosts_seen",
+    "hosts_known",
+)
 _STATIC, _RESERVED = "s", "r"
 _MAX_NAME_LETTERS = 256
 _MAX_FIGURE = 1e15
@@ -96,10 +112,38 @@ def _figure(value: object, least: float, most: float) -> float:
 
 
 def encode_host(host: Host) -> bytes:
-    """*host* for other hosts, its environment excepted."""
+    """*host* for other hosts: what does not change all the time, its environment excepted."""
+    apart = {*_APART, *_STATUSES, *_FIGURES}
     # The filter sees the fields of values inside as well.
-    members = attrs.asdict(host, filter=lambda field, _: field.name not in _APART)
-    return _octets(members)
+    return _octets(attrs.asdict(host, filter=lambda field, _: field.name not in apart))
+
+
+def encode_load(host: Host) -> bytes:
+    """What changes all the time of *host*."""
+    statuses = [getattr(host, name) for name in _STATUSES]
+    return _octets([*statuses, *(getattr(host.facts, name) for name in _FIGURES)])
+
+
+def decode_load(octets: bytes, host: Host) -> Host:
+    """
+    *host* with the figures that were told as *octets*; those that are not known are left out.
+
+    :raises RemoteProtocolError: they make no sense.
+    """
+    figures = _read(octets)
+    if not isinstance(figures, list) or len(figures) < len(_STATUSES) or not _is_tame(figures):
+        raise RemoteProtocolError("a load that is no list of plain figures")
+    count = len(_STATUSES)
+    statuses = dict(zip(_STATUSES, figures[:count], strict=True))
+    facts = {
+        **attrs.asdict(host.facts),
+        **dict(zip(_FIGURES, figures[count:], strict=False)),
+    }
+    try:
+        told = structure(Host, {"address": host.address, **statuses, "facts": facts}, "host")
+    except ConfigError as error:
+        raise RemoteProtocolError(str(error)) from None
+    return attrs.evolve(host, status=told.status, status_blast=told.status_blast, facts=told.facts)
 
 
 def decode_host(octets: bytes, address: str) -> Host:
@@ -112,6 +156,8 @@ def decode_host(octets: bytes, address: str) -> Host:
     if not isinstance(members, dict) or not _is_tame(members):
         raise RemoteProtocolError("a host that is no object with plain figures")
     known = {name: value for name, value in members.items() if name in _HOST_FIELDS}
+    if isinstance(known.get("facts"), dict):
+        known["facts"] = {n: value for n, value in known["facts"].items() if n in _FACTS}
     try:
         return structure(Host, {**known, "address": address}, "host")
     except ConfigError as error:

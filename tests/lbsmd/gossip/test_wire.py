@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from random import Random
 
 from hypothesis import given
@@ -9,7 +10,11 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.errors import LocalProtocolError, RemoteProtocolError
+from gridnet.lbsmd.gossip.identity import SigningIdentity
+from gridnet.lbsmd.gossip.membership import GossipTimes, Membership
 from gridnet.lbsmd.gossip.messages import (
+    IDENTITY_OCTETS,
+    SIGNATURE_OCTETS,
     Ack,
     Belief,
     Digest,
@@ -17,7 +22,9 @@ from gridnet.lbsmd.gossip.messages import (
     Entry,
     IndirectPing,
     Nack,
+    Order,
     Ping,
+    Receipt,
     Standing,
 )
 from gridnet.lbsmd.gossip.wire import Seal, decode_messages, encode_message
@@ -32,14 +39,20 @@ texts = st.text(st.characters(codec="utf-8"), max_size=60)
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=60)
 addresses = st.tuples(st.ip_addresses().map(str), st.integers(0, 65535))
 standings = st.sampled_from(Standing)
+keys = st.binary(min_size=IDENTITY_OCTETS, max_size=IDENTITY_OCTETS)
+signatures = st.binary(min_size=SIGNATURE_OCTETS, max_size=SIGNATURE_OCTETS)
 lines = st.builds(DigestLine, names, longs, standings, longs)
 messages = st.one_of(
     st.builds(Ping, numbers, names),
     st.builds(IndirectPing, numbers, names, addresses),
     st.builds(Ack, numbers),
     st.builds(Nack, numbers),
-    st.builds(Belief, names, addresses, longs, standings, names),
-    st.builds(Entry, names, texts, longs, st.none() | st.binary(max_size=300), st.booleans()),
+    st.builds(Belief, names, addresses, longs, standings, names, keys, signatures),
+    st.builds(
+        Entry, names, texts, longs, st.none() | st.binary(max_size=300), st.booleans(), signatures
+    ),
+    st.builds(Order, longs, names, st.binary(max_size=300)),
+    st.builds(Receipt, longs, texts),
     st.builds(Digest, texts, texts, st.booleans(), st.lists(lines, max_size=5).map(tuple)),
 )
 
@@ -47,6 +60,9 @@ messages = st.one_of(
 def seal(me: str = "a", *keys: bytes) -> Seal:
     """A seal whose session is its name."""
     return Seal(me, keys or (OLD,), me.encode().ljust(8, b"."))
+
+
+STRANGER = seal("stranger", NEW)
 
 
 class MessageTests(SynchronousTestCase):
@@ -70,6 +86,79 @@ class MessageTests(SynchronousTestCase):
     def test_what_does_not_fit_is_our_mistake(self) -> None:
         for message in (Ack(2**32), Ping(1, "x" * 256), Entry("a", "b", 1, b"x" * 65536)):
             self.assertRaises(LocalProtocolError, encode_message, message)
+
+
+class HostilePacketTests(SynchronousTestCase):
+    """A member that hears a great many packets that nobody of its site has sent now."""
+
+    def setUp(self) -> None:
+        self.random = Random(7)
+        identity = SigningIdentity(b"i" * 32)
+        address = ("127.0.0.2", 1)
+        peer = Membership("peer", address, GossipTimes(), Random(2), 0.0, identity)
+        peer.publish("key", b"value")
+        peer.join([("127.0.0.1", 1)])
+        ours = SigningIdentity(b"o" * 32)
+        self.member = Membership("me", ("127.0.0.1", 1), GossipTimes(), Random(1), 0.0, ours)
+        self.opener = seal("b")
+        sealer = seal("peer")
+        self.heard = [
+            sealer.seal(outgoing.messages, NOW)
+            for _ in range(20)
+            for outgoing in (peer.join([("127.0.0.1", 1)]), peer.take_outgoing())[1]
+        ]
+        for packet in self.heard:
+            self.hear(packet)
+
+    def hear(self, packet: bytes) -> None:
+        """As the daemon does."""
+        opened = self.opener.open(packet, NOW)
+        self.member.receive(1.0, ("127.0.0.2", 1), opened.sender, opened.messages)
+
+    def state(self) -> object:
+        """Everything that a packet could change."""
+        member = self.member
+        hosts = [
+            (h.name, h.incarnation, h.standing, list(h.records)) for h in member.hosts.values()
+        ]
+        return hosts, member.health, member.next_time(), len(self.opener._windows)
+
+    def hostile(self) -> bytes:
+        """A random, truncated, replayed, forged or bit-flipped packet."""
+        random, packet = self.random, self.random.choice(self.heard)
+        match random.randrange(6):
+            case 0:
+                return random.randbytes(random.randrange(200))
+            case 1:
+                return packet[: random.randrange(len(packet))]
+            case 2:
+                return packet
+            case 3:
+                return packet[:17] + random.randbytes(random.randrange(200))
+            case 4:
+                # Another session of ours, sealed with a key that looks like the site's.
+                head = bytearray(STRANGER.seal([Ack(1)], NOW))
+                head[1:5] = packet[1:5]
+                return bytes(head)
+        flipped = bytearray(packet)
+        for _ in range(random.randint(1, 3)):
+            flipped[random.randrange(len(packet))] ^= 1 << random.randrange(8)
+        return packet + b"x" if flipped == packet else bytes(flipped)
+
+    def test_they_change_nothing(self) -> None:
+        """``GRIDNET_PACKETS``: how many; 1,000,000 is the full size."""
+        self.member.take_outgoing()
+        self.member.take_events()
+        before = self.state()
+        for _ in range(int(os.environ.get("GRIDNET_PACKETS", "5000"))):
+            packet = self.hostile()
+            try:
+                self.hear(packet)
+            except RemoteProtocolError:
+                continue
+            self.fail(f"taken: {packet.hex()}")
+        self.assertEqual(self.state(), before)
+        self.assertEqual((self.member.take_outgoing(), self.member.take_events()), ([], []))
 
 
 class SealTests(SynchronousTestCase):
