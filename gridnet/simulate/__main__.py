@@ -4,39 +4,51 @@ from __future__ import annotations
 
 import argparse
 
-from attrs import asdict
+from attrs import fields
 
-from gridnet.lbsmd.gossip.membership import GossipTimes
+from gridnet.lbsmd.gossip.settings import GossipTimes
+from gridnet.simulate.measure import Outcome
 from gridnet.simulate.network import NetworkTraits
 from gridnet.simulate.scenario import Scenario, run
+
+OPTIONS: dict[str, str] = {}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Print one line a figure."""
     parser = argparse.ArgumentParser(prog="python -m gridnet.simulate", description=__doc__)
-    parser.add_argument("--hosts", type=int, default=100, help="at least 3")
-    parser.add_argument("--services", type=int, default=5, help="published by one host at once")
-    parser.add_argument("--seconds", type=float, default=60.0, help="simulated time")
-    parser.add_argument("--slow", type=int, default=0, help="hosts that stall again and again")
-    parser.add_argument("--loss", type=float, default=0.0, help="share of packets lost, 0 to 1")
-    parser.add_argument("--delay", type=float, default=0.001, help="seconds, at least")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--plain-swim", action="store_true", help="without Lifeguard")
-    options = parser.parse_args(arguments)
-    if options.hosts < 3 or options.services < 1 or not 0 <= options.slow <= options.hosts:
-        parser.error("a site needs 3 hosts, 1 service, and no more slow hosts than hosts")
-    scenario = Scenario(
-        options.hosts,
-        options.services,
-        options.seconds,
-        options.slow,
-        seed=options.seed,
-        traits=NetworkTraits(options.loss, options.delay),
-        times=GossipTimes(lifeguard=not options.plain_swim),
-    )
-    for name, figure in asdict(run(scenario)).items():
+    _add_options(parser)
+    options = vars(parser.parse_args(arguments))
+    traits = {f.name: options.pop(f.name) for f in fields(NetworkTraits)}
+    times = GossipTimes(lifeguard=not options.pop("plain_swim"))
+    if options["hosts"] < 3 or options["services"] < 1:
+        parser.error("a site needs 3 hosts and 1 service")
+    scenario = Scenario(**options, traits=NetworkTraits(**traits), times=times)
+    show(run(scenario))
+
+
+def show(outcome: Outcome) -> None:
+    """One line a figure."""
+    for field in fields(Outcome):
+        if not field.repr:
+            continue
+        figure = getattr(outcome, field.name)
         shown = f"{figure:.3f}" if isinstance(figure, float) else figure
-        print(f"{name:24} {shown}")
+        print(f"{field.name:28} {shown}")
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    for kind in (Scenario, NetworkTraits):
+        for field in fields(kind):
+            if isinstance(field.default, int | float):
+                parser.add_argument(
+                    "--" + field.name.replace("_", "-"),
+                    type=type(field.default),
+                    default=field.default,
+                    metavar="N" if isinstance(field.default, int) else "X",
+                    help=OPTIONS.get(field.name),
+                )
+    parser.add_argument("--plain-swim", action="store_true", help="without Lifeguard")
 
 
 if __name__ == "__main__":

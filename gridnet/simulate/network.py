@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
+from math import inf
 from random import Random
+from typing import TypeAlias
 
 from attrs import define, field, frozen
 
 from gridnet.lbsmd.gossip.membership import (
+    EntryChanged,
     Event,
     GossipTimes,
     Membership,
-    Outgoing,
+    StandingChanged,
 )
-from gridnet.lbsmd.gossip.messages import Address
+from gridnet.lbsmd.gossip.messages import Address, Message, Standing
+from gridnet.lbsmd.gossip.records import HostRecords
+from gridnet.lbsmd.gossip.roster import HostState
+from gridnet.simulate.shared_roster import CommonKnowledge, SharedRoster
 
-PACKET_OVERHEAD = 48  #: octets a packet has beside its messages: nonce, tag, name of the sender
+TICK_SECONDS = 0.001  #: times of the simulation are multiples of this
+PACKET_OVERHEAD = 53 + 8  #: octets beside the messages: head, tag, time, name of the sender
+DATAGRAM_OVERHEAD = 28  #: octets of the UDP and IPv4 headers
+_RING = 4096  # ticks that lie in lists; what is later lies in a heap
 
 
 @frozen
 class NetworkTraits:
-    """What the network does to packets."""
+    """What the network and the machines do to packets; times in seconds."""
 
     loss: float = 0.0  #: share of packets lost, 0 to 1
-    delay: float = 0.001  #: seconds, at least
-    delay_spread: float = 0.002  #: seconds, at most, beside *delay*
+    delay: float = 0.001  #: at least
+    delay_spread: float = 0.002  #: at most, beside *delay*
+    backlog: int = 256  #: packets that wait for a host that does not read; more are lost
+    slow_packet: float = 0.001  #: what a slow host needs to read one, while it runs
+    max_skew: float = 300.0  #: packets of clocks that differ by more are refused
 
 
-@define
+@define(eq=False)
 class SimulatedHost:
     """
     One host and what it has cost.
@@ -37,17 +51,26 @@ class SimulatedHost:
     :ivar paused_until: it neither hears nor speaks before; what arrives waits.
     """
 
+    number: int
     name: str
     address: Address
     membership: Membership
     group: int = 0  #: partition: only hosts of one group hear each other
     is_running: bool = True
+    is_slow: bool = False  #: reads one packet after the other, each takes its time
+    skew: float = 0.0  #: seconds its clock is ahead
     paused_until: float = 0.0
     packets: int = 0
     octets: int = 0
-    wakes_at: float = field(default=float("inf"))
+    wakes_at: float = inf
+    backlog: deque[_Packet] = field(factory=deque)
+    is_reading: bool = False
 
 
+_Packet: TypeAlias = tuple[SimulatedHost, SimulatedHost, Iterable[Message]]
+_Event: TypeAlias = (
+    tuple[SimulatedHost, SimulatedHost | None, Iterable[Message]] | Callable[[], None]
+)
 Observer = Callable[[float, SimulatedHost, Event], None]
 
 
@@ -57,6 +80,8 @@ class Network:
 
     :ivar now: seconds since the start.
     :ivar hosts: by name.
+    :ivar lost: packets that the network or a full backlog swallowed.
+    :ivar events: packets that arrived and timers, in all.
     """
 
     def __init__(
@@ -69,91 +94,272 @@ class Network:
         self.now = 0.0
         self.hosts: dict[str, SimulatedHost] = {}
         self.traits = traits
+        self.lost = 0
+        self.events = 0
         self._times = times
         self._random = Random(seed)
         self._observe = observe
         self._by_address: dict[Address, SimulatedHost] = {}
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._common: CommonKnowledge | None = None
+        self._tick = 0
+        self._ring: list[list[_Event]] = [[] for _ in range(_RING)]
+        self._later: list[tuple[int, int, _Event]] = []
         self._number = 0
         self._trace = blake2b(digest_size=16)
+        self._trace_numbers: array[int] = array("Q")
 
     @property
     def trace_hash(self) -> str:
         """Of all that was sent and found so far; equal for equal seeds."""
+        self._write_trace()
         return self._trace.hexdigest()
 
     def add(self, name: str) -> SimulatedHost:
         """A new host, which knows nobody; an old one of that name has crashed and restarts."""
         old = self.hosts.get(name)
-        number = len(self.hosts)
+        number = old.number if old else len(self.hosts)
         address = (
             old.address if old else (f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 1)
         )
         if old is not None:
             old.is_running = False
         random = Random(self._random.getrandbits(64))
-        host = SimulatedHost(
-            name, address, Membership(name, address, self._times, random, self.now)
-        )
-        self.hosts[name] = host
-        self._by_address[address] = host
-        self._schedule(host)
+        membership = Membership(name, address, self._times, random, self.now)
+        host = SimulatedHost(number, name, address, membership)
+        self._enter(host)
         return host
+
+    def add_acquainted(
+        self, names: Iterable[str], entries: Callable[[str], Iterable[tuple[str, bytes]]]
+    ) -> None:
+        """
+        Many hosts that all know each other and what each publishes.
+
+        :param entries: what the host of a name publishes: keys and values.
+        """
+        common = self._common = CommonKnowledge()
+        prepared = []
+        for number, name in enumerate(names):
+            address = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 1
+            scratch = Membership(name, address, self._times, Random(0), self.now)
+            for key, value in entries(name):
+                scratch.publish(key, value)
+            records = HostRecords(name, self._times.max_entries)
+            for entry in scratch.own:
+                records.take(entry)
+            mine = scratch.hosts[name]
+            common.add(
+                HostState(name, address, 1, Standing.ALIVE, mine.key, mine.signature, records)
+            )
+            prepared.append((number, name, address))
+        for number, name, address in prepared:
+            self._enter(self._acquainted(number, name, address, entries, 1))
+
+    def restart(
+        self, name: str, entries: Callable[[str], Iterable[tuple[str, bytes]]]
+    ) -> SimulatedHost:
+        """A host that crashed lives again; it remembers who there was, and tells them."""
+        old = self.hosts[name]
+        incarnation = old.membership.hosts[name].incarnation + 1
+        host = self._acquainted(old.number, name, old.address, entries, incarnation)
+        self._enter(host)
+        return host
+
+    def _acquainted(
+        self,
+        number: int,
+        name: str,
+        address: Address,
+        entries: Callable[[str], Iterable[tuple[str, bytes]]],
+        incarnation: int,
+    ) -> SimulatedHost:
+        assert self._common is not None
+        roster = SharedRoster(self._common, name)
+        random = Random(self._random.getrandbits(64))
+        membership = Membership(
+            name,
+            address,
+            self._times,
+            random,
+            self.now,
+            incarnation=incarnation,
+            roster=roster,
+        )
+        for key, value in entries(name):
+            membership.publish(key, value)
+        membership.acquaint(self.now, ())
+        return SimulatedHost(number, name, address, membership)
+
+    def _enter(self, host: SimulatedHost) -> None:
+        old = self.hosts.get(host.name)
+        if old is not None:
+            old.is_running = False
+            host.packets, host.octets, host.group = old.packets, old.octets, old.group
+        self.hosts[host.name] = host
+        self._by_address[host.address] = host
+        self._wake_later(host)
 
     def acted(self, host: SimulatedHost) -> None:
         """Send what *host* has to say, after its membership was called from outside."""
-        for event in host.membership.take_events():
-            self._trace.update(f"{self.now!r} {host.name} {event!r}\n".encode())
-            if self._observe is not None:
-                self._observe(self.now, host, event)
-        for outgoing in host.membership.take_outgoing():
-            self._send(host, outgoing)
-        self._schedule(host)
+        membership = host.membership
+        events = membership.take_events()
+        for event in events:
+            self._note(host, event)
+        for outgoing in membership.take_outgoing():
+            self._send(host, outgoing.address, outgoing.messages, outgoing.octets)
+        self._wake_later(host)
+
+    def at(self, time: float, action: Callable[[], None]) -> None:
+        """Do *action* when the clock is *time*, in seconds."""
+        self._put(max(self._tick + 1, -int(-time / TICK_SECONDS // 1)), action)
 
     def run_until(self, time: float) -> None:
         """Let the clock go to *time*, in seconds."""
-        while self._queue and self._queue[0][0] <= time:
-            self.now, _, action = heapq.heappop(self._queue)
-            action()
-        self.now = time
+        last = int(time / TICK_SECONDS + 0.5)
+        ring, later = self._ring, self._later
+        while self._tick <= last:
+            tick = self._tick
+            events = ring[tick % _RING]
+            while later and later[0][0] <= tick:
+                events.append(heapq.heappop(later)[2])
+            if events:
+                self.now = tick * TICK_SECONDS
+                self._trace_numbers.append(tick)
+                # What happens adds no event to this tick, only to later ones.
+                ring[tick % _RING] = []
+                self.events += len(events)
+                self._happen(events)
+                if len(self._trace_numbers) > 65536:
+                    self._write_trace()
+            self._tick = tick + 1
+        self.now = max(self.now, last * TICK_SECONDS)
 
-    def _send(self, host: SimulatedHost, outgoing: Outgoing) -> None:
-        octets = PACKET_OVERHEAD + sum(message.octets() for message in outgoing.messages)
+    def pause(self, host: SimulatedHost, until: float) -> None:
+        """Stop *host* as if its process did not get to run before *until*, in seconds."""
+        host.paused_until = until
+        self.at(until, lambda: self._resume(host))
+
+    def _happen(self, events: list[_Event]) -> None:
+        now = self.now
+        for event in events:
+            if type(event) is not tuple:
+                event()  # type: ignore[operator]
+                continue
+            host, sender, messages = event
+            if not host.is_running:
+                continue
+            if host.paused_until > now:
+                if sender is not None and sender.group == host.group:
+                    self._keep((host, sender, messages))
+                continue
+            membership = host.membership
+            if sender is None:
+                if host.wakes_at > now:
+                    continue
+                host.wakes_at = inf
+                if membership.next_time() <= now + host.skew + 1e-9:
+                    membership.tick(now + host.skew)
+            elif sender.group != host.group:
+                self.lost += 1
+                continue
+            elif host.is_slow:
+                self._keep((host, sender, messages))
+                continue
+            else:
+                membership.receive(now + host.skew, sender.address, sender.name, messages)
+            for found in membership.take_events():
+                self._note(host, found)
+            for outgoing in membership.take_outgoing():
+                self._send(host, outgoing.address, outgoing.messages, outgoing.octets)
+            self._wake_later(host)
+
+    def _keep(self, packet: _Packet) -> None:
+        """A host that does not read: its socket keeps what fits."""
+        host = packet[0]
+        if len(host.backlog) >= self.traits.backlog:
+            self.lost += 1
+            return
+        host.backlog.append(packet)
+        if not host.is_reading and host.paused_until <= self.now:
+            host.is_reading = True
+            self.at(self.now + self.traits.slow_packet, lambda: self._read(host))
+
+    def _resume(self, host: SimulatedHost) -> None:
+        if not host.is_running or host.paused_until > self.now:
+            return
+        # An event loop calls what is due before it reads its sockets.
+        if host.membership.next_time() <= self.now + host.skew:
+            host.membership.tick(self.now + host.skew)
+        self.acted(host)
+        if host.backlog and not host.is_reading:
+            host.is_reading = True
+            self.at(self.now, lambda: self._read(host))
+
+    def _read(self, host: SimulatedHost) -> None:
+        host.is_reading = False
+        if not host.is_running or host.paused_until > self.now:
+            return
+        while host.backlog:
+            _, sender, messages = host.backlog.popleft()
+            host.membership.receive(self.now + host.skew, sender.address, sender.name, messages)
+            self.acted(host)
+            if host.is_slow:
+                break
+        if host.backlog:
+            host.is_reading = True
+            self.at(self.now + self.traits.slow_packet, lambda: self._read(host))
+
+    def _note(self, host: SimulatedHost, event: Event) -> None:
+        if isinstance(event, StandingChanged):
+            subject = self.hosts[event.host].number << 4 | event.standing
+            self._trace_numbers.append(1 << 63 | host.number << 32 | subject)
+        elif isinstance(event, EntryChanged):
+            subject = self.hosts[event.entry.owner].number
+            version = event.entry.version & 0xFFFF
+            self._trace_numbers.append(1 << 62 | host.number << 36 | subject << 16 | version)
+        if self._observe is not None:
+            self._observe(self.now, host, event)
+
+    def _send(
+        self, host: SimulatedHost, address: Address, messages: Iterable[Message], octets: int
+    ) -> None:
+        octets += PACKET_OVERHEAD
         host.packets += 1
         host.octets += octets
-        self._trace.update(f"{self.now!r} {host.name} {outgoing.address} {octets}\n".encode())
-        target = self._by_address.get(outgoing.address)
-        if self._random.random() < self.traits.loss:
+        target = self._by_address[address]
+        self._trace_numbers.append(host.number << 40 | target.number << 16 | octets)
+        traits, random = self.traits, self._random.random
+        if target.group != host.group or (traits.loss and random() < traits.loss):
+            self.lost += 1
             return
-        if target is None or target.group != host.group:
+        if target.skew != host.skew and abs(target.skew - host.skew) > traits.max_skew:
+            self.lost += 1
             return
-        delay = self.traits.delay + self._random.random() * self.traits.delay_spread
-        self._at(self.now + delay, lambda: self._deliver(host, outgoing))
+        delay = int((traits.delay + random() * traits.delay_spread) / TICK_SECONDS + 0.5) or 1
+        if delay < _RING:
+            self._ring[(self._tick + delay) % _RING].append((target, host, messages))
+        else:
+            self._put(self._tick + delay, (target, host, messages))
 
-    def _deliver(self, sender: SimulatedHost, outgoing: Outgoing) -> None:
-        host = self._by_address[outgoing.address]
-        if not host.is_running or host.group != sender.group:
-            return
-        if host.paused_until > self.now:
-            self._at(host.paused_until, lambda: self._deliver(sender, outgoing))
-            return
-        host.membership.receive(self.now, sender.address, sender.name, outgoing.messages)
-        self.acted(host)
+    def _wake_later(self, host: SimulatedHost) -> None:
+        due = host.membership.next_time() - host.skew
+        if due < host.wakes_at:
+            tick = -int(-due / TICK_SECONDS // 1)
+            if tick <= self._tick:
+                tick = self._tick + 1
+            host.wakes_at = tick * TICK_SECONDS
+            if tick - self._tick < _RING:
+                self._ring[tick % _RING].append((host, None, ()))
+            else:
+                self._put(tick, (host, None, ()))
 
-    def _schedule(self, host: SimulatedHost) -> None:
-        wakes_at = max(host.membership.next_time(), host.paused_until)
-        if wakes_at < host.wakes_at:
-            host.wakes_at = wakes_at
-            self._at(wakes_at, lambda: self._wake(host, wakes_at))
-
-    def _wake(self, host: SimulatedHost, planned: float) -> None:
-        if not host.is_running or host.wakes_at != planned:
+    def _put(self, tick: int, event: _Event) -> None:
+        if tick - self._tick < _RING:
+            self._ring[tick % _RING].append(event)
             return
-        host.wakes_at = float("inf")
-        if host.paused_until <= self.now:
-            host.membership.tick(self.now)
-        self.acted(host)
-
-    def _at(self, time: float, action: Callable[[], None]) -> None:
         self._number += 1
-        heapq.heappush(self._queue, (time, self._number, action))
+        heapq.heappush(self._later, (tick, self._number, event))
+
+    def _write_trace(self) -> None:
+        self._trace.update(self._trace_numbers.tobytes())
+        del self._trace_numbers[:]

@@ -1,106 +1,165 @@
-"""One run: a site at rest, slow hosts, changes, a crash; and what was measured."""
+"""What is to be simulated, and one run of it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
+from math import ceil
 from random import Random
 
 from attrs import field, frozen
 
-from gridnet.lbsmd.gossip.membership import (
-    EntryChanged,
-    Event,
-    GossipTimes,
-    StandingChanged,
-)
-from gridnet.lbsmd.gossip.messages import Belief, Standing
+from gridnet.lbsmd.gossip.settings import GossipTimes
+from gridnet.simulate.measure import Measurements, Outcome
 from gridnet.simulate.network import Network, NetworkTraits, SimulatedHost
 
 
 @frozen
 class Scenario:
-    """What to simulate; times in seconds."""
+    """
+    What to simulate; times in seconds.
+
+    All hosts know each other from the start: joining is not what is measured here.
+    """
 
     hosts: int = 100
-    services: int = 5  #: published by one host at once
-    seconds: float = 60.0  #: after the start
-    slow: int = 0  #: hosts that stall again and again
-    stall_seconds: float = 16.0  #: length of one stall, at most
+    services: int = 5  #: published by every host from the start
+    seconds: float = 60.0
+    changes: int = 1  #: times that a host changes all its services
+    change_interval: float = 1.0  #: between two of them
+    kills: int = 1  #: hosts that crash for good
+    churn: float = 0.0  #: share of the hosts that crash and come back
+    churn_down: float = 30.0  #: how long each of them is away
+    slow: int = 0  #: hosts that are stopped again and again, and read slowly in between
+    stop_seconds: float = 16.0  #: how long each stop lasts
+    run_seconds: float = 0.064  #: how long they run in between
+    pauses: int = 0  #: hosts that stop once, for *pause_seconds*
+    pause_seconds: float = 30.0
+    partition: float = 0.0  #: share of the hosts that is cut off
+    partition_from: float = 10.0
+    partition_seconds: float = 60.0
+    clock_skew: float = 0.0  #: clocks differ by up to this
     seed: int = 1
     traits: NetworkTraits = field(factory=NetworkTraits)
     times: GossipTimes = field(factory=GossipTimes)
 
 
-@frozen
-class Outcome:
-    """What was measured; None: it never happened."""
-
-    trace_hash: str
-    reached: float  #: share of hosts that know the change, 0 to 1
-    converged_seconds: float | None  #: until 99.99 % know every service of the change
-    false_positives: int  #: verdicts "dead" on hosts that never stalled nor crashed
-    first_detection_seconds: float | None  #: from the crash to the first verdict
-    packets_per_second: float  #: sent by one host, on average
-    kilobits_per_second: float  #: sent by one host, on average
-
-
 def run(scenario: Scenario) -> Outcome:
+    """Simulate; equal scenarios give equal outcomes, costs apart."""
+    return Run(scenario).finish()
+
+
+class Run:
     """
-    Simulate; equal scenarios give equal outcomes.
+    One run.
 
-    All hosts know each other from the start: joining is not what is measured here.
+    Hosts are cast at random: each is hit by one kind of trouble at most, so that it is known
+    what a verdict on it is worth.
     """
-    names = [f"host{number}" for number in range(scenario.hosts)]
-    publisher, victim = names[0], names[1]
-    slow = set(names[len(names) - scenario.slow :]) - {publisher, victim}
-    known: dict[str, int] = {}
-    knew_at: list[float] = []
-    accused: set[tuple[str, str]] = set()
-    detected: list[float] = []
-    published_at, crashed_at = 1.0, scenario.seconds / 2
 
-    def observe(now: float, host: SimulatedHost, event: Event) -> None:
-        if isinstance(event, EntryChanged):
-            known[host.name] = known.get(host.name, 0) + 1
-            if known[host.name] == scenario.services:
-                knew_at.append(now - published_at)
-        elif isinstance(event, StandingChanged) and event.standing is Standing.DEAD:
-            if event.host == victim and now > crashed_at:
-                detected.append(now - crashed_at)
-            elif event.host not in slow:
-                accused.add((host.name, event.host))
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self._random = random = Random(scenario.seed)
+        names = [f"host{number}" for number in range(scenario.hosts)]
+        cast = list(names)
+        random.shuffle(cast)
 
-    network = Network(scenario.seed, scenario.traits, scenario.times, observe)
-    for name in names:
-        network.add(name)
-    beliefs = [
-        Belief(host.name, host.address, 1, Standing.ALIVE, host.name)
-        for host in network.hosts.values()
-    ]
-    for host in network.hosts.values():
-        host.membership.acquaint(0.0, beliefs)
-    network.run_until(published_at)
-    for number in range(scenario.services):
-        network.hosts[publisher].membership.publish(f"service{number}", b"x" * 60)
-    network.acted(network.hosts[publisher])
-    random = Random(scenario.seed)
-    now = published_at
-    while now < scenario.seconds:
-        for name in sorted(slow):
+        def take(number: int) -> list[str]:
+            return [cast.pop() for _ in range(min(number, len(cast) - 1))]
+
+        self._slow = take(scenario.slow)
+        self._victims = take(scenario.kills)
+        self._paused = take(scenario.pauses)
+        self._churned = take(ceil(scenario.hosts * scenario.churn))
+        self._cut_off = take(int(scenario.hosts * scenario.partition))
+        self._publishers = cast
+        self._changed: dict[str, int] = {}
+        self.measured = Measurements(
+            scenario.hosts, scenario.services, set(self._slow) | set(self._paused)
+        )
+        self.network = Network(
+            scenario.seed, scenario.traits, scenario.times, self.measured.observe
+        )
+        self.measured.network = self.network
+        self.network.add_acquainted(names, self._entries)
+        self._plan()
+
+    def _entries(self, name: str) -> Iterable[tuple[str, bytes]]:
+        change = self._changed.get(name, 0)
+        for number in range(self.scenario.services):
+            yield f"SERVICE{number}", b"%04d HTTP :80 R=1000 S=no T=30 %s" % (change, b"x" * 30)
+
+    def _plan(self) -> None:
+        scenario, network, random = self.scenario, self.network, self._random
+        for host in network.hosts.values():
+            host.skew = scenario.clock_skew * random.random()
+        for number in range(scenario.changes):
+            name = self._publishers[number % len(self._publishers)]
+            network.at(1.0 + number * scenario.change_interval, partial(self._change, name))
+        for number, name in enumerate(self._victims):
+            at = scenario.seconds * (0.3 + 0.3 * number / max(1, len(self._victims)))
+            network.at(at, partial(self._crash, name, True))
+        for name in self._churned:
+            at = random.random() * max(1.0, scenario.seconds - scenario.churn_down - 30.0)
+            network.at(at, partial(self._crash, name))
+            network.at(at + scenario.churn_down, partial(self._restart, name))
+        for name in self._slow:
             host = network.hosts[name]
-            if host.paused_until + 0.5 < now:
-                host.paused_until = now + random.random() * scenario.stall_seconds
-        if now >= crashed_at:
-            network.hosts[victim].is_running = False
-        now = min(now + 0.5, scenario.seconds)
-        network.run_until(now)
-    needed = -int(-(scenario.hosts - 1) * 0.9999 // 1)
-    hosts = network.hosts.values()
-    return Outcome(
-        network.trace_hash,
-        len(knew_at) / (scenario.hosts - 1),
-        knew_at[needed - 1] if len(knew_at) >= needed else None,
-        len(accused),
-        detected[0] if detected else None,
-        sum(host.packets for host in hosts) / scenario.seconds / scenario.hosts,
-        sum(host.octets for host in hosts) * 8e-3 / scenario.seconds / scenario.hosts,
-    )
+            host.is_slow = True
+            at = 5.0 + random.random() * scenario.stop_seconds
+            network.at(at, partial(self._stop, host))
+        for name in self._paused:
+            at = random.random() * max(1.0, scenario.seconds - scenario.pause_seconds)
+            network.at(at, partial(self._pause, name))
+        if self._cut_off:
+            until = scenario.partition_from + scenario.partition_seconds
+            network.at(scenario.partition_from, lambda: self._part(1))
+            network.at(until, lambda: self._part(0))
+
+    def _change(self, name: str) -> None:
+        host = self.network.hosts[name]
+        self._changed[name] = self._changed.get(name, 0) + 1
+        for key, value in self._entries(name):
+            host.membership.publish(key, value)
+        self.measured.changed(self.network.now, name, host.membership.own.newest)
+        self.network.acted(host)
+
+    def _crash(self, name: str, for_good: bool = False) -> None:
+        self.network.hosts[name].is_running = False
+        self.measured.crashed(self.network.now, name, for_good)
+
+    def _restart(self, name: str) -> None:
+        self._changed[name] = self._changed.get(name, 0) + 1
+        host = self.network.restart(name, self._entries)
+        self.measured.restarted(self.network.now, name)
+        host.membership.join(self._seeds())
+        self.network.acted(host)
+
+    def _seeds(self) -> list[tuple[str, int]]:
+        names = self._random.sample(self._publishers, min(3, len(self._publishers)))
+        return [self.network.hosts[name].address for name in names]
+
+    def _stop(self, host: SimulatedHost) -> None:
+        scenario, now = self.scenario, self.network.now
+        self.network.pause(host, now + scenario.stop_seconds)
+        at = now + scenario.stop_seconds + scenario.run_seconds
+        self.network.at(at, lambda: self._stop(host))
+
+    def _pause(self, name: str) -> None:
+        self.network.pause(self.network.hosts[name], self.network.now + self.scenario.pause_seconds)
+
+    def _part(self, group: int) -> None:
+        for name in self._cut_off:
+            self.network.hosts[name].group = group
+        self.measured.parted(self.network.now, group != 0)
+
+    def finish(self) -> Outcome:
+        """Run to the end."""
+        looks = 20 if self.scenario.hosts <= 200 else 1  # a second
+        for step in range(1, int(self.scenario.seconds * looks) + 1):
+            now = step / looks
+            self.network.run_until(now)
+            self.measured.look(now)
+            if step % looks == 0:
+                self.measured.sample(now)
+        return self.measured.outcome(self.scenario.seconds)

@@ -3,99 +3,150 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import ceil, log10
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from math import ceil, gcd, inf, log10
 from random import Random
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from attrs import define, evolve, frozen
+from attrs import define, frozen
 
 from gridnet.errors import LocalProtocolError
+from gridnet.lbsmd.gossip.exchange import Exchange, packed
 from gridnet.lbsmd.gossip.identity import TRUSTING, Identity, entry_statement, life_statement
 from gridnet.lbsmd.gossip.messages import (
     Ack,
     Address,
     Belief,
     Digest,
-    DigestLine,
     Entry,
     IndirectPing,
     Message,
     Nack,
+    Overview,
     Ping,
     Standing,
 )
 from gridnet.lbsmd.gossip.records import HostRecords, OwnRecords
+from gridnet.lbsmd.gossip.roster import PARTS, HostState, OwnRoster, Roster, hash_of
 from gridnet.lbsmd.gossip.rumours import Rumours
+from gridnet.lbsmd.gossip.settings import GossipTimes
 from gridnet.lbsmd.gossip.suspicion import Evidence, Suspicion, shortest_suspicion
 
+__all__ = [
+    "EntryChanged",
+    "Event",
+    "GossipTimes",
+    "Host",
+    "Impersonation",
+    "Membership",
+    "Outgoing",
+    "StandingChanged",
+]
 
-@frozen
-class GossipTimes:
-    """Times in seconds and bounds; the times are those of Serf's LAN profile."""
-
-    probe_interval: float = 1.0  #: between two probes
-    probe_timeout: float = 0.5  #: for the direct answer, before others are asked
-    gossip_interval: float = 0.2  #: between two rounds of news, while there are any
-    exchange_interval: float = 30.0  #: between two comparisons with another host
-    forget_seconds: float = 86400.0  #: a dead host is kept in mind so long
-    fanout: int = 3  #: hosts a round of news goes to
-    indirect_probes: int = 3  #: hosts asked to probe one that does not answer
-    suspicion_multiplier: float = 4.0  #: shortest suspicion, in probe intervals times log10(hosts)
-    suspicion_stretch: float = 6.0  #: longest suspicion, in shortest ones
-    retransmit_multiplier: int = 4  #: tellings of a rumour, times log10(hosts)
-    max_health: int = 8  #: times our own time-outs are stretched at most
-    packet_octets: int = 1200  #: room for messages in one packet
-    max_hosts: int = 20000  #: hosts known at a time
-    max_entries: int = 1000  #: entries of one host
-    max_rumours: int = 10000  #: news waiting
-    max_exchange_packets: int = 64  #: packets in answer to one digest
-    max_probes: int = 1000  #: probes made for others at a time
-    lifeguard: bool = True  #: False: plain SWIM, to compare with
+_ALIVE, _SUSPECT, _DEAD, _LEFT = Standing
 
 
-@define
+@define(eq=False)
+class _Trail:
+    """What this host remembers of the troubles of another."""
+
+    since: float
+    suspicion: Suspicion | None = None
+    evidence: tuple[Evidence, ...] = ()
+
+
 class Host:
     """
-    One host as this one sees it.
+    One host as this one sees it, now and later.
 
     :ivar signature: its own, under its address in this incarnation.
     :ivar evidence: who accused it last, when and of what; kept after the verdict.
     """
 
-    name: str
-    address: Address
-    incarnation: int
-    standing: Standing
-    since: float
-    records: HostRecords
-    key: bytes
-    signature: bytes
-    suspicion: Suspicion | None = None
-    evidence: tuple[Evidence, ...] = ()
+    __slots__ = ("_membership", "name")
+
+    def __init__(self, membership: Membership, name: str) -> None:
+        self._membership = membership
+        self.name = name
+
+    @property
+    def _state(self) -> HostState:
+        state = self._membership._roster.get(self.name)
+        if state is None:
+            raise KeyError(self.name)
+        return state
+
+    @property
+    def _trail(self) -> _Trail:
+        began = self._membership._began
+        return self._membership._trails.get(self.name) or _Trail(began)
+
+    @property
+    def address(self) -> Address:
+        return self._state.address
+
+    @property
+    def incarnation(self) -> int:
+        return self._state.incarnation
+
+    @property
+    def standing(self) -> Standing:
+        return self._state.standing
+
+    @property
+    def records(self) -> HostRecords:
+        return self._state.records
+
+    @property
+    def key(self) -> bytes:
+        return self._state.key
+
+    @property
+    def signature(self) -> bytes:
+        return self._state.signature
+
+    @property
+    def since(self) -> float:
+        return self._trail.since
+
+    @property
+    def suspicion(self) -> Suspicion | None:
+        return self._trail.suspicion
+
+    @property
+    def evidence(self) -> tuple[Evidence, ...]:
+        return self._trail.evidence
 
     @property
     def is_up(self) -> bool:
         """Worth sending work to: alive, or only suspected."""
-        return self.standing <= Standing.SUSPECT
+        return self._state.is_up
 
 
-@define
-class _Probe:
-    """A probe under way; *asked_by* is set when it is made for another host."""
+class _Hosts(Mapping[str, Host]):
+    def __init__(self, membership: Membership) -> None:
+        self._membership = membership
 
-    target: str
-    asked_by: tuple[Address, int] | None = None
-    nacks_wanted: int = 0
-    nacks: int = 0
+    def __getitem__(self, name: str) -> Host:
+        if self._membership._roster.get(name) is None:
+            raise KeyError(name)
+        return Host(self._membership, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._membership._roster)
+
+    def __len__(self) -> int:
+        return len(self._membership._roster)
 
 
-@frozen
+@define(eq=False)
 class Outgoing:
-    """One packet to send."""
+    """One packet to send; *octets* is the size of its messages on the wire."""
 
     address: Address
-    messages: tuple[Message, ...]
+    messages: Sequence[Message]
+    octets: int
 
 
 @frozen
@@ -121,6 +172,7 @@ class Impersonation:
 
 
 Event: TypeAlias = StandingChanged | EntryChanged | Impersonation
+_Action = Callable[["Membership", float, Any], None]
 
 
 class Membership:
@@ -133,6 +185,7 @@ class Membership:
     :param version: that our entries are to be above; likewise.
     :param known_keys: host -> the key it is to be known by; others are pinned on first sight.
     :param only_known: whether hosts without a key among *known_keys* are refused.
+    :param roster: where to keep the hosts; a simulation shares what many of them hold alike.
     :ivar health: 0: well; each further point stretches our own probes once more.
     :ivar hosts: every host known, this one included.
     """
@@ -149,6 +202,7 @@ class Membership:
         version: int = 0,
         known_keys: Mapping[str, bytes] | None = None,
         only_known: bool = False,
+        roster: Roster | None = None,
     ) -> None:
         self.me = me
         self.health = 0
@@ -156,40 +210,71 @@ class Membership:
         self._known_keys = known_keys or {}
         self._only_known = only_known
         self.own = OwnRecords(me, times.max_entries, identity, version)
-        mine = Host(me, address, incarnation, Standing.ALIVE, now, self.own, identity.key, b"")
-        self.hosts = {me: mine}
-        self._sign_life(mine)
+        self._roster: Roster = OwnRoster() if roster is None else roster
+        self._trails: dict[str, _Trail] = {}
+        self._gone: dict[str, float] = {}  # dead or left, since when, in that order
+        self.hosts: Mapping[str, Host] = _Hosts(self)
+        self._mine = HostState(me, address, incarnation, _ALIVE, identity.key, b"", self.own)
+        self._sign_life()
+        self._roster.add(self._mine)
         self._times = times
         self._random = random
-        self._rumours = Rumours(times.max_rumours)
+        self._began = now
+        self._rumours = Rumours(times.max_rumours, times.cool_after, times.drop_after)
+        self._exchanges = Exchange(self._roster, self._belief_of, times.packet_octets, random)
+        self._allowance = times.max_exchange_packets
+        self._allowed_at = now
         self._outgoing: list[Outgoing] = []
         self._events: list[Event] = []
-        self._timers: list[tuple[float, int, Callable[[float], None]]] = []
-        self._timer_number = 0
-        self._probes: dict[int, _Probe] = {}
-        self._probe_number = random.getrandbits(31)
-        self._order: list[str] = []
-        self._passed = 0
-        self._exchanged_until = ""
         self._is_leaving = False
-        self._up = 1
-        self._at(now + random.random() * times.probe_interval, self._probe_next)
-        self._at(now + random.random() * times.gossip_interval, self._spread)
-        self._at(now + random.random() * times.exchange_interval, self._exchange)
+        # When what is to be done next; the rare things are in a heap.
+        self._probe_at = now + random.random() * times.probe_interval
+        self._ask_at = inf
+        self._spread_at = inf
+        self._may_spread_at = now
+        self._exchange_at = now + random.random() * times.exchange_interval
+        self._reconnect_at = inf
+        self._timers: list[tuple[float, int, _Action, Any]] = []
+        self._timer_number = 0
+        # The probe under way, and those made for others.
+        self._probe_number = random.getrandbits(31)
+        self._own_number = -1
+        self._target = ""
+        self._nacks_wanted = 0
+        self._nacks = 0
+        self._proxied: dict[int, tuple[Address, int]] = {}
+        # The order of probing: see _next_target.
+        self._probes_made = 0
+        self._pass_length = 0
+        self._pass_left = 0
+        self._pass_step = 1
+        self._pass_index = 0
+        self._newcomers: list[tuple[int, str]] = []
+
+    @property
+    def up(self) -> int:
+        """Hosts that are up, this one included."""
+        return self._roster.up
+
+    @property
+    def fingerprint(self) -> int:
+        """Equal, but for a chance of 1 in 2**64, for hosts that hold the same of all."""
+        return hash_of(self._roster.prints)
 
     # What the caller does.
 
     def join(self, seeds: Iterable[Address]) -> None:
         """Compare everything with the *seeds*; call again until another host is known."""
         for address in seeds:
-            self._send(address, self._belief_of(self.hosts[self.me]), self._digest("", False))
+            self._send(address, self._belief_of(self._mine), self._exchanges.overview())
 
     def acquaint(self, now: float, beliefs: Iterable[Belief]) -> None:
         """Know these hosts from the start, as after a restart from kept state; tells nobody."""
         for belief in beliefs:
-            self._consider(now, belief, "known from the start")
+            self._consider(now, belief, "what was kept")
         self._rumours.clear()
         self._events.clear()
+        self._spread_at = inf
 
     def publish(self, key: str, value: bytes | None, is_load: bool = False) -> bool:
         """
@@ -201,31 +286,53 @@ class Membership:
             raise LocalProtocolError(f"{key}: does not fit into one packet")
         entry = self.own.publish(key, value, is_load)
         if entry is not None:
-            self._rumours.add(entry)
+            self._announce_own(entry)
         return entry is not None
 
     def leave(self) -> None:
         """Tell a few hosts at once, and all by gossip, that this one goes on purpose."""
         self._is_leaving = True
-        mine = self.hosts[self.me]
-        mine.standing = Standing.LEFT
-        self._sign_life(mine)
-        self._rumours.add(self._belief_of(mine))
-        for host in self._some(self._times.fanout * 2):
-            self._send(host.address, self._belief_of(mine))
+        mine = self._mine
+        self._roster.change(mine, mine.incarnation, _LEFT, mine.address, mine.signature)
+        self._sign_life()
+        belief = self._belief_of(mine)
+        self._tell_all(belief)
+        for state in self._some(self._times.fanout * 2):
+            self._send(state.address, belief)
 
     def my_belief(self) -> Belief:
         """What this host says of itself."""
-        return self._belief_of(self.hosts[self.me])
+        return self._belief_of(self._mine)
 
     def next_time(self) -> float:
         """When :meth:`tick` is due."""
-        return self._timers[0][0]
+        due = min(
+            self._probe_at, self._ask_at, self._spread_at, self._exchange_at, self._reconnect_at
+        )
+        timers = self._timers
+        if timers and timers[0][0] < due:
+            return timers[0][0]
+        return due
 
     def tick(self, now: float) -> None:
         """Do what is due."""
-        while self._timers and self._timers[0][0] <= now:
-            heapq.heappop(self._timers)[2](now)
+        timers = self._timers
+        due = min(self._probe_at, self._ask_at, timers[0][0] if timers else inf)
+        if now - due > self._times.stopped_after and self._times.lifeguard:
+            self._was_stopped(now - due)
+        while timers and timers[0][0] <= now:
+            _, _, action, argument = heapq.heappop(timers)
+            action(self, now, argument)
+        if self._ask_at <= now:
+            self._ask_others()
+        if self._probe_at <= now:
+            self._probe_next(now)
+        if self._spread_at <= now:
+            self._spread(now)
+        if self._exchange_at <= now:
+            self._exchange(now)
+        if self._reconnect_at <= now:
+            self._reconnect(now)
 
     def take_outgoing(self) -> Sequence[Outgoing]:
         """Packets to send, once each."""
@@ -244,358 +351,448 @@ class Membership:
     ) -> None:
         """Take the *messages* of one authentic packet of *sender*, which came from *source*."""
         for message in messages:
-            match message:
-                case Ping():
-                    self._answer(source, sender, message)
-                case IndirectPing():
-                    self._probe_for(now, source, message)
-                case Ack():
-                    self._ack_received(message)
-                case Nack():
-                    self._nack_received(message)
-                case Belief():
-                    self._consider(now, message, "told by " + sender)
-                case Entry():
-                    self._take_entry(message)
-                case Digest():
-                    self._compare(source, message)
+            if type(message) is Ack:
+                self._ack_received(message)
+            elif type(message) is Ping:
+                self._answer(source, sender, message)
+            elif type(message) is Belief:
+                self._consider(now, message, sender)
+                if message.host == sender:
+                    self._correct(source, message)
+            elif type(message) is Entry:
+                self._take_entry(message)
+            elif type(message) is Overview:
+                self._compare(now, source, message)
+            elif type(message) is Digest:
+                self._tell_difference(now, source, message)
+            elif type(message) is IndirectPing:
+                self._probe_for(now, source, message)
+            elif type(message) is Nack and message.number == self._own_number:
+                self._nacks += 1
 
     def _answer(self, source: Address, sender: str, ping: Ping) -> None:
         if ping.target != self.me or self._is_leaving:
             return
-        told: list[Message] = [Ack(ping.number)]
-        host = self.hosts.get(sender)
-        if host is not None and host.standing is not Standing.ALIVE:
-            told.append(self._belief_of(host))  # so it can refute at once
-        self._send(source, *told)
+        state = self._roster.get(sender)
+        if state is None:
+            # Whoever probes us should be known to us.
+            self._send(source, Ack(ping.number), self._exchanges.overview())
+        elif state.standing is not _ALIVE and self._times.lifeguard:
+            self._send(source, Ack(ping.number), self._belief_of(state))  # so it can refute
+        else:
+            self._send(source, Ack(ping.number))
+
+    def _correct(self, source: Address, said: Belief) -> None:
+        # A host that came back does not know what was held of its earlier life.
+        state = self._roster.get(said.host)
+        if state is None or said.host == self.me:
+            return
+        if (state.incarnation, state.standing) > (said.incarnation, said.standing):
+            self._send(source, self._belief_of(state))
 
     def _probe_for(self, now: float, source: Address, asked: IndirectPing) -> None:
-        if len(self._probes) >= self._times.max_probes or self._is_leaving:
+        if len(self._proxied) >= self._times.max_probes or self._is_leaving:
             return
-        number = self._new_probe(_Probe(asked.target, (source, asked.number)))
+        number = self._new_number()
+        self._proxied[number] = source, asked.number
         self._send(asked.address, Ping(number, asked.target))
-        wait = self._times.probe_timeout
+        self._at(now + self._times.probe_timeout * 0.8, Membership._no_answer_yet, number)
 
-        def nack(later: float) -> None:
-            if number in self._probes and self._times.lifeguard:
-                self._send(source, Nack(asked.number))
+    def _no_answer_yet(self, now: float, number: int) -> None:
+        asked_by = self._proxied.get(number)
+        if asked_by is not None:
+            if self._times.lifeguard:
+                self._send(asked_by[0], Nack(asked_by[1]))
+            self._at(now + self._times.probe_timeout * 1.2, Membership._end_proxied, number)
 
-        def end(later: float) -> None:
-            self._probes.pop(number, None)
-
-        self._at(now + wait * 0.8, nack)
-        self._at(now + wait * 2, end)
+    def _end_proxied(self, now: float, number: int) -> None:
+        self._proxied.pop(number, None)
 
     def _ack_received(self, ack: Ack) -> None:
-        probe = self._probes.pop(ack.number, None)
-        if probe is None:
-            return
-        if probe.asked_by is not None:
-            address, number = probe.asked_by
-            self._send(address, Ack(number))
+        if ack.number == self._own_number:
+            self._own_number = -1
+            self._ask_at = inf
+            if self.health:
+                self._feel(-1)
         else:
-            self._feel(-1)
-
-    def _nack_received(self, nack: Nack) -> None:
-        probe = self._probes.get(nack.number)
-        if probe is not None:
-            probe.nacks += 1
+            asked_by = self._proxied.pop(ack.number, None)
+            if asked_by is not None:
+                self._send(asked_by[0], Ack(asked_by[1]))
 
     def _take_entry(self, entry: Entry) -> None:
         if entry.owner == self.me:
             # Only this host changes its own entries: contradict what differs.
             correction = self.own.correct(entry)
             if correction is not None:
-                self._rumours.add(correction)
+                self._announce_own(correction)
             return
-        host = self.hosts.get(entry.owner)
-        if host is None or not host.records.is_news(entry):
+        state = self._roster.get(entry.owner)
+        if state is None:
             return
-        if not self.identity.has_signed(host.key, entry_statement(entry), entry.signature):
+        if not state.records.is_news(entry):
+            self._rumours.heard((entry.owner, entry.key), entry)
             return
-        if host.records.take(entry):
-            self._rumours.add(entry)
+        if not self.identity.has_signed(state.key, entry_statement(entry), entry.signature):
+            return
+        if self._roster.take_entry(state, entry):
+            self._tell_all(entry)
             self._events.append(EntryChanged(entry))
 
-    def _consider(self, now: float, said: Belief, reason: str) -> None:
+    def _announce_own(self, entry: Entry) -> None:
+        self._roster.records_changed(self._mine)
+        self._tell_all(entry)
+
+    def _consider(self, now: float, said: Belief, told_by: str, found: str = "") -> None:
         if said.host == self.me:
             self._refute(said)
             return
-        host = self.hosts.get(said.host)
-        if host is None:
-            if said.standing is not Standing.ALIVE or len(self.hosts) >= self._times.max_hosts:
+        state = self._roster.get(said.host)
+        if state is None:
+            self._meet(now, said, told_by)
+            return
+        incarnation, standing = said.incarnation, said.standing
+        if incarnation < state.incarnation:
+            return
+        if incarnation == state.incarnation and standing <= state.standing:
+            if standing == state.standing:
+                self._rumours.heard(said.host, said)
+                if standing is _SUSPECT:
+                    self._confirm(said, Evidence(said.accuser, now, told_by, found))
+            return
+        if standing is not _ALIVE and not state.is_up:
+            return
+        address, signature = state.address, state.signature
+        if incarnation > state.incarnation or standing is _LEFT:
+            if not self._is_genuine(said, state):
                 return
-            if not self._is_genuine(said, None):
-                return
-            records = HostRecords(said.host, self._times.max_entries)
-            host = Host(
+            address, signature = said.address, said.signature
+        state = self._roster.change(state, incarnation, standing, address, signature)
+        trail = self._trails.get(said.host)
+        if trail is None:
+            trail = self._trails[said.host] = _Trail(now)
+        trail.since = now
+        trail.suspicion = None
+        self._gone.pop(said.host, None)
+        if standing is _SUSPECT:
+            self._suspect(trail, said, Evidence(said.accuser, now, told_by, found))
+        elif standing is not _ALIVE:
+            last = Evidence(said.accuser, now, told_by, found, standing)
+            trail.evidence = (*trail.evidence[-7:], last)
+            self._gone[said.host] = now
+            if self._reconnect_at == inf:
+                self._reconnect_at = now + self._random.random() * self._times.reconnect_interval
+        self._tell_all(said)
+        self._events.append(StandingChanged(said.host, standing))
+
+    def _meet(self, now: float, said: Belief, told_by: str) -> None:
+        """Get to know a host; of one that is gone, nobody needs to."""
+        if said.standing > _SUSPECT or len(self._roster) >= self._times.max_hosts:
+            return
+        if not self._is_genuine(said, None):
+            return
+        records = HostRecords(said.host, self._times.max_entries)
+        self._roster.add(
+            HostState(
                 said.host,
                 said.address,
                 said.incarnation,
-                said.standing,
-                now,
-                records,
+                _ALIVE,
                 said.key,
                 said.signature,
+                records,
             )
-            self.hosts[said.host] = host
-            self._order.insert(self._random.randint(0, len(self._order)), said.host)
-            self._up += 1
-            self._rumours.add(said)
-            self._events.append(StandingChanged(said.host, Standing.ALIVE))
-            return
-        if said.incarnation < host.incarnation:
-            return
-        if said.incarnation == host.incarnation and said.standing <= host.standing:
-            if said.standing is Standing.SUSPECT and host.suspicion is not None:
-                self._confirm(now, host, said, reason)
-            return
-        if not host.is_up and said.standing is not Standing.ALIVE:
-            return
-        if said.incarnation > host.incarnation or said.standing is Standing.LEFT:
-            if not self._is_genuine(said, host):
-                return
-            host.address, host.signature = said.address, said.signature
-        was_up = host.is_up
-        host.incarnation, host.standing, host.since = said.incarnation, said.standing, now
-        self._up += host.is_up - was_up
-        host.suspicion = None
-        if said.standing is Standing.SUSPECT:
-            self._suspect(now, host, said, reason)
-        elif said.standing is not Standing.ALIVE:
-            accusation = Evidence(said.accuser, now, "holds it for dead: " + reason)
-            host.evidence = (*host.evidence, accusation)[-8:]
-            self._at(now + self._times.forget_seconds, lambda at: self._forget(at, said.host))
-        self._rumours.add(said)
-        self._events.append(StandingChanged(said.host, said.standing))
+        )
+        self._trails[said.host] = _Trail(now)
+        turn = self._probes_made + int(self._random.random() * len(self._roster))
+        heapq.heappush(self._newcomers, (turn, said.host))
+        self._events.append(StandingChanged(said.host, _ALIVE))
+        if said.standing is _SUSPECT:
+            self._consider(now, said, told_by)
+        else:
+            self._tell_all(said)
 
-    def _is_genuine(self, said: Belief, host: Host | None) -> bool:
+    def _is_genuine(self, said: Belief, state: HostState | None) -> bool:
         """Whether the host that *said* is about has signed it, with the key it is known by."""
         known = self._known_keys.get(said.host)
         if known is None:
             if self._only_known and said.host != self.me:
                 return False
-            known = said.key if host is None else host.key
+            known = said.key if state is None else state.key
         if said.key != known:
             self._events.append(Impersonation(said.host))
             return False
         return self.identity.has_signed(known, life_statement(said), said.signature)
 
-    def _sign_life(self, mine: Host) -> None:
-        mine.signature = self.identity.sign(life_statement(self._belief_of(mine)))
+    def _sign_life(self) -> None:
+        self._mine.signature = self.identity.sign(life_statement(self._belief_of(self._mine)))
 
     def _refute(self, said: Belief) -> None:
-        mine = self.hosts[self.me]
+        mine = self._mine
         if self._is_leaving or said.incarnation < mine.incarnation:
             return
         if said.incarnation > mine.incarnation and not self._is_genuine(said, mine):
             return
-        if said.standing is Standing.ALIVE:
+        if said.standing is _ALIVE:
             if said.incarnation == mine.incarnation and said.address == mine.address:
                 return
-        else:
+        elif self._times.lifeguard:
             self._feel(1)
         # Also after a restart: an older life of ours is remembered with a higher number.
-        mine.incarnation = said.incarnation + 1
-        self._sign_life(mine)
-        self._rumours.add(self._belief_of(mine))
+        self._roster.change(mine, said.incarnation + 1, _ALIVE, mine.address, mine.signature)
+        self._sign_life()
+        self._tell_all(self._belief_of(mine))
 
     # Suspicion.
 
-    def _suspect(self, now: float, host: Host, said: Belief, reason: str) -> None:
+    def _suspect(self, trail: _Trail, said: Belief, accusation: Evidence) -> None:
         times = self._times
-        shortest = shortest_suspicion(times.suspicion_multiplier, self._up, times.probe_interval)
+        up = self._roster.up
+        shortest = shortest_suspicion(times.suspicion_multiplier, up, times.probe_interval)
         wanted = max(0, int(times.suspicion_multiplier) - 2) if times.lifeguard else 0
-        if self._up - 2 < wanted:
+        if up - 2 < wanted:
             wanted = 0
-        suspicion = Suspicion(now, shortest, shortest * times.suspicion_stretch, wanted)
-        suspicion.accuse(said.accuser, now, "suspects it: " + reason)
-        host.suspicion = suspicion
-        host.evidence = tuple(suspicion.evidence)
-        self._at(suspicion.ends_at(), lambda at: self._judge(at, host, suspicion))
+        longest = shortest * times.suspicion_stretch
+        suspicion = Suspicion(accusation.at, shortest, longest, wanted, (accusation,))
+        trail.suspicion = suspicion
+        trail.evidence = suspicion.evidence
+        self._at(suspicion.ends_at(), Membership._judge, (said.host, suspicion))
 
-    def _confirm(self, now: float, host: Host, said: Belief, reason: str) -> None:
-        suspicion = host.suspicion
-        if suspicion is not None and suspicion.accuse(said.accuser, now, "suspects it: " + reason):
-            host.evidence = tuple(suspicion.evidence)
-            self._rumours.add(said)
-            self._at(suspicion.ends_at(), lambda at: self._judge(at, host, suspicion))
-
-    def _judge(self, now: float, host: Host, suspicion: Suspicion) -> None:
-        if host.suspicion is not suspicion:
+    def _confirm(self, said: Belief, accusation: Evidence) -> None:
+        trail = self._trails.get(said.host)
+        suspicion = None if trail is None else trail.suspicion
+        if trail is None or suspicion is None or not suspicion.accuse(accusation):
             return
-        verdict = evolve(self._belief_of(host), standing=Standing.DEAD, accuser=self.me)
-        self._consider(now, verdict, f"not refuted in {now - suspicion.since:.1f} s")
+        trail.evidence = suspicion.evidence
+        self._tell_all(said)
+        self._at(suspicion.ends_at(), Membership._judge, (said.host, suspicion))
 
-    def _forget(self, now: float, name: str) -> None:
-        host = self.hosts.get(name)
-        if host is None or host.is_up or now - host.since < self._times.forget_seconds:
+    def _judge(self, now: float, accused: tuple[str, Suspicion]) -> None:
+        name, suspicion = accused
+        trail, state = self._trails.get(name), self._roster.get(name)
+        if trail is None or state is None or trail.suspicion is not suspicion:
             return
-        del self.hosts[name]
-        self._order.remove(name)
+        if now < suspicion.ends_at():
+            self._at(suspicion.ends_at(), Membership._judge, accused)
+            return
+        verdict = self._belief_of(state, _DEAD, self.me)
+        self._consider(now, verdict, "", f"not refuted in {now - suspicion.since:.1f} s")
+
+    def _was_stopped(self, seconds: float) -> None:
+        """
+        This process did not run for so long: nobody can be blamed for silence meanwhile.
+
+        What was said to it waits to be read; until then no suspicion may end, no probe fail.
+        """
+        self._feel(1)
+        self._own_number = -1
+        self._ask_at = inf
+        for trail in self._trails.values():
+            if trail.suspicion is not None:
+                trail.suspicion.since += seconds
 
     # Probing.
 
     def _probe_next(self, now: float) -> None:
-        stretch = self._stretch()
-        self._at(now + self._times.probe_interval * stretch, self._probe_next)
-        host = None if self._is_leaving else self._next_target()
-        if host is None:
+        if self._own_number >= 0:
+            self._probe_failed(now)
+        times = self._times
+        stretch = 1 + self.health if times.lifeguard else 1
+        self._probe_at = now + times.probe_interval * stretch
+        state = None if self._is_leaving else self._next_target()
+        if state is None:
             return
-        probe = _Probe(host.name)
-        number = self._new_probe(probe)
-        told: list[Message] = [Ping(number, host.name)]
-        if host.standing is Standing.SUSPECT and self._times.lifeguard:
-            told.append(self._belief_of(host))
-        self._send(host.address, *told)
-        wait = self._times.probe_timeout * stretch
+        self._target = state.name
+        self._own_number = number = self._new_number()
+        self._nacks = self._nacks_wanted = 0
+        self._ask_at = now + times.probe_timeout * stretch
+        if state.standing is _SUSPECT and times.lifeguard:
+            self._send(state.address, Ping(number, state.name), self._belief_of(state))
+        else:
+            self._send(state.address, Ping(number, state.name))
 
-        def ask_others(at: float) -> None:
-            if number in self._probes:
-                others = self._some(self._times.indirect_probes, host.name)
-                probe.nacks_wanted = len(others)
-                for other in others:
-                    self._send(other.address, IndirectPing(number, host.name, host.address))
-
-        def end(at: float) -> None:
-            if self._probes.pop(number, None) is not None:
-                self._probe_failed(at, host, probe)
-
-        self._at(now + wait, ask_others)
-        self._at(now + self._times.probe_interval * stretch * 0.999, end)
-
-    def _probe_failed(self, now: float, host: Host, probe: _Probe) -> None:
-        self._feel(probe.nacks_wanted - probe.nacks if probe.nacks_wanted else 1)
-        if not host.is_up or self.hosts.get(host.name) is not host:
+    def _ask_others(self) -> None:
+        self._ask_at = inf
+        state = self._roster.get(self._target)
+        if state is None:
             return
-        said = evolve(self._belief_of(host), standing=Standing.SUSPECT, accuser=self.me)
-        reason = f"no answer, neither direct nor by {probe.nacks_wanted} others"
-        self._consider(now, said, reason)
+        others = self._some(self._times.indirect_probes, state.name)
+        self._nacks_wanted = len(others)
+        for other in others:
+            self._send(other.address, IndirectPing(self._own_number, state.name, state.address))
 
-    def _next_target(self) -> Host | None:
-        """Every host once in a random order, then anew: bounds the time to the first probe."""
-        for _ in range(len(self._order)):
-            name = self._order.pop()
-            self._order.insert(0, name)
-            self._passed += 1
-            if self._passed >= len(self._order):
-                self._passed = 0
-                self._random.shuffle(self._order)
-            host = self.hosts[name]
-            if host.is_up:
-                return host
+    def _probe_failed(self, now: float) -> None:
+        self._own_number = -1
+        if self._times.lifeguard:
+            self._feel(self._nacks_wanted - self._nacks if self._nacks_wanted else 1)
+        state = self._roster.get(self._target)
+        if state is None or not state.is_up:
+            return
+        said = self._belief_of(state, _SUSPECT, self.me)
+        found = f"no answer, neither direct nor by {self._nacks_wanted} others"
+        self._consider(now, said, "", found)
+
+    def _next_target(self) -> HostState | None:
+        """
+        Every host once in a random order, then anew: bounds the time to the first probe.
+
+        The order is that of the multiples of a random number that has no divisor in common
+        with the number of hosts, from a random one on: nothing to shuffle, nothing to keep.
+        Who is new gets a random turn of its own.
+        """
+        roster = self._roster
+        self._probes_made += 1
+        while self._newcomers and self._newcomers[0][0] <= self._probes_made:
+            state = roster.get(heapq.heappop(self._newcomers)[1])
+            if state is not None and state.is_up:
+                return state
+        number = len(roster)
+        for _ in range(number):
+            if self._pass_left <= 0 or number > self._pass_length * 1.2 + 1:
+                self._begin_pass(number)
+            index = self._pass_index
+            self._pass_index = (index + self._pass_step) % self._pass_length
+            self._pass_left -= 1
+            if index < number:
+                state = roster.at(index)
+                if state.is_up and state.name != self.me:
+                    return state
         return None
 
-    def _new_probe(self, probe: _Probe) -> int:
-        self._probe_number = (self._probe_number + 1) & 0xFFFFFFFF
-        self._probes[self._probe_number] = probe
-        return self._probe_number
+    def _begin_pass(self, number: int) -> None:
+        self._pass_length = self._pass_left = number
+        self._pass_index = int(self._random.random() * number)
+        self._pass_step = 1 + int(self._random.random() * number)
+        while gcd(self._pass_step, number) != 1:
+            self._pass_step += 1
+        self._newcomers.clear()
 
-    def _stretch(self) -> int:
-        return 1 + self.health if self._times.lifeguard else 1
+    def _new_number(self) -> int:
+        self._probe_number = self._probe_number + 1 & 0xFFFFFFFF
+        return self._probe_number
 
     def _feel(self, change: int) -> None:
         self.health = min(self._times.max_health, max(0, self.health + change))
 
     # Spreading and comparing.
 
+    def _tell_all(self, news: Belief | Entry) -> None:
+        self._rumours.add(news)
+        # Who hears news passes it on at once, and then once an interval.
+        if self._spread_at == inf:
+            self._spread_at = self._may_spread_at
+
     def _spread(self, now: float) -> None:
-        self._at(now + self._times.gossip_interval, self._spread)
-        if len(self._rumours):
-            for host in self._some(self._times.fanout):
-                self._send(host.address)
+        times = self._times
+        rumours = self._rumours
+        self._may_spread_at = now + times.gossip_interval
+        targets = self._some(times.fanout)
+        waiting = rumours.hot
+        for _ in range(times.burst_packets if targets else 0):
+            octets, news = rumours.take(times.packet_octets, self._tellings(), len(targets))
+            for state in targets:
+                self._outgoing.append(Outgoing(state.address, news, octets))
+            waiting -= len(news)
+            if waiting <= 0 or not news:
+                break
+        self._spread_at = self._may_spread_at if rumours.hot else inf
 
     def _exchange(self, now: float) -> None:
-        self._at(now + self._times.exchange_interval, self._exchange)
-        if self._is_leaving or not self._order:
+        self._exchange_at = now + self._times.exchange_interval * (0.75 + self._random.random() / 2)
+        for name in tuple(islice(self._gone, 2)):
+            if now - self._gone[name] >= self._times.forget_seconds:
+                del self._gone[name]
+                self._trails.pop(name, None)
+                self._roster.remove(name)
+        for state in () if self._is_leaving else self._some(1):
+            self._send(state.address, self._belief_of(self._mine), self._exchanges.overview())
+
+    def _reconnect(self, now: float) -> None:
+        """Now and then try those that are gone: so the halves of a partition meet again."""
+        self._reconnect_at = inf
+        if not self._gone or self._is_leaving:
             return
-        # Dead ones too: so the halves of a partition find each other again.
-        host = self.hosts[self._random.choice(self._order)]
-        digest = self._digest(self._exchanged_until, False)
-        self._exchanged_until = digest.until
-        self._send(host.address, self._belief_of(self.hosts[self.me]), digest)
+        self._reconnect_at = now + self._times.reconnect_interval
+        # All hosts together try each of them about once an interval.
+        if self._random.random() * max(1, self._roster.up - 1) < len(self._gone):
+            index = int(self._random.random() * len(self._gone))
+            state = self._roster.get(next(islice(self._gone, index, None)))
+            if state is not None and state.standing is _DEAD:
+                mine = self._belief_of(self._mine)
+                self._send(state.address, mine, self._belief_of(state), self._exchanges.overview())
 
-    def _digest(self, after: str, is_answer: bool) -> Digest:
-        lines: list[DigestLine] = []
-        room = self._times.packet_octets * 2 // 3
-        for name in sorted(name for name in self.hosts if name > after):
-            line = self._line(self.hosts[name])
-            room -= line.octets()
-            if room < 0:
-                return Digest(after, lines[-1].host, is_answer, tuple(lines))
-            lines.append(line)
-        return Digest(after, "", is_answer, tuple(lines))
-
-    def _line(self, host: Host) -> DigestLine:
-        prints = host.records.fingerprint
-        return DigestLine(host.name, host.incarnation, host.standing, prints)
-
-    def _compare(self, source: Address, theirs: Digest) -> None:
+    def _compare(self, now: float, source: Address, theirs: Overview) -> None:
         if self._is_leaving:
             return
-        lines = {line.host: line for line in theirs.lines}
-        told: list[Message] = []
-        for name in sorted(self.hosts):
-            if name <= theirs.after or (theirs.until and name > theirs.until):
-                continue
-            host, line = self.hosts[name], lines.get(name)
-            better = line is None or (host.incarnation, host.standing) > (
-                line.incarnation,
-                line.standing,
-            )
-            if better and (line is not None or host.is_up):
-                told.append(self._belief_of(host))
-            if host.is_up and (line is None or line.fingerprint != host.records.fingerprint):
-                told.extend(host.records)
-        if not theirs.is_answer:
-            told.insert(0, self._digest(theirs.after, True))
-        self._send_all(source, told)
+        parts = self._exchanges.differing(theirs)
+        if parts:
+            self._exchange_soon(now, len(parts))
+            self._send_allowed(now, source, self._exchanges.answer_overview(theirs, parts))
 
-    def _send_all(self, address: Address, told: Sequence[Message]) -> None:
-        packet: list[Message] = []
-        room, packets = self._times.packet_octets, 0
-        for message in told:
-            size = message.octets()
-            if size > room and packet:
-                self._outgoing.append(Outgoing(address, tuple(packet)))
-                packet, room, packets = [], self._times.packet_octets, packets + 1
-                if packets >= self._times.max_exchange_packets:
-                    return
-            packet.append(message)
-            room -= size
-        if packet:
-            self._outgoing.append(Outgoing(address, tuple(packet)))
+    def _tell_difference(self, now: float, source: Address, theirs: Digest) -> None:
+        if not self._is_leaving:
+            self._exchange_soon(now, 1)
+            self._send_allowed(now, source, self._exchanges.answer_digest(theirs))
 
-    def _belief_of(self, host: Host) -> Belief:
-        accuser = host.evidence[-1].accuser if host.evidence else self.me
+    def _exchange_soon(self, now: float, parts: int) -> None:
+        """Tables differ: compare again, sooner if in much, until they do not."""
+        wait = self._times.exchange_again / (4 if parts > PARTS // 4 else 1)
+        at = now + wait * (0.5 + self._random.random())
+        self._exchange_at = min(self._exchange_at, at)
+
+    def _send_allowed(self, now: float, address: Address, messages: Iterable[Message]) -> None:
+        """Send as much as one second allows: a small question must not cause a flood."""
+        if now - self._allowed_at >= 1.0:
+            self._allowed_at, self._allowance = now, self._times.max_exchange_packets
+        for octets, packet in packed(messages, self._times.packet_octets):
+            if self._allowance <= 0:
+                return
+            self._allowance -= 1
+            self._outgoing.append(Outgoing(address, packet, octets))
+
+    def _belief_of(
+        self, state: HostState, standing: Standing | None = None, accuser: str = ""
+    ) -> Belief:
+        if not accuser:
+            trail = self._trails.get(state.name)
+            accuser = trail.evidence[-1].accuser if trail and trail.evidence else self.me
         return Belief(
-            host.name,
-            host.address,
-            host.incarnation,
-            host.standing,
+            state.name,
+            state.address,
+            state.incarnation,
+            state.standing if standing is None else standing,
             accuser,
-            host.key,
-            host.signature,
+            state.key,
+            state.signature,
         )
 
-    def _some(self, number: int, but: str = "") -> list[Host]:
+    def _some(self, number: int, but: str = "") -> list[HostState]:
         """Up to *number* hosts that are up, this one and *but* left out."""
-        chosen: dict[str, Host] = {}
-        for _ in range(number * 4 if self._order else 0):
-            host = self.hosts[self._random.choice(self._order)]
-            if host.is_up and host.name != but:
-                chosen[host.name] = host
+        chosen: list[HostState] = []
+        roster, random, me = self._roster, self._random.random, self.me
+        count = len(roster)
+        for _ in range(number * 4):
+            state = roster.at(int(random() * count))
+            name = state.name
+            if state.standing <= _SUSPECT and name != me and name != but and state not in chosen:
+                chosen.append(state)
                 if len(chosen) == number:
                     break
-        return list(chosen.values())
+        return chosen
+
+    def _tellings(self) -> int:
+        return self._times.retransmit_multiplier * ceil(log10(self._roster.up + 1))
 
     def _send(self, address: Address, *messages: Message) -> None:
-        room = self._times.packet_octets - sum(message.octets() for message in messages)
-        times = self._times.retransmit_multiplier * max(1, ceil(log10(self._up + 1)))
-        news = self._rumours.take(room, times)
-        if messages or news:
-            self._outgoing.append(Outgoing(address, (*messages, *news)))
+        octets = 0
+        for message in messages:
+            octets += message.octets()
+        if len(self._rumours):
+            room = self._times.packet_octets - octets
+            news_octets, news = self._rumours.take(room, self._tellings())
+            messages = (*messages, *news)
+            octets += news_octets
+        self._outgoing.append(Outgoing(address, messages, octets))
 
-    def _at(self, time: float, action: Callable[[float], None]) -> None:
+    def _at(self, time: float, action: _Action, argument: Any) -> None:
         self._timer_number += 1
-        heapq.heappush(self._timers, (time, self._timer_number, action))
+        heapq.heappush(self._timers, (time, self._timer_number, action, argument))

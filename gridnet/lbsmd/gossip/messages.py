@@ -111,34 +111,48 @@ class Entry:
 
 
 @frozen
+class Overview:
+    """
+    Fingerprints of all hosts that are up, by the parts of :mod:`.roster`.
+
+    The peer answers for the parts in which its own differ; equal tables cost one packet.
+    """
+
+    prints: tuple[int, ...]  #: 64 bits each
+
+    def octets(self) -> int:
+        return 2 + 8 * len(self.prints)
+
+
+@frozen
 class DigestLine:
     """The state of one host in brief."""
 
     host: str
     incarnation: int
     standing: Standing
+    newest: int  #: highest version among its entries
     fingerprint: int  #: of its entries, 64 bits
 
     def octets(self) -> int:
-        return 17 + _text(self.host)
+        return 25 + _text(self.host)
 
 
 @frozen
 class Digest:
     """
-    All hosts I know whose names lie in (*after*, *until*]; an empty *until* is the end.
+    All hosts I know whose places (:func:`.roster.place_of`) lie from *first* to *last*.
 
     The peer sends what it knows better, and a digest of its own unless this is an answer.
     """
 
-    after: str
-    until: str
+    first: int
+    last: int
     is_answer: bool
     lines: tuple[DigestLine, ...]
 
     def octets(self) -> int:
-        texts = _text(self.after) + _text(self.until)
-        return 4 + texts + sum(line.octets() for line in self.lines)
+        return 12 + sum(line.octets() for line in self.lines)
 
 
 @frozen
@@ -164,4 +178,6 @@ class Receipt:
         return 11 + len(self.refusal.encode())
 
 
-Message: TypeAlias = Ping | IndirectPing | Ack | Nack | Belief | Entry | Digest | Order | Receipt
+Message: TypeAlias = (
+    Ping | IndirectPing | Ack | Nack | Belief | Entry | Overview | Digest | Order | Receipt
+)

@@ -12,20 +12,23 @@ from gridnet.lbsmd.gossip.messages import Entry
 
 
 def _mark(entry: Entry) -> int:
-    text = f"{entry.key}\0{entry.version}".encode()
-    return int.from_bytes(blake2b(text, digest_size=8).digest(), "big")
+    # With the value: a life that begins anew uses versions of an earlier one again.
+    said = f"{entry.key}\0{entry.version}\0".encode() + (entry.value or b"")
+    return int.from_bytes(blake2b(said, digest_size=8).digest(), "big")
 
 
 class HostRecords:
     """
     The entries of one host.
 
-    :ivar fingerprint: equal for equal keys and versions, whatever the order of arrival.
+    :ivar fingerprint: equal for equal entries, whatever the order of arrival.
+    :ivar newest: highest version among them.
     """
 
     def __init__(self, owner: str, max_entries: int) -> None:
         self.owner = owner
         self.fingerprint = 0
+        self.newest = 0
         self._max_entries = max_entries
         self._entries: dict[str, Entry] = {}
 
@@ -52,7 +55,15 @@ class HostRecords:
             self.fingerprint ^= _mark(held)
         self._entries[entry.key] = entry
         self.fingerprint ^= _mark(entry)
+        self.newest = max(self.newest, entry.version)
         return True
+
+    def copy(self) -> HostRecords:
+        """The same entries, to be changed apart."""
+        other = HostRecords(self.owner, self._max_entries)
+        other.fingerprint, other.newest = self.fingerprint, self.newest
+        other._entries = dict(self._entries)
+        return other
 
 
 class OwnRecords(HostRecords):

@@ -2,68 +2,175 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from attrs import define
 
 from gridnet.lbsmd.gossip.messages import Belief, Entry
 
+_Matter = str | tuple[str, str]
+_LEAST_OCTETS = 80  # no rumour is smaller
+_MISFITS = 8  # rumours too large for the rest of a packet before it is left as it is
 
-@define
+
+@define(eq=False)
 class _Rumour:
     message: Belief | Entry
+    matter: _Matter
     rank: int  # 0: hosts, 1: services, 2: load
+    octets: int
     told: int = 0
+    heard: int = 0
+    is_cool: bool = False
+
+    def says(self, message: Belief | Entry) -> bool:
+        ours = self.message
+        if ours is message:
+            return True
+        if type(ours) is Belief and type(message) is Belief:
+            return (ours.incarnation, ours.standing) == (message.incarnation, message.standing)
+        if type(ours) is Entry and type(message) is Entry:
+            return ours.version == message.version
+        return False
+
+
+@define(eq=False)
+class _Rank:
+    fresh: dict[_Matter, _Rumour]  # not told yet, in order of arrival
+    told: dict[_Matter, _Rumour]  # hot ones, in order of the last telling
+
+
+def _choose(queue: dict[_Matter, _Rumour], octets: int, chosen: list[_Rumour]) -> int:
+    # Adds to *chosen* what fits into *octets*; gives how many are left.
+    misfits = 0
+    for rumour in queue.values():
+        if rumour.octets <= octets:
+            octets -= rumour.octets
+            chosen.append(rumour)
+        else:
+            misfits += 1
+        if octets < _LEAST_OCTETS or misfits > _MISFITS:
+            break
+    return octets
 
 
 class Rumours:
     """
-    News to piggy-back: hosts before services before load, the least told first.
+    News to pass on: hosts before services before load, what was not told yet before the rest.
 
-    A newer rumour of the same matter replaces the older; when full, the most told goes.
+    A rumour is *hot*, worth packets of its own, until it was heard back *cool_after* times:
+    by then nearly everybody knows it.  It still fills other packets until it was heard
+    *drop_after* times, or told as often as :meth:`take` says.  So news stop early where
+    nothing is lost, and are repeated where much is ("feedback" and "counter" of Demers et al.,
+    Epidemic algorithms for replicated database maintenance, 1987).
+
+    A newer rumour of the same matter replaces the older; when full, one that is not hot goes,
+    or else one of the lowest rank.
+
+    :ivar hot: how many are hot.
     """
 
-    def __init__(self, max_rumours: int) -> None:
+    def __init__(self, max_rumours: int, cool_after: int, drop_after: int) -> None:
         self._max_rumours = max_rumours
-        self._rumours: dict[tuple[str, str], _Rumour] = {}
+        self._cool_after = cool_after
+        self._drop_after = drop_after
+        self._rumours: dict[_Matter, _Rumour] = {}
+        self._ranks = (_Rank({}, {}), _Rank({}, {}), _Rank({}, {}))
+        self._cool: dict[_Matter, _Rumour] = {}
+        self.hot = 0
 
     def __len__(self) -> int:
         return len(self._rumours)
 
     def clear(self) -> None:
         """Forget all news."""
-        self._rumours.clear()
+        for rumour in tuple(self._rumours.values()):
+            self._drop(rumour)
 
     def add(self, message: Belief | Entry) -> None:
         """Pass *message* on from now."""
-        if isinstance(message, Belief):
-            matter, rank = (message.host, ""), 0
+        matter: _Matter
+        if type(message) is Belief:
+            matter, rank = message.host, 0
         else:
-            matter, rank = (message.owner, "/" + message.key), 2 if message.is_load else 1
-        self._rumours.pop(matter, None)
-        if len(self._rumours) >= self._max_rumours:
-            spent = max(self._rumours, key=lambda m: self._order(m))
-            del self._rumours[spent]
-        self._rumours[matter] = _Rumour(message, rank)
+            assert type(message) is Entry
+            matter, rank = (message.owner, message.key), 2 if message.is_load else 1
+        held = self._rumours.get(matter)
+        if held is not None:
+            self._drop(held)
+        elif len(self._rumours) >= self._max_rumours:
+            self._drop(self._least_worth())
+        rumour = _Rumour(message, matter, rank, message.octets())
+        self._rumours[matter] = self._ranks[rank].fresh[matter] = rumour
+        self.hot += 1
 
-    def _order(self, matter: tuple[str, str]) -> tuple[int, int]:
-        rumour = self._rumours[matter]
-        return rumour.rank, rumour.told
+    def heard(self, matter: str | tuple[str, str], message: Belief | Entry) -> None:
+        """Somebody else passes *message* on, which is about *matter*."""
+        rumour = self._rumours.get(matter)
+        if rumour is None or not rumour.says(message):
+            return
+        rumour.heard += 1
+        if rumour.heard >= self._drop_after:
+            self._drop(rumour)
+        elif rumour.heard == self._cool_after:
+            del self._queue(rumour)[matter]
+            rumour.is_cool = True
+            self._cool[matter] = rumour
+            self.hot -= 1
 
-    def take(self, octets: int, times: int) -> list[Belief | Entry]:
+    def take(
+        self, octets: int, times: int, copies: int = 1
+    ) -> tuple[int, Sequence[Belief | Entry]]:
         """
         News for one packet.
 
         :param octets: room left in it.
         :param times: how often a rumour is told before it is dropped.
+        :param copies: hosts that this packet goes to.
+        :returns: the octets of the news, and the news.
         """
-        taken: list[Belief | Entry] = []
-        for matter in sorted(self._rumours, key=self._order):
-            rumour = self._rumours[matter]
-            size = rumour.message.octets()
-            if size > octets:
-                continue
-            octets -= size
-            taken.append(rumour.message)
-            rumour.told += 1
-            if rumour.told >= times:
+        if not self._rumours:
+            return 0, ()
+        chosen: list[_Rumour] = []
+        left = octets
+        if self.hot:
+            hosts, services, load = self._ranks
+            # Hosts that come and go all the time must not keep services from being told.
+            reserve = left // 4 if services.fresh or services.told else 0
+            left -= reserve
+            for queue in (hosts.fresh, hosts.told):
+                if queue:
+                    left = _choose(queue, left, chosen)
+            left += reserve
+            for queue in (services.fresh, services.told, load.fresh, load.told):
+                if queue:
+                    left = _choose(queue, left, chosen)
+        if self._cool and left >= _LEAST_OCTETS:
+            left = _choose(self._cool, left, chosen)
+        for rumour in chosen:
+            matter = rumour.matter
+            del self._queue(rumour)[matter]
+            rumour.told += copies
+            if rumour.told < times:
+                self._queue(rumour)[matter] = rumour
+            else:
                 del self._rumours[matter]
-        return taken
+                if not rumour.is_cool:
+                    self.hot -= 1
+        return octets - left, [rumour.message for rumour in chosen]
+
+    def _least_worth(self) -> _Rumour:
+        services_last = [q for rank in reversed(self._ranks) for q in (rank.told, rank.fresh)]
+        return next(next(iter(q.values())) for q in (self._cool, *services_last) if q)
+
+    def _queue(self, rumour: _Rumour) -> dict[_Matter, _Rumour]:
+        if rumour.is_cool:
+            return self._cool
+        rank = self._ranks[rumour.rank]
+        return rank.told if rumour.told else rank.fresh
+
+    def _drop(self, rumour: _Rumour) -> None:
+        del self._rumours[rumour.matter]
+        del self._queue(rumour)[rumour.matter]
+        if not rumour.is_cool:
+            self.hot -= 1

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from math import log, log10
 
-from attrs import define, field, frozen
+from attrs import define, frozen
+
+from gridnet.lbsmd.gossip.messages import Standing
 
 
 @frozen
 class Evidence:
-    """One accusation."""
+    """One accusation; *reason* in words."""
 
     accuser: str
     at: float  #: seconds, our clock: when we heard it
-    reason: str
+    told_by: str  #: who passed it on; empty: this host found it
+    found: str = ""
+    held_for: Standing = Standing.SUSPECT
+
+    @property
+    def reason(self) -> str:
+        held = "suspects it" if self.held_for is Standing.SUSPECT else "holds it for dead"
+        return f"{held}: " + (self.found or f"told by {self.told_by}")
 
 
-@define
+@define(eq=False)
 class Suspicion:
     """
     One running suspicion; each further accuser shortens it (Lifeguard, "LHA-Suspicion").
@@ -28,15 +37,16 @@ class Suspicion:
     shortest: float  #: seconds
     longest: float  #: seconds
     wanted: int
-    evidence: list[Evidence] = field(factory=list)
+    evidence: tuple[Evidence, ...] = ()
 
-    def accuse(self, accuser: str, now: float, reason: str) -> bool:
+    def accuse(self, accusation: Evidence) -> bool:
         """Note one accusation; True: of somebody new, so it is worth passing on."""
-        if any(known.accuser == accuser for known in self.evidence):
-            return False
         if len(self.evidence) > self.wanted:
             return False
-        self.evidence.append(Evidence(accuser, now, reason))
+        for known in self.evidence:
+            if known.accuser == accusation.accuser:
+                return False
+        self.evidence = (*self.evidence, accusation)
         return True
 
     def ends_at(self) -> float:

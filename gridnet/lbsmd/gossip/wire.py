@@ -14,6 +14,7 @@ from hashlib import blake2b
 from ipaddress import ip_address
 from struct import Struct
 from struct import error as StructError
+from struct import pack as struct_pack
 
 from attrs import define, frozen
 from cryptography.exceptions import InvalidTag
@@ -33,6 +34,7 @@ from gridnet.lbsmd.gossip.messages import (
     Message,
     Nack,
     Order,
+    Overview,
     Ping,
     Receipt,
     Standing,
@@ -47,11 +49,11 @@ _NUMBER, _PORT, _TIME = Struct("!I"), Struct("!H"), Struct("!Q")
 _BELIEF, _ENTRY, _LINE, _DIGEST = (
     Struct("!HQB"),
     Struct("!QBH"),
-    Struct("!QBQ"),
-    Struct("!BH"),
+    Struct("!QBQQ"),
+    Struct("!BIIH"),
 )
 _ORDER = Struct("!QH")
-_PING, _INDIRECT, _ACK, _NACK, _SAID, _VALUE, _SUMMARY, _ASK, _ANSWER = range(1, 10)
+_PING, _INDIRECT, _ACK, _NACK, _SAID, _VALUE, _SUMMARY, _ASK, _ANSWER, _OVERVIEW = range(1, 11)
 _WITHDRAWN, _LOAD = 1, 2
 
 
@@ -91,14 +93,19 @@ def encode_message(message: Message) -> bytes:
                 numbers = _ENTRY.pack(message.version, flags, len(value))
                 texts = _text(message.owner) + _text(message.key)
                 return bytes((_VALUE,)) + numbers + texts + value + message.signature
+            case Overview():
+                prints = message.prints
+                return struct_pack(f"!BB{len(prints)}Q", _OVERVIEW, len(prints), *prints)
             case Digest():
-                numbers = _DIGEST.pack(message.is_answer, len(message.lines))
-                texts = _text(message.after) + _text(message.until)
+                numbers = _DIGEST.pack(
+                    message.is_answer, message.first, message.last, len(message.lines)
+                )
                 lines = b"".join(
-                    _LINE.pack(line.incarnation, line.standing, line.fingerprint) + _text(line.host)
+                    _LINE.pack(line.incarnation, line.standing, line.newest, line.fingerprint)
+                    + _text(line.host)
                     for line in message.lines
                 )
-                return bytes((_SUMMARY,)) + numbers + texts + lines
+                return bytes((_SUMMARY,)) + numbers + lines
             case Order():
                 numbers = _ORDER.pack(message.number, len(message.text))
                 return bytes((_ASK,)) + numbers + _text(message.target) + message.text
@@ -181,9 +188,10 @@ class _Reader:
             signature = self.take(SIGNATURE_OCTETS)
             return Entry(owner, key, version, kept, bool(flags & _LOAD), signature)
         if kind == _SUMMARY:
-            is_answer, count = self.numbers(_DIGEST)
-            after, until = self.text(), self.text()
-            return Digest(after, until, bool(is_answer), tuple(self._lines(count)))
+            is_answer, first, last, count = self.numbers(_DIGEST)
+            return Digest(first, last, bool(is_answer), tuple(self._lines(count)))
+        if kind == _OVERVIEW:
+            return Overview(self.numbers(Struct(f"!{self.take(1)[0]}Q")))
         if kind == _ASK:
             number, length = self.numbers(_ORDER)
             return Order(number, self.name(), self.take(length))
@@ -197,8 +205,9 @@ class _Reader:
 
     def _lines(self, count: int) -> Iterable[DigestLine]:
         for _ in range(count):
-            incarnation, standing, fingerprint = self.numbers(_LINE)
-            yield DigestLine(self.name(), incarnation, self.standing(standing), fingerprint)
+            incarnation, standing, newest, fingerprint = self.numbers(_LINE)
+            held = self.standing(standing)
+            yield DigestLine(self.name(), incarnation, held, newest, fingerprint)
 
 
 def decode_messages(octets: bytes) -> Sequence[Message]:

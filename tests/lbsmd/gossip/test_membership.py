@@ -12,7 +12,7 @@ from gridnet.lbsmd.gossip.membership import GossipTimes, Membership
 from gridnet.lbsmd.gossip.messages import Ack, Belief, Entry, IndirectPing, Nack, Ping, Standing
 from gridnet.lbsmd.gossip.records import OwnRecords
 from gridnet.lbsmd.gossip.rumours import Rumours
-from gridnet.lbsmd.gossip.suspicion import Suspicion
+from gridnet.lbsmd.gossip.suspicion import Evidence, Suspicion
 from gridnet.simulate.network import Network, NetworkTraits
 
 TIMES = GossipTimes(exchange_interval=5.0)
@@ -175,23 +175,24 @@ class RuleTests(SynchronousTestCase):
 
     def test_confirmations_shorten_a_suspicion(self) -> None:
         suspicion = Suspicion(0.0, 4.0, 24.0, 2)
-        suspicion.accuse("a", 0.0, "")
+        suspicion.accuse(Evidence("a", 0.0, ""))
         self.assertEqual(suspicion.ends_at(), 24.0)
-        self.assertTrue(suspicion.accuse("b", 1.0, ""))
-        self.assertFalse(suspicion.accuse("b", 1.0, ""))
+        self.assertTrue(suspicion.accuse(Evidence("b", 1.0, "")))
+        self.assertFalse(suspicion.accuse(Evidence("b", 1.0, "")))
         self.assertLess(suspicion.ends_at(), 24.0)
-        suspicion.accuse("c", 1.0, "")
+        suspicion.accuse(Evidence("c", 1.0, ""))
         self.assertEqual(suspicion.ends_at(), 4.0)
 
     def test_load_gives_way_to_services_and_packets_are_bounded(self) -> None:
-        rumours = Rumours(100)
+        rumours = Rumours(100, 4, 8)
         for number in range(50):
             rumours.add(Entry("h", f"load{number}", 1, b"x" * 50, True))
         service = Entry("h", "service", 1, b"x" * 50)
         rumours.add(service)
-        taken = rumours.take(200, 3)
+        octets, taken = rumours.take(400, 3)
         self.assertEqual(taken[0], service)
-        self.assertLessEqual(sum(message.octets() for message in taken), 200)
+        self.assertEqual(sum(message.octets() for message in taken), octets)
+        self.assertLessEqual(octets, 400)
 
     def test_own_versions_only_rise(self) -> None:
         own = OwnRecords("me", 10, TRUSTING)

@@ -23,6 +23,7 @@ from gridnet.lbsmd.gossip.messages import (
     IndirectPing,
     Nack,
     Order,
+    Overview,
     Ping,
     Receipt,
     Standing,
@@ -41,7 +42,7 @@ addresses = st.tuples(st.ip_addresses().map(str), st.integers(0, 65535))
 standings = st.sampled_from(Standing)
 keys = st.binary(min_size=IDENTITY_OCTETS, max_size=IDENTITY_OCTETS)
 signatures = st.binary(min_size=SIGNATURE_OCTETS, max_size=SIGNATURE_OCTETS)
-lines = st.builds(DigestLine, names, longs, standings, longs)
+lines = st.builds(DigestLine, names, longs, standings, longs, longs)
 messages = st.one_of(
     st.builds(Ping, numbers, names),
     st.builds(IndirectPing, numbers, names, addresses),
@@ -53,7 +54,8 @@ messages = st.one_of(
     ),
     st.builds(Order, longs, names, st.binary(max_size=300)),
     st.builds(Receipt, longs, texts),
-    st.builds(Digest, texts, texts, st.booleans(), st.lists(lines, max_size=5).map(tuple)),
+    st.builds(Digest, numbers, numbers, st.booleans(), st.lists(lines, max_size=5).map(tuple)),
+    st.builds(Overview, st.lists(longs, max_size=64).map(tuple)),
 )
 
 

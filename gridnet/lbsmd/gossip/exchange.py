@@ -1,0 +1,158 @@
+"""
+Making two tables equal ("anti-entropy"): only what differs is sent.
+
+A host sends an overview of its table, one fingerprint a part.  The peer answers, for the parts
+that differ, with a digest, one line a host, or with all it knows where the other knows nothing.
+A digest is answered with what its sender knows less well, and with a digest of the same places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from random import Random
+
+from gridnet.lbsmd.gossip.messages import (
+    Belief,
+    Digest,
+    DigestLine,
+    Message,
+    Overview,
+    Standing,
+)
+from gridnet.lbsmd.gossip.roster import (
+    PARTS,
+    HostState,
+    Roster,
+    part_at,
+    range_of,
+)
+
+
+class Exchange:
+    """
+    Compares a *roster* with what peers say of theirs.
+
+    :param belief_of: what to tell of a host, or of it in another standing.
+    :param packet_octets: room for messages in one packet.
+    """
+
+    def __init__(
+        self,
+        roster: Roster,
+        belief_of: Callable[[HostState, Standing], Belief],
+        packet_octets: int,
+        random: Random,
+    ) -> None:
+        self._roster = roster
+        self._belief_of = belief_of
+        self._packet_octets = packet_octets
+        self._random = random
+
+    def overview(self) -> Overview:
+        """Our whole table in brief."""
+        return Overview(tuple(self._roster.prints))
+
+    def differing(self, theirs: Overview) -> Sequence[int]:
+        """The parts in which the peer's table is not equal to ours, in a random order."""
+        mine = self._roster.prints
+        if len(theirs.prints) != PARTS:
+            return ()
+        parts = [part for part in range(PARTS) if mine[part] != theirs.prints[part]]
+        # An answer may be cut short: no part may always be the last.
+        self._random.shuffle(parts)
+        return parts
+
+    def answer_overview(self, theirs: Overview, parts: Iterable[int]) -> Iterator[Message]:
+        """What to tell the peer about *parts*."""
+        for part in parts:
+            states = self._roster.part(part)
+            if theirs.prints[part]:
+                yield from self._digests(*range_of(part), states, False)
+            else:
+                for state in states:
+                    if state.is_up:
+                        yield self._belief_of(state, state.standing)
+                        yield from state.records
+
+    def answer_digest(self, theirs: Digest) -> Iterator[Message]:
+        """What the peer should know, and what we know of the same hosts."""
+        known = {line.host: line for line in theirs.lines}
+        first, last = theirs.first, theirs.last
+        states = [
+            state
+            for part in range(part_at(first), part_at(last) + 1)
+            for state in self._roster.part(part)
+            if first <= state.place <= last
+        ]
+        told: Iterable[Message] = ()
+        if not theirs.is_answer:
+            told = self._digests(first, last, states, True)
+        better = (self._better(state, known.get(state.name)) for state in states)
+        return chain(told, *better)
+
+    def _better(self, state: HostState, line: DigestLine | None) -> Iterator[Message]:
+        if line is None:
+            if state.is_up:
+                yield self._belief_of(state, state.standing)
+                yield from state.records
+            return
+        held = state.standing
+        if (state.incarnation, held) > (line.incarnation, line.standing):
+            if (
+                held is Standing.DEAD
+                and line.standing is Standing.ALIVE
+                and line.incarnation == state.incarnation
+            ):
+                # It may live on the peer's side of a partition: let it refute, not die again.
+                held = Standing.SUSPECT
+            yield self._belief_of(state, held)
+        if state.is_up and line.fingerprint != state.records.fingerprint:
+            newer = [entry for entry in state.records if entry.version > line.newest]
+            if newer or state.records.newest > line.newest:
+                yield from newer
+            elif state.records.newest == line.newest:
+                # The peer missed older ones; it is not known which.
+                missed = list(state.records)
+                self._random.shuffle(missed)
+                yield from missed
+
+    def _digests(
+        self, first: int, last: int, states: Iterable[HostState], is_answer: bool
+    ) -> Iterator[Digest]:
+        """Digests of the places from *first* to *last*, each small enough for one packet."""
+        lines: list[DigestLine] = []
+        room = self._packet_octets * 2 // 3
+        begun = first
+        for state in sorted(states, key=lambda state: state.place):
+            records = state.records
+            line = DigestLine(
+                state.name,
+                state.incarnation,
+                state.standing,
+                records.newest,
+                records.fingerprint,
+            )
+            octets = line.octets()
+            if octets > room and lines and state.place > begun:
+                yield Digest(begun, state.place - 1, is_answer, tuple(lines))
+                lines, begun = [], state.place
+                room = self._packet_octets * 2 // 3
+            lines.append(line)
+            room -= octets
+        yield Digest(begun, last, is_answer, tuple(lines))
+
+
+def packed(messages: Iterable[Message], packet_octets: int) -> Iterator[tuple[int, list[Message]]]:
+    """*messages* in packets: how many octets, and which."""
+    packet: list[Message] = []
+    octets = 0
+    for message in messages:
+        size = message.octets()
+        if octets + size > packet_octets and packet:
+            yield octets, packet
+            packet, octets = [], 0
+        packet.append(message)
+        octets += size
+    if packet:
+        yield octets, packet
