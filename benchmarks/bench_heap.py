@@ -73,7 +73,14 @@ def _in_c(options: Options) -> Iterable[Figure]:
         return
     values = []
     for _ in range(options.runs):
-        command = [unshare, "--ipc", sys.executable, "-m", "tests.integration.heap_lookup"]
+        command = [
+            unshare,
+            "--ipc",
+            "--mount",
+            sys.executable,
+            "-m",
+            "tests.integration.heap_lookup",
+        ]
         done = subprocess.run(
             [*command, library, "100000", "10"],
             capture_output=True,

@@ -1,10 +1,10 @@
 """
-The NCBI library resolving from shared memory, in one process, while another changes it.
+The NCBI library resolving from shared memory, in one process, while a daemon changes it.
 
-``unshare --ipc python -m tests.integration.heap_lookup LIBRARY LOOKUPS CHANGES_PER_SECOND`` prints
-one JSON object.  LIBRARY is a shared build of the C++ Toolkit's CONNECT library that has the
-shared-memory mapper (``ncbi_lbsmd.c``); packaged ones have a stub in its place.  The keys are the
-public ones, hence the IPC namespace of its own.
+``unshare --ipc --mount python -m tests.integration.heap_lookup LIBRARY LOOKUPS
+CHANGES_PER_SECOND`` prints one JSON object.  LIBRARY is a shared build of the C++ Toolkit's
+CONNECT library (``tests/integration/build_connect.sh`` makes one).  The keys of the shared memory
+and the path of the feedback socket are the public ones, hence the namespaces of its own.
 """
 
 from __future__ import annotations
@@ -16,88 +16,118 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-
-from gridnet.table.heap import VALIDITY_SECONDS, HeapBuilder
-from gridnet.table.heap_segment import PUBLIC_KEYS, HeapPublisher
-from gridnet.table.model import Host, ServiceTable
-from gridnet.table.server_info import ServerType
-from tests.table.support import entry, server
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
 
 SERVERS = 200
+FEEDBACK = Path("/opt/machine/lbsm/run/.lbsmd")
+_RESTARTS = 3
 _POINTER = ctypes.c_void_p
+_SITE = """\
+[site]
+address = "127.0.0.1"
+[lbsmd]
+servrc = "servrc.cfg"
+poll_seconds = 0.01
+shared_memory = "public"
+shared_memory_interval_seconds = 0.01
+feedback_socket = "{feedback}"
+"""
 
 
-def publish(first: int, changes_per_second: float) -> None:
-    """Publish one generation after the other, for ever; each tells itself everywhere."""
-    table = ServiceTable()
-    builder = HeapBuilder("127.0.0.1", time.time(), "/etc/lbsmd/servrc.cfg", (0, 1, 0))
-    builder.follow(table)
-    publisher = HeapPublisher(PUBLIC_KEYS)
-    generation = first
-    while True:
-        generation += 1
-        table.put_host(Host("10.0.0.1", environment=(("generation", str(generation)), ("x", "y"))))
-        table.replace_owner(
-            "10.0.0.1",
-            [
-                entry(
-                    info=server(
-                        type=ServerType.HTTP,
-                        port=generation % 60_000 + 1,
-                        arguments=f"/{generation}/{number}?{generation}",
-                        local=False,
-                        time=30,
-                    )
-                )
-                for number in range(SERVERS)
-            ],
-        )
-        now = time.time()
-        publisher.publish(builder.image(now, now + VALIDITY_SECONDS, generation, publisher.octets))
-        if generation == first + 1:
-            print("published", flush=True)
-        time.sleep(1 / changes_per_second)
+def definitions(generation: int) -> str:
+    """What the host publishes; each line of it tells the generation."""
+    port = generation % 60_000 + 1
+    lines = [f"generation={generation}", "x=y"]
+    lines += [
+        f"bounce [0] HTTP :{port} /{generation}/{number}?{generation}" for number in range(SERVERS)
+    ]
+    return "\n".join([*lines, ""])
 
 
-class Publisher:
-    """A process that publishes."""
+class Definitions:
+    """The daemon's definitions, which change all the time."""
 
-    def __init__(self, first: int, changes_per_second: float) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", __spec__.name, "publish", str(first), str(changes_per_second)],
-            stdout=subprocess.PIPE,
-        )
-        assert self.process.stdout is not None
-        self.process.stdout.readline()
+    def __init__(self, directory: Path, changes_per_second: float) -> None:
+        self.generation = 0
+        self._file = directory / "servrc.cfg"
+        self._seconds = 1 / changes_per_second
+        self._ended = Event()
+        self.change()
+        self._thread = Thread(target=self._run, daemon=True)
+
+    def change(self) -> None:
+        """One generation more, as one step."""
+        new = self._file.with_suffix(".new")
+        new.write_text(definitions(self.generation + 1))
+        new.replace(self._file)
+        self.generation += 1
+
+    def start(self) -> None:
+        """Begin to change."""
+        self._thread.start()
+
+    def end(self) -> None:
+        """Change no more."""
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._seconds):
+            self.change()
+
+
+class Daemon:
+    """``twistd gridnet-lbsmd``, which publishes."""
+
+    def __init__(self, directory: Path) -> None:
+        command = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
+        command += ["-n", "--pidfile=", "gridnet-lbsmd", "--config", str(directory / "site.toml")]
+        with open(directory / "log", "ab") as log:
+            self.process = subprocess.Popen(command, cwd=directory, stdout=log, stderr=log)
 
     def kill(self) -> None:
         """As nobody expects it."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
 
 
 class Client:
     """The library, by its public C interface."""
 
-    _SERVER = re.compile(r"HTTP 10\.0\.0\.1:(\d+) /(\d+)/\d+\?(\d+) ")
+    _SERVER = re.compile(r"HTTP 127\.0\.0\.1:(\d+) /(\d+)/\d+\?(\d+) ")
 
     def __init__(self, path: str) -> None:
         os.environ["CONN_DISPD_DISABLE"] = "1"
         self._library = library = ctypes.CDLL(path)
         self._c = ctypes.CDLL(None)
         self._c.free.argtypes = [_POINTER]
-        library.SERV_GetInfoEx.restype = _POINTER
-        library.SERV_GetInfoEx.argtypes = [
-            *(ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint, _POINTER, _POINTER),
-            *(ctypes.c_size_t, ctypes.POINTER(_POINTER)),
-        ]
-        library.SERV_WriteInfo.restype = _POINTER
-        library.SERV_WriteInfo.argtypes = [_POINTER]
-        library.HINFO_Environment.restype = ctypes.c_char_p
-        library.HINFO_Environment.argtypes = [_POINTER]
+        for name, result, arguments in (
+            (
+                "SERV_GetInfoEx",
+                _POINTER,
+                [
+                    *(ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint, _POINTER, _POINTER),
+                    *(ctypes.c_size_t, ctypes.POINTER(_POINTER)),
+                ],
+            ),
+            ("SERV_WriteInfo", _POINTER, [_POINTER]),
+            ("HINFO_Environment", ctypes.c_char_p, [_POINTER]),
+            ("HINFO_CpuCount", ctypes.c_int, [_POINTER]),
+            ("HINFO_TaskCount", ctypes.c_int, [_POINTER]),
+            ("HINFO_Status", ctypes.c_int, [_POINTER, ctypes.POINTER(ctypes.c_double * 2)]),
+            ("HINFO_Memusage", ctypes.c_int, [_POINTER, ctypes.POINTER(ctypes.c_double * 5)]),
+            ("SERV_OpenSimple", _POINTER, [ctypes.c_char_p]),
+            ("SERV_GetNextInfo", _POINTER, [_POINTER]),
+            ("SERV_PenalizeEx", ctypes.c_int, [_POINTER, ctypes.c_double, ctypes.c_uint]),
+            ("SERV_Close", None, [_POINTER]),
+        ):
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
 
     def look_up(self) -> int | None:
         """
@@ -124,42 +154,117 @@ class Client:
             raise ValueError(f"{descriptor} on a host with {environment!r}")
         return generation
 
+    def host(self) -> dict[str, Any]:
+        """What the library says of the host that serves."""
+        host = _POINTER()
+        found = self._library.SERV_GetInfoEx(b"bounce", 0, 0, None, None, 0, ctypes.byref(host))
+        statuses, memory = (ctypes.c_double * 2)(), (ctypes.c_double * 5)()
+        self._library.HINFO_Status(host, ctypes.byref(statuses))
+        self._library.HINFO_Memusage(host, ctypes.byref(memory))
+        told = {
+            "processors": self._library.HINFO_CpuCount(host),
+            "tasks": self._library.HINFO_TaskCount(host),
+            "statuses": list(statuses),
+            "memory_mb": memory[0],
+        }
+        self._c.free(found)
+        self._c.free(host)
+        return told
+
+    def penalize(self, percent: float) -> bool:
+        """Tell the daemon what we think of every server; whether it took it."""
+        servers = self._library.SERV_OpenSimple(b"bounce")
+        taken = 0
+        while self._library.SERV_GetNextInfo(servers):
+            taken += self._library.SERV_PenalizeEx(servers, percent, 60)
+        self._library.SERV_Close(servers)
+        return taken > 0
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 30.0) -> float:
+    """Seconds until *holds*; infinitely many when it does not within *seconds*."""
+    began = time.monotonic()
+    while not holds():
+        if time.monotonic() - began > seconds:
+            return float("inf")
+        time.sleep(0.005)
+    return time.monotonic() - began
+
+
+def make_feedback_directory() -> None:
+    """An ``/opt/machine`` that only this mount namespace has."""
+    with tempfile.TemporaryDirectory() as place:
+        real = Path(place)
+        run = ["mount", "--make-rprivate", "/"]
+        subprocess.run(run, check=True)
+        subprocess.run(["mount", "--rbind", "/opt", place], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/opt"], check=True)
+        for each in real.iterdir():
+            if each.is_dir() and not each.is_symlink():
+                (Path("/opt") / each.name).mkdir()
+                subprocess.run(["mount", "--rbind", each, f"/opt/{each.name}"], check=True)
+        subprocess.run(["umount", "--lazy", place], check=True)
+    FEEDBACK.parent.mkdir(parents=True)
+
 
 def main(path: str, look_ups: int, changes_per_second: float) -> None:
-    """Look up, kill the publisher, find nothing, start another, look up again."""
-    publisher = Publisher(0, changes_per_second)
+    """Look up under changes; kill the daemon and start another; tell it what we think of it."""
+    make_feedback_directory()
     client = Client(path)
     generations: set[int | None] = set()
-    torn = 0
-    began = time.monotonic()
-    for _ in range(look_ups):
+    torn = missed = 0
+    found: dict[str, Any] = {"look_ups": look_ups}
+
+    def look() -> int | None:
+        nonlocal torn
         try:
-            generations.add(client.look_up())
+            return client.look_up()
         except ValueError:
             torn += 1
-    seconds = time.monotonic() - began
-    publisher.kill()
-    after_kill = client.look_up()
-    publisher = Publisher(30_000, changes_per_second)
-    after_restart = client.look_up()
-    publisher.kill()
-    print(
-        json.dumps(
-            {
-                "look_ups": look_ups,
-                "seconds": seconds,
-                "generations": len(generations),
-                "missed": None in generations,
-                "torn": torn,
-                "after_kill": after_kill,
-                "after_restart": after_restart,
-            }
-        )
-    )
+            return None
+
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place)
+        (directory / "site.toml").write_text(_SITE.format(feedback=FEEDBACK))
+        changing = Definitions(directory, changes_per_second)
+        daemon = Daemon(directory)
+        wait_until(lambda: look() is not None)
+        changing.start()
+        began = time.monotonic()
+        for _ in range(look_ups):
+            generations.add(look())
+        found["seconds"] = time.monotonic() - began
+        found["changes"] = changing.generation
+        missed = None in generations
+        after_kill, returns = [], []
+        for _ in range(_RESTARTS):
+            # Killed in the midst of its work, while we look.
+            for _ in range(200):
+                look()
+            daemon.kill()
+            after_kill.append(look())
+            daemon = Daemon(directory)
+            returns.append(wait_until(lambda: look() is not None))
+            generations.add(look())
+        changing.end()
+        wait_until(lambda: look() == changing.generation)
+        found["host"] = client.host()
+        began = time.monotonic()
+        found["penalized"] = client.penalize(100.0)
+        wait_until(lambda: look() is None)
+        found["penalty_seconds"] = time.monotonic() - began
+        log = (directory / "log").read_text()
+        daemon.kill()
+    found |= {
+        "generations": len(generations - {None}),
+        "missed": missed,
+        "torn": torn,
+        "after_kill": after_kill,
+        "return_seconds": returns,
+        "log": log[-2000:],
+    }
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "publish":
-        publish(int(sys.argv[2]), float(sys.argv[3]))
-    else:
-        main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))

@@ -1,9 +1,9 @@
 """
-The released C library resolves from shared memory that changes under it.
+The released C library resolves from shared memory that a daemon changes under it.
 
-Needs ``GRIDNET_NCBI_CONNECT``: path of a shared build of the C++ Toolkit's CONNECT library with
-its shared-memory mapper (docs/protocols/shared-memory.rst tells how it is built), and the right to
-make an IPC namespace; skipped otherwise.
+``GRIDNET_NCBI_CONNECT`` names a shared build of the C++ Toolkit's CONNECT library, which
+``tests/integration/build_connect.sh`` makes; ``GRIDNET_HEAP_LOOKUPS`` says how many look-ups are to
+be made (5,000).  Skipped where no namespaces can be made, and, but for CI, without the library.
 """
 
 from __future__ import annotations
@@ -24,24 +24,37 @@ ROOT = Path(gridnet.__file__).parent.parent
 
 class ReleasedClientTests(SynchronousTestCase):
     def test_no_look_up_is_torn_and_a_killed_daemon_harms_nobody(self) -> None:
-        library = os.environ.get("GRIDNET_NCBI_CONNECT", "")
         unshare = shutil.which("unshare")
-        if not library or unshare is None:
-            raise SkipTest("GRIDNET_NCBI_CONNECT names no library, or there is no unshare")
-        if subprocess.run([unshare, "--ipc", "true"], capture_output=True).returncode:
-            raise SkipTest("no IPC namespace can be made")
+        namespaces = ["--ipc", "--mount"]
+        if (
+            unshare is None
+            or subprocess.run([unshare, *namespaces, "true"], capture_output=True).returncode
+        ):
+            raise SkipTest("no IPC and mount namespaces can be made")
+        library = os.environ.get("GRIDNET_NCBI_CONNECT", "")
+        if not library and os.environ.get("CI") != "true":
+            raise SkipTest("GRIDNET_NCBI_CONNECT names no library")
+        look_ups = os.environ.get("GRIDNET_HEAP_LOOKUPS", "5000")
         done = subprocess.run(
             [
-                *(unshare, "--ipc", sys.executable, "-m", "tests.integration.heap_lookup"),
-                *(library, "20000", "50"),
+                *(unshare, *namespaces, sys.executable, "-m", "tests.integration.heap_lookup"),
+                *(library, look_ups, "10"),
             ],
             capture_output=True,
-            timeout=120,
+            timeout=600,
             check=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         found = json.loads(done.stdout)
-        self.assertEqual((found["torn"], found["missed"]), (0, False))
+        self.assertEqual((found["torn"], found["missed"]), (0, False), found["log"])
         self.assertGreater(found["generations"], 5)
-        self.assertIsNone(found["after_kill"])
-        self.assertGreater(found["after_restart"], 30_000)
+        # Readers find no daemon after kill -9, and the next one as soon as it is there.
+        self.assertEqual(set(found["after_kill"]), {None})
+        self.assertLess(max(found["return_seconds"]), 30.0, found["log"])
+        host = found["host"]
+        self.assertEqual(host["processors"], os.cpu_count())
+        self.assertGreater(host["tasks"], 0)
+        self.assertGreater(min(host["statuses"]), 0.0)
+        # A penalty through the library's own feedback call is in force at once.
+        self.assertTrue(found["penalized"])
+        self.assertLess(found["penalty_seconds"], 5.0, found["log"])
