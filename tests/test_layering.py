@@ -97,6 +97,7 @@ PURE = (
     "lbproxy/schema.py",
     "lbproxy/selection.py",
     "lbproxy/seqcode.py",
+    "lbproxy/short_cache.py",
     "lbproxy/state.py",
     "lbproxy/stream.py",
     "lbproxy/ulm.py",

@@ -38,7 +38,7 @@ class JobBook:
     All methods are for the reactor's thread.
 
     :ivar hub: the event stream.
-    :ivar waiting: events that wait for their commit.
+    :ivar waiting: events that wait for their commit, and the octets of their lines.
     :ivar on_forwardable: told the destinations that a group has something new for.
     :ivar on_room: told when fewer events wait again than may.
     :ivar on_jobs_changed: told what happened to the list of jobs.
@@ -51,7 +51,7 @@ class JobBook:
     ) -> None:
         self.config = config
         self.store = store
-        self.waiting = 0
+        self.waiting = self.waiting_octets = 0
         self.stored = self.duplicates = self.purged = self.not_forwarded = 0
         self.hub = Hub(config.stream, self._read_page)
         self.on_forwardable: Callable[[set[str]], None] = lambda destinations: None
@@ -127,14 +127,21 @@ class JobBook:
     @property
     def is_full(self) -> bool:
         """Whether no more events should be read for now."""
-        return self.waiting >= self.config.max_waiting_events
+        config = self.config
+        return (
+            self.waiting >= config.max_waiting_events
+            or self.waiting_octets >= config.max_waiting_octets
+        )
 
     def submit(self, event: Event, done: ReplyCallback) -> None:
         """Store *event*; *done* gets the reply once it is durable, or refused."""
+        octets = len(event.line)
         self.waiting += 1
+        self.waiting_octets += octets
 
         def told(reply: Reply) -> None:
             self.waiting -= 1
+            self.waiting_octets -= octets
             done(reply)
 
         self.writer.submit(event, told)

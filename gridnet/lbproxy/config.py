@@ -128,6 +128,8 @@ class LbproxyConfig:
     max_buffered_octets: int = field(default=256 << 20, validator=at_least(1 << 20))
     max_pipelined: int = field(default=64, validator=at_least(1))  #: unanswered, a connection
     max_waiting_events: int = field(default=20_000, validator=at_least(1))  #: for their commit
+    #: of the lines of those; above either nothing more is read until some are committed
+    max_waiting_octets: int = field(default=256 << 20, validator=at_least(1))
 
     # Identity.
     check_identity: bool = False  #: compare ``DG.USER`` with ``identities`` of the peer's user

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from enum import Enum
-from functools import lru_cache
 from typing import Any
 
 from attrs import define, field, frozen
@@ -20,6 +19,7 @@ from gridnet.lbproxy import ulm
 from gridnet.lbproxy.calendar import parse_time, time_text
 from gridnet.lbproxy.jobid import JobId, JobIdError
 from gridnet.lbproxy.jobid import parse as parse_job_id
+from gridnet.lbproxy.short_cache import cached_if_short
 
 SOURCES = (
     "UserInterface",
@@ -463,7 +463,7 @@ def read_value(one: EventField, text: str) -> Any:
     return _READERS[one.kind](text)
 
 
-@lru_cache(maxsize=1024)
+@cached_if_short(1024)
 def _priority(text: str) -> int:
     return leading_int(text) if text else -1
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from gridnet.lbproxy.short_cache import cached_if_short
 
 _PROXY = "/CN=proxy"
 
 
-@lru_cache(maxsize=1024)
+@cached_if_short(1024)
 def normal_form(name: str) -> str:
     """*name* with ``/Email=`` for ``/emailAddress=`` and without trailing ``/CN=proxy`` parts."""
     name = name.replace("/emailAddress=", "/Email=")
-    while name.endswith(_PROXY):
-        name = name.removesuffix(_PROXY)
-    return name
+    end = len(name)
+    while name.endswith(_PROXY, 0, end):
+        end -= len(_PROXY)
+    return name[:end]
 
 
-@lru_cache(maxsize=1024)
+@cached_if_short(1024)
 def comparison_key(name: str) -> str:
     """What two names of the same user have in common: the normal form without case."""
     return normal_form(name).lower()

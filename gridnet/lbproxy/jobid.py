@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import re
 from base64 import urlsafe_b64encode
-from functools import lru_cache
 
 from attrs import frozen
 
 from gridnet.errors import JobError
+from gridnet.lbproxy.short_cache import cached_if_short
 
 DEFAULT_PORT = 9000
 #: A unique part becomes part of a file name in the spool of the delivery daemon.
@@ -50,7 +50,7 @@ class JobId:
         return f"{self.host.lower()}:{self.port}"
 
 
-@lru_cache(maxsize=8192)
+@cached_if_short(8192)
 def parse(text: str) -> JobId:
     """
     Read a job identifier.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from typing import Any
 
 from gridnet.lbproxy import ulm
 from gridnet.lbproxy.jobid import parse as parse_job_id
 from gridnet.lbproxy.record import JobRecord, Part
+from gridnet.lbproxy.short_cache import cached_if_short
 
 #: Columns that :func:`record_from` wants, in its order.
 JOB_COLUMNS = "j.id, j.job_id, j.owner, j.state, j.job_type, j.entered_at, j.updated_at, j.record"
@@ -54,7 +54,7 @@ def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield chunk
 
 
-@lru_cache(maxsize=256)
+@cached_if_short(256)
 def _pairs(line: bytes) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for key, value in ulm.parse(line.decode("latin-1")):

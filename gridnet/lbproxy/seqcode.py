@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import cmp_to_key, lru_cache
+from functools import cmp_to_key
+
+from gridnet.lbproxy.short_cache import cached_if_short
 
 #: Number of a source (docs/protocols/lbproxy.rst, "Sources") -> place in a grid code.
 USER_INTERFACE = 1
@@ -59,7 +61,7 @@ ZERO = _write(_GRID_PARTS, (0,) * len(_GRID_PARTS))
 PBS_ZERO = _write(_PBS_PARTS, (0,) * len(_PBS_PARTS))
 
 
-@lru_cache(maxsize=8192)
+@cached_if_short(8192)
 def components(code: str) -> tuple[int, ...] | None:
     """
     The nine counts of a grid code, UI to LBS, or None when it cannot be read.
@@ -95,7 +97,7 @@ def _order(first: object, second: object) -> int:
     return -1 if first < second else 1  # type: ignore[operator]
 
 
-@lru_cache(maxsize=1024)
+@cached_if_short(1024)
 def _pbs_components(code: str) -> tuple[int, ...] | None:
     match = _PBS.match(code)
     return None if match is None else tuple(map(int, match.groups()))

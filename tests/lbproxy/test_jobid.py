@@ -77,6 +77,12 @@ class IdentityTests(SynchronousTestCase):
             identity.comparison_key("/o=g/CN=JAN/CN=proxy"), identity.comparison_key("/O=G/cn=jan")
         )
 
+    def test_long_names_are_quick(self) -> None:
+        """Megabytes of proxies are taken off in one go, and nothing long is remembered."""
+        name = "/O=G/CN=a" + "/CN=proxy" * 500_000
+        self.assertEqual(identity.normal_form(name), "/O=G/CN=a")
+        self.assertTrue(identity.is_nobody("/CN=proxy" * 500_000))
+
     def test_nobody(self) -> None:
         """The empty name, the word anonymous, and a bare proxy name nobody."""
         for name in ("", "anonymous", "Anonymous", "/CN=proxy"):

@@ -15,6 +15,7 @@ from twisted.trial.unittest import TestCase
 
 from gridnet.errors import ConfigError
 from gridnet.lbproxy import connections, frames, http
+from gridnet.lbproxy.events import Event
 from gridnet.lbproxy.frames import FrameReader, Reply
 from tests.lbproxy.ledgers import REGISTER, job
 from tests.lbproxy.running import RunningProxy, SocketTestCase, whole_http
@@ -518,6 +519,45 @@ class LimitTests(SocketTestCase):
                 connection.transport.loseConnection()
                 await connection.lost
             self.assertEqual(self.proxy.service.book.stored, 200)
+
+        return self.run_async(work())
+
+
+class WaitingOctetsTests(SocketTestCase):
+    """Large messages that wait."""
+
+    config = evolve(CONFIG, max_waiting_octets=100_000)
+
+    def test_waiting_octets(self) -> Deferred[None]:
+        """Above the bound nothing more is read for a while, and nothing is lost."""
+
+        async def work() -> None:
+            await self.proxy.log(line("RegJob", REGISTER, job_id=job("a")))
+            book = self.proxy.service.book
+            most = 0
+            submit = book.submit
+
+            def watched(event: Event, done: Any) -> None:
+                nonlocal most
+                submit(event, done)
+                most = max(most, book.waiting_octets)
+
+            self.patch(book, "submit", watched)
+            connections = [await self.proxy.connect(self.proxy.store) for _ in range(8)]
+            for number, connection in enumerate(connections):
+                for count in range(10):
+                    text = {"NAME": f"n{number}", "VALUE": "v" * 50_000}
+                    code = f"UI{number + 1} NS{count}"
+                    message = line("UserTag", text, job_id=job("a"), seqcode=code)
+                    connection.transport.write(frames.encode_message(message))
+            for connection in connections:
+                found = await connection.until(lambda got: len(replies_in(got)) >= 10)
+                self.assertEqual(set(replies_in(found)), {frames.OK})
+                connection.transport.loseConnection()
+                await connection.lost
+            self.assertEqual((book.stored, book.waiting, book.waiting_octets), (81, 0, 0))
+            # Each connection may have read a little when the bound is reached.
+            self.assertLess(most, 100_000 + 8 * 2 * 51_000)
 
         return self.run_async(work())
 
