@@ -58,6 +58,9 @@ class Component:
     #: ``"module:make"``, called with a :class:`gridnet.demo.plan.DemoPlan` and the site, gives an
     #: IService of what the demo runs beside the component, such as a client; empty: nothing
     demo_company: str = ""
+    #: ``"module:show"``, called with what the component announces and a text file, shows a
+    #: visitor of the demo what the component does; blocking; empty: nothing
+    demo_tour: str = ""
     commands: tuple[Command, ...] = field(default=())
 
     def make(self, config: Any, site: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a visitor sees first: each service of the demo looked up and talked to."""
+"""What a visitor sees first: each service of the demo looked up and talked to, and more."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from gridnet.component import components, load_object
 from gridnet.demo.plan import DemoPlan
 
 _SERVICES = (
@@ -19,7 +20,8 @@ _TIMEOUT_SECONDS = 10.0
 
 def tour(addresses: Mapping[str, Any], plan: DemoPlan, out: IO[str]) -> None:
     """
-    Ask the dispatcher at *addresses* for each demo service, then talk to it; blocking.
+    Ask the dispatcher at *addresses* for each demo service, talk to it, then let components show
+    what they do; blocking.
 
     :raises OSError: the dispatcher does not answer.
     """
@@ -38,6 +40,9 @@ def tour(addresses: Mapping[str, Any], plan: DemoPlan, out: IO[str]) -> None:
         reply = connection.getresponse()
         print(f"{service}({payload!r}) -> {reply.status} {reply.read()!r}", file=out)
         connection.close()
+    for name, component in components().items():
+        if component.demo_tour and name in addresses:
+            load_object(component.demo_tour)(addresses[name], out)
     if "status" in addresses:
         print(f"status page: {addresses['status']}", file=out)
     print(f"site file: {plan.directory / 'site.toml'}; stop with Ctrl-C", file=out, flush=True)

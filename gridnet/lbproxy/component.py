@@ -9,6 +9,7 @@ COMPONENT = Component(
     config=LbproxyConfig,
     factory="gridnet.lbproxy.service:make_lbproxy",
     demo="gridnet.lbproxy.demo:section",
+    demo_tour="gridnet.lbproxy.demo:show",
     commands=(
         Command("lb", "log, query and watch job events", "gridnet.lbproxy.command:main"),
         Command("lbproxy", "purge and load an LB proxy", "gridnet.lbproxy.upkeep:main"),
