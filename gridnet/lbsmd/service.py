@@ -166,7 +166,7 @@ def make_lbsmd(
                 "resolve": answers.resolve,
                 "feedback": answers.feedback,
                 **registrations.answerers(),
-                **({} if gossip is None else {"why_down": gossip.why_down}),
+                **({} if gossip is None else gossip.answerers()),
             }
         )
         control = _make_socket(site, "control", config.control, config.control_mode, factory)

@@ -19,6 +19,8 @@ def facts(
     standings = Counter(host.standing.name.lower() for host in membership.hosts.values())
     return {
         "hosts": dict(standings),
+        "up": sum(host.is_up for host in membership.hosts.values()),
+        "fingerprint": f"{membership.fingerprint:016x}",
         "health": membership.health,
         "packets": dict(counts),
         "values refused": follower.refused,

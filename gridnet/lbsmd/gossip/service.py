@@ -567,6 +567,10 @@ class Gossip(Service):
         dropped = self._socket.dropped
         return facts(self.membership, self.follower, {**self.counts, "dropped": dropped})
 
+    def answerers(self) -> Mapping[str, Callable[[Mapping[str, Any]], Any]]:
+        """Questions of local tools, and what answers them."""
+        return {"why_down": self.why_down, "gossip": lambda question: self.facts()}
+
     def why_down(self, question: Mapping[str, Any]) -> Mapping[str, Any]:
         """``why_down``: what is held of a host, by whom and why."""
         return why_down(self.membership, question, self._now(), self._clock.seconds())

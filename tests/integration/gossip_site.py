@@ -1,0 +1,263 @@
+"""A site of real daemons on loopback, with a network between them that can be parted."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+import gridnet
+from gridnet.control import ControlError, ask
+from gridnet.lbsmd.gossip.keys import new_key_line, write_private
+
+ROOT = Path(gridnet.__file__).resolve().parent.parent
+#: Seconds after which a condition that does not come true has failed.
+PATIENCE_SECONDS = 120.0
+
+
+class Switch(threading.Thread):
+    """
+    The network: each host is reached through a port of ours, and is seen by the others there.
+
+    :param count: hosts.
+    :param base: our first port; host *n* itself is at ``base + count + n``.
+    :ivar is_cut: whether nothing goes from the host of the first to that of the second number.
+    """
+
+    def __init__(self, count: int, base: int) -> None:
+        super().__init__(daemon=True)
+        self.is_cut: Callable[[int, int], bool] = lambda source, target: False
+        self.carried = 0
+        self._count = count
+        self._base = base
+        self._sockets = [self._open(base + number) for number in range(count)]
+        self._ended = False
+
+    def _open(self, port: int) -> socket.socket:
+        opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        opened.bind(("127.0.0.1", port))
+        opened.setblocking(False)
+        return opened
+
+    def run(self) -> None:
+        """Carry datagrams until :meth:`end`."""
+        first = self._base + self._count
+        with selectors.DefaultSelector() as selector:
+            for target, opened in enumerate(self._sockets):
+                selector.register(opened, selectors.EVENT_READ, target)
+            while not self._ended:
+                for key, _ in selector.select(0.2):
+                    self._carry(key.data, first)
+        for opened in self._sockets:
+            opened.close()
+
+    def _carry(self, target: int, first: int) -> None:
+        for _ in range(64):
+            try:
+                datagram, (_, port) = self._sockets[target].recvfrom(65536)
+            except BlockingIOError:
+                return
+            source = port - first
+            if not 0 <= source < self._count or self.is_cut(source, target):
+                continue
+            self.carried += 1
+            try:
+                self._sockets[source].sendto(datagram, ("127.0.0.1", first + target))
+            except BlockingIOError:
+                continue
+
+    def end(self) -> None:
+        """Stop carrying."""
+        self._ended = True
+        self.join()
+
+
+class RealHost:
+    """One daemon in a process of its own."""
+
+    def __init__(self, directory: Path, number: int, document: dict[str, Any]) -> None:
+        self.number = number
+        self.address = f"127.0.0.{number + 1}"
+        self.directory = directory
+        self.process: subprocess.Popen[bytes] | None = None
+        directory.mkdir()
+        self.control = directory / "c"
+        self.servrc = directory / "servrc.cfg"
+        self.servrc.write_text("")
+        (directory / "site.toml").write_text(tomli_w.dumps(document))
+
+    def start(self) -> None:
+        """As a system would."""
+        code = "from twisted.scripts.twistd import run; run()"
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-c", code, "-n", "--pidfile=", "gridnet-lbsmd"),
+                    *("--config", str(self.directory / "site.toml")),
+                ],
+                cwd=self.directory,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def define(self, text: str) -> None:
+        """Publish *text*, at once."""
+        beside = self.servrc.with_suffix(".new")
+        beside.write_text(text)
+        beside.replace(self.servrc)
+        assert self.process is not None
+        self.process.send_signal(signal.SIGHUP)
+
+    def ask(self, question: str, **members: Any) -> Any:
+        """What the daemon answers."""
+        return ask(self.control, {"ask": question, **members}, 30.0)
+
+    def kill(self) -> None:
+        """As ``kill -9`` does."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def memory_octets(self) -> int:
+        """Resident, and not shared with other processes."""
+        assert self.process is not None
+        text = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text()
+        fields = dict(line.split(":", 1) for line in text.splitlines()[1:])
+        return 1024 * sum(
+            int(fields[name].split()[0]) for name in ("Private_Clean", "Private_Dirty")
+        )
+
+    def resident_octets(self) -> int:
+        """Resident, all of it."""
+        assert self.process is not None
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGESIZE")
+
+    def processor_seconds(self) -> float:
+        """That it has used so far."""
+        assert self.process is not None
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class GossipSite:
+    """
+    *count* daemons, all of one key; the first is the seed.
+
+    :param base: first of ``2 * count`` UDP ports.
+    :param gossip: further keys of ``[lbsmd.gossip]``.
+    """
+
+    def __init__(self, count: int, base: int, gossip: dict[str, Any] | None = None) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="gridnet-gossip-"))
+        self.switch = Switch(count, base)
+        write_private(self.directory / "key", new_key_line())
+        self.hosts = [
+            RealHost(
+                self.directory / str(number),
+                number,
+                {
+                    "site": {"address": f"127.0.0.{number + 1}", "state_dir": "state"},
+                    "lbsmd": {
+                        "servrc": "servrc.cfg",
+                        "directory": ".",
+                        "poll_seconds": 60.0,
+                        "control": str(self.directory / str(number) / "c"),
+                        "gossip": {
+                            "interface": "127.0.0.1",
+                            "port": base + count + number,
+                            "advertise": f"127.0.0.1:{base + number}",
+                            "seeds": [f"127.0.0.1:{base}"],
+                            "key_file": str(self.directory / "key"),
+                            **(gossip or {}),
+                        },
+                    },
+                },
+            )
+            for number in range(count)
+        ]
+        self.switch.start()
+
+    def start(self) -> None:
+        """All of them; a few at a time, since each start takes a processor."""
+        for number, host in enumerate(self.hosts):
+            host.start()
+            if number % 4 == 3:
+                self.wait(host.control.exists, "a control socket")
+        for host in self.hosts:
+            self.wait(host.control.exists, "a control socket")
+
+    def end(self) -> None:
+        """Whatever they do."""
+        for host in self.hosts:
+            host.kill()
+        self.switch.end()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def running(self) -> Sequence[RealHost]:
+        """Those that are."""
+        return [host for host in self.hosts if host.process is not None]
+
+    def wait(self, is_true: Callable[[], bool], what: str, every: float = 0.05) -> float:
+        """
+        Wait until *is_true*; seconds that it took.
+
+        :raises AssertionError: it does not come true.
+        """
+        began = time.monotonic()
+        while not is_true():
+            if time.monotonic() - began > PATIENCE_SECONDS:
+                raise AssertionError(f"no {what} in {PATIENCE_SECONDS} s")
+            time.sleep(every)
+        return time.monotonic() - began
+
+    def facts(self, hosts: Sequence[RealHost] | None = None) -> list[dict[str, Any]]:
+        """What each says of its gossip; what does not answer is left out."""
+        told = []
+        for host in self.running() if hosts is None else hosts:
+            try:
+                told.append(host.ask("gossip"))
+            except ControlError:
+                continue
+        return told
+
+    def agree(self, up: int, hosts: Sequence[RealHost] | None = None) -> bool:
+        """Whether all *hosts* hold the same of everybody, and *up* hosts for up."""
+        wanted = self.running() if hosts is None else hosts
+        told = self.facts(wanted)
+        return (
+            len(told) == len(wanted)
+            and {each["up"] for each in told} == {up}
+            and len({each["fingerprint"] for each in told}) == 1
+        )
+
+    def tables(self, hosts: Sequence[RealHost] | None = None) -> list[Any]:
+        """The services and hosts that each table shows, comparable."""
+        shown = []
+        for host in self.running() if hosts is None else hosts:
+            table = host.ask("table")
+            services = sorted(
+                (
+                    *(each["service"], each["type"], each["host"], each["port"], each["owner"]),
+                    *(each["base_rate"], each["penalty"], each["zone"], each["reserved"]),
+                )
+                for each in table["services"]
+            )
+            shown.append((services, sorted(each["address"] for each in table["hosts"])))
+        return shown
