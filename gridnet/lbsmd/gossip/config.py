@@ -15,8 +15,8 @@ from gridnet.table.address import canonical_address
 from gridnet.table.server_info import split_connection_point
 
 if TYPE_CHECKING:
-    from gridnet.lbsmd.gossip.membership import GossipTimes
     from gridnet.lbsmd.gossip.orders import OrderBounds
+    from gridnet.lbsmd.gossip.settings import GossipTimes
 
 #: As in :mod:`gridnet.lbsmd.gossip.messages`: what reads a site file need not load the protocol.
 Address: TypeAlias = tuple[str, int]
@@ -94,12 +94,18 @@ class GossipConfig:
     gossip_interval_seconds: float = field(default=0.2, validator=between(0.02, 60))
     #: seconds between two comparisons with another host
     exchange_interval_seconds: float = field(default=30.0, validator=between(0.5, 3600))
+    #: seconds to the next comparison after one that found a difference
+    exchange_again_seconds: float = field(default=1.0, validator=between(0.05, 3600))
+    #: seconds between two attempts to reach hosts that are gone
+    reconnect_interval_seconds: float = field(default=5.0, validator=between(0.1, 3600))
     #: seconds between attempts to join while nobody is known, and between looks for seeds that
     #: are not up
     join_interval_seconds: float = field(default=10.0, validator=between(0.1, 3600))
     #: seconds that a dead host is kept in mind
     forget_seconds: float = field(default=86400.0, validator=at_least(60))
     fanout: int = field(default=3, validator=between(1, 20))  #: hosts a round of news goes to
+    #: packets to each of them, at most, while much is waiting
+    burst_packets: int = field(default=8, validator=between(1, 1000))
     #: hosts asked to probe one that does not answer
     indirect_probes: int = field(default=3, validator=between(0, 20))
     #: shortest suspicion, in probe intervals times log10(hosts)
@@ -108,13 +114,17 @@ class GossipConfig:
     suspicion_stretch: float = field(default=6.0, validator=between(1, 100))
     #: tellings of one piece of news, times log10(hosts)
     retransmit_multiplier: int = field(default=4, validator=between(1, 100))
+    #: a piece of news heard back so often gets no packets of its own any more
+    cool_after: int = field(default=4, validator=at_least(1))
+    #: a piece of news heard back so often is not told any more
+    drop_after: int = field(default=8, validator=at_least(1))
     #: octets of messages in one packet; below the path's MTU less 100
     packet_octets: int = field(default=1200, validator=between(400, 60000))
     max_hosts: int = field(default=20000, validator=at_least(1))  #: hosts known at a time
     #: entries of one host: its services, itself, and its environment
     max_entries: int = field(default=5000, validator=at_least(1))
     max_rumours: int = field(default=10000, validator=at_least(1))  #: pieces of news waiting
-    #: packets in answer to one comparison
+    #: packets a second in answer to comparisons
     max_exchange_packets: int = field(default=64, validator=at_least(1))
     #: seconds by which the clock of another host may differ from ours
     max_skew_seconds: float = field(default=300.0, validator=more_than(0))
@@ -134,19 +144,24 @@ class GossipConfig:
 
     def times(self) -> GossipTimes:
         """For the protocol."""
-        from gridnet.lbsmd.gossip.membership import GossipTimes
+        from gridnet.lbsmd.gossip.settings import GossipTimes
 
         return GossipTimes(
             probe_interval=self.probe_interval_seconds,
             probe_timeout=min(self.probe_timeout_seconds, self.probe_interval_seconds * 0.9),
             gossip_interval=self.gossip_interval_seconds,
             exchange_interval=self.exchange_interval_seconds,
+            exchange_again=self.exchange_again_seconds,
+            reconnect_interval=self.reconnect_interval_seconds,
             forget_seconds=self.forget_seconds,
             fanout=self.fanout,
+            burst_packets=self.burst_packets,
             indirect_probes=self.indirect_probes,
             suspicion_multiplier=self.suspicion_multiplier,
             suspicion_stretch=self.suspicion_stretch,
             retransmit_multiplier=self.retransmit_multiplier,
+            cool_after=self.cool_after,
+            drop_after=max(self.drop_after, self.cool_after),
             packet_octets=self.packet_octets,
             max_hosts=self.max_hosts,
             max_entries=self.max_entries,
