@@ -24,6 +24,7 @@ from gridnet.dispatch.model import (
     SkipList,
     Suitability,
     View,
+    as_told,
     is_named_by,
     seconds_left,
     told_rate,
@@ -48,7 +49,6 @@ from gridnet.table.server_info import (
     ServerInfo,
     ServerType,
     format_connection_point,
-    write,
 )
 
 #: Entries of a reply when the client does not say how many it wants.
@@ -458,6 +458,21 @@ class Dispatcher:
             own += self._draw(request, plan, others, self._limit(request, plan) - len(own))
         return _numbered([line for index in own if (line := plan.line(index, now))])
 
+    def used_lines(
+        self, request: DispatchRequest, peer: str, entries: Iterable[Entry], until: int
+    ) -> bytes:
+        """
+        ``Used-Server-Info-<n>`` for servers that were tried in vain, as the client knows them.
+
+        :param until: seconds since the epoch until which the client is to avoid them.
+        """
+        inside = self.asker(request, peer).inside
+        lines = b""
+        for number, entry in enumerate(entries, 1):
+            told = as_told(request, entry.info, inside)
+            lines += used_server_info(number, _writer(told, request.legacy).text(told.rate, until))
+        return lines
+
 
 def _lottery(
     preference: Preference | None, items: Sequence[int], candidates: Sequence[Candidate]
@@ -483,18 +498,6 @@ def _numbered(lines: Sequence[bytes]) -> bytes:
             found += number + line
         return found
     return b"".join([b"Server-Info-%d: %b" % pair for pair in enumerate(lines, 1)])
-
-
-def used_lines(entries: Iterable[Entry], until: int) -> bytes:
-    """
-    ``Used-Server-Info-<n>`` for servers that were tried in vain.
-
-    :param until: seconds since the epoch until which the client is to avoid them.
-    """
-    return b"".join(
-        used_server_info(number, write(evolve(entry.info, time=until)))
-        for number, entry in enumerate(entries, 1)
-    )
 
 
 def relay_path(entry: Entry) -> bytes:

@@ -302,11 +302,7 @@ class Suitability:
         preferred: frozenset[str],
     ) -> Found | None:
         """*entry* as the client is told of it; None: its dialect has no words for that."""
-        told = entry.info
-        if told.type is not ServerType.DNS and (
-            request.firewall_mode or (not view.inside and not is_http(told.type))
-        ):
-            told = behind_firewall(told)
+        told = as_told(request, entry.info, view.inside)
         if not _is_sayable(told, request.legacy):
             return None
         port = request.preference.port if request.preference is not None else 0
@@ -328,6 +324,12 @@ class Suitability:
         else:
             allowed = request.include_suppressed or not is_suppressed(other)
         return allowed and self._is_visible(other, view) and _is_sayable(other.info, request.legacy)
+
+
+def as_told(request: DispatchRequest, info: ServerInfo, inside: bool) -> ServerInfo:
+    """*info* as the client is to know it: itself, or the FIREWALL entry that stands for it."""
+    hidden = request.firewall_mode or not (inside or is_http(info.type))
+    return behind_firewall(info) if hidden and info.type is not ServerType.DNS else info
 
 
 def _service_of(entry: Entry) -> str:

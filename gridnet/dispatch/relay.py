@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from gridnet.dispatch.body import LAST_CHUNK, chunk
 from gridnet.dispatch.config import DispatchConfig
-from gridnet.dispatch.dispatcher import Dispatcher, relay_path, used_lines
+from gridnet.dispatch.dispatcher import Dispatcher, relay_path
 from gridnet.dispatch.head import HOP_BY_HOP, ReplyHead, RequestHead, end_to_end, values
 from gridnet.dispatch.http import HttpConnection
 from gridnet.dispatch.reply import DateLine, connection_line, failure, status_line
@@ -634,7 +634,8 @@ class Relay:
             )
         if self._failed:
             until = int(relays.clock()) + relays.config.failed_server_seconds
-            lines += used_lines(self._failed, until)
+            peer = self._connection.address
+            lines += relays.dispatcher.used_lines(forwarding.request, peer, self._failed, until)
         return lines
 
     def _reply_lines(self, head: ReplyHead) -> list[bytes]:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from gridnet.dispatch.dispatcher import Answer, Dispatcher, used_lines
+from gridnet.dispatch.dispatcher import Answer, Dispatcher
 from gridnet.dispatch.model import same_server
 from gridnet.dispatch.request import DispatchRequest
 from gridnet.dispatch.wire import parse_request
@@ -834,13 +834,27 @@ class TargetTests(ModelCase):
         self.put("STANDALONE 10.1.1.1:1 R=0")
         self.assertTrue(self.dispatcher.targets(self.request(), INSIDE, NOW).known)
 
+    def used(self, *headers: str, peer: str = INSIDE, revision: str = "7.0") -> str:
+        """What a client is told of the first server of the service, which has failed."""
+        (only,) = self.table.entries("svc")
+        request = self.request(Client_Revision=revision, Accepted_Server_Types=" ".join(headers))
+        return self.dispatcher.used_lines(request, peer, [only], 1_000_030).decode()
+
     def test_used_servers_are_told_with_a_moment(self) -> None:
         """A span would be forgotten at once."""
-        (only,) = self.put("STANDALONE 10.1.1.1:1")
+        self.put("STANDALONE 10.1.1.1:1")
         self.assertEqual(
-            used_lines([only], 1_000_030),
-            b"Used-Server-Info-1: STANDALONE 10.1.1.1:1 L=no R=1000.00 S=no T=1000030\r\n",
+            self.used(),
+            "Used-Server-Info-1: STANDALONE 10.1.1.1:1 L=no R=1000.00 S=no T=1000030\r\n",
         )
+
+    def test_used_servers_are_told_as_the_client_knows_them(self) -> None:
+        """By the FIREWALL entry that it has, and in its dialect: else it skips nothing."""
+        self.put("STANDALONE 10.1.1.1:1 A=B")
+        hidden = "Used-Server-Info-1: FIREWALL 10.1.1.1:1 STANDALONE A=B L=no "
+        for told in (self.used("FIREWALL"), self.used(peer=OUTSIDE)):
+            self.assertTrue(told.startswith(hidden), told)
+        self.assertIn(" 10.1.1.1:1 Blast B=0.00 L=no ", self.used(revision="6.260"))
 
 
 class CacheTests(ModelCase):
