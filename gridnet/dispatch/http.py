@@ -42,6 +42,8 @@ SWEEP_SECONDS = 1.0
 #: Part of the idle connections that makes room when there are too many.
 _EVICTED_PART = 0.05
 LOCAL_PEER = "127.0.0.1"
+#: Endpoints behind a proxy that says in the PROXY protocol who connects.
+PROXY_ENDPOINT = "haproxy:"
 
 
 class Exchange(Protocol):
@@ -150,6 +152,7 @@ class HttpConnection(TwistedProtocol):
         #: Nothing is under way or held: the only state of the hot path.
         self._resting = True
         self._fresh = True  # no octet has come yet
+        self._introduced = True  # the address is the client's, not that of a proxy before it
         self._held = bytearray()  # octets of heads not whole, and of requests that wait
         self._searched = 0  # octets of them that hold no end of a head
         self._body: BodyReader | None = None  # of the request under way, until it is whole
@@ -332,6 +335,11 @@ class HttpConnection(TwistedProtocol):
 
     # -- what the factory calls
 
+    def introduce_later(self) -> None:
+        """The transport will know the client only when its first octets are there."""
+        self._introduced = False
+        self._resting = False
+
     @property
     def idle(self) -> bool:
         """Whether nobody would miss a reply if it were cut off."""
@@ -395,6 +403,9 @@ class HttpConnection(TwistedProtocol):
     def _received(self, data: bytes) -> None:
         if self._fresh:
             self._fresh = False
+            if not self._introduced:
+                self._introduced = True
+                self.address = _address_of(self.transport.getPeer())
             if data[0] == HANDSHAKE_OCTET and self._below is None and self.factory.tls is not None:
                 self._start_tls(data)
                 return
@@ -706,15 +717,16 @@ class HttpFactory(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Called by Twisted for each connection that it accepts itself."""
-        return self.admit(getattr(addr, "host", None))
+        connection = self.admit(_address_of(addr))
+        if connection is not None and self.config.listen.startswith(PROXY_ENDPOINT):
+            connection.introduce_later()
+        return connection
 
-    def admit(self, host: str | None) -> HttpConnection | None:
+    def admit(self, host: str) -> HttpConnection | None:
         """
-        A connection for a client at *host*, or None to turn it away.
-
-        :param host: IP address text; None: a client on this host, by a UNIX socket.
+        A connection for a client at *host*, IP address text, or None to turn it away.
         """
-        address = LOCAL_PEER if host is None else plain_address(host)
+        address = plain_address(host)
         config = self.config
         if self.open - self._leaving >= config.max_connections and not self._make_room(None):
             self.refused["connections"] += 1
@@ -800,6 +812,12 @@ class HttpFactory(Factory):
             self.refused["evicted"] += 1
             connection.evict()
         return bool(leaving)
+
+
+def _address_of(address: IAddress | None) -> str:
+    """IP address text of a peer; one that has none, such as a UNIX socket, is on this host."""
+    host = getattr(address, "host", None)
+    return LOCAL_PEER if host is None else plain_address(host)
 
 
 def plain_address(host: str) -> str:

@@ -25,6 +25,8 @@ from gridnet.interfaces import IDispatcherPage, IProgramLauncher, ITableFollower
 from gridnet.listener import ListeningReactor, listener
 from gridnet.site import Site
 
+#: Endpoints that are nothing but a socket, which processes can share.
+_SHARED_ENDPOINTS = ("tcp:", "tcp4:", "tcp6:", "systemd:")
 _ANY_ADDRESS = frozenset(["0.0.0.0", "::"])
 
 
@@ -118,9 +120,10 @@ class Dispatching(Service):
         self._listener = listener(config.listen, factory, self._listening, "dispatch.listen")
         site.starting(self._listener.listening.addCallback(self._bound))
         if not alone:
-            if config.listen.startswith("unix:"):
+            if not config.listen.startswith(_SHARED_ENDPOINTS):
+                expected = " or ".join(_SHARED_ENDPOINTS)
                 raise ConfigError(
-                    [Fault("dispatch.listen", "expected tcp: or systemd: for several workers")]
+                    [Fault("dispatch.listen", f"expected {expected} for several workers")]
                 )
             self._crew = Crew(
                 config,

@@ -28,7 +28,8 @@ class LeanPort(tcp.Port):
     A listening port whose connections are lean.
 
     Its factory has ``admit(host)``, which gives the protocol for a client of that address, or
-    None to turn it away.
+    None to turn it away.  Connections of any other factory are Twisted's own: endpoints put
+    factories around ours (``haproxy:``) that count on them.
 
     :cvar watch: watches the connections.
     :cvar write_buffer_octets: what may wait for one of them.
@@ -47,6 +48,9 @@ class LeanPort(tcp.Port):
     def doRead(self) -> None:
         """Called by Twisted: somebody has connected."""
         factory: Any = self.factory
+        if not hasattr(factory, "admit"):
+            super().doRead()
+            return
         for _ in range(self.accepts_a_turn):
             if not self.connected:
                 return

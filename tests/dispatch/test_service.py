@@ -140,6 +140,17 @@ class OneProcessTests(SiteCase):
         self.assertIn('gridnet_dispatch_replies_total{kind="INFO",status="200"} 1.0', metrics)
         self.assertIn("gridnet_dispatch_workers 1.0", metrics)
 
+    async def test_behind_a_proxy_that_introduces_its_clients(self) -> None:
+        """The PROXY protocol says who asks: what is for insiders is not for outsiders behind it."""
+        self.make(listen=f"haproxy:tcp:0:interface={HERE}")
+        await self.start()
+        local = b"GET /x/dispd.cgi?service=LOCAL_IPS HTTP/1.1\r\nHost: h\r\n\r\n"
+        for client, status in (("10.1.2.3", b"200"), ("127.0.0.9", b"200"), ("192.0.2.7", b"404")):
+            line = f"PROXY TCP4 {client} 10.0.0.1 40000 80\r\n".encode()
+            for _ in range(2):  # a head that is new, and one that is known
+                octets = await self.ask(line + local)
+                self.assertTrue(octets.startswith(b"HTTP/1.1 %b " % status), (client, octets))
+
     async def test_it_stops_when_idle(self) -> None:
         """Idle clients are let go, and nobody can connect any more."""
         self.make()
@@ -400,6 +411,7 @@ class CompositionTests(SynchronousTestCase):
             (DispatchConfig(certificate="x.pem", certificate_key="y"), "dispatch.certificate"),
             (DispatchConfig(server_authorities="x.pem"), "dispatch.server_authorities"),
             (DispatchConfig(listen="unix:x", workers=2), "dispatch.listen"),
+            (DispatchConfig(listen="haproxy:tcp:0", workers=2), "dispatch.listen"),
         ]:
             other = Site(evolve(site.config), core)
             with self.assertRaises(ConfigError) as caught:
