@@ -140,6 +140,7 @@ SHARED = {
     "lean",
     "listener",
     "quick_machine",
+    "signal_service",
     "site",
     "status",
     "table",

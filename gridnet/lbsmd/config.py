@@ -65,6 +65,13 @@ class LbsmdConfig:
     resolve_seconds: float = field(default=10.0, validator=more_than(0))
     #: seconds until definitions refused for an unknown host are tried again
     resolve_retry_seconds: float = field(default=30.0, validator=more_than(0))
+    #: file that only one daemon can hold, with its process number; in the site's state directory
+    #: unless absolute (one for a whole host: /run/lbsmd.pid); empty: none
+    pid_file: str = "lbsmd.pid"
+    #: log of the daemon's own, beside that of the process, relative to the site file; empty: none
+    log_file: str = ""
+    #: KiB that it may grow to; 0: no limit; -1: no limit, but only while the file is there
+    log_size: int = field(default=0, validator=at_least(-1))
     #: UNIX socket for local tools, in the site's state directory unless absolute; empty: none
     control: str = "lbsmd.control"
     #: permissions of that socket, octal digits: who may change something is judged by who asks

@@ -23,9 +23,11 @@ from gridnet.lbsmd.config import LbsmdConfig
 from gridnet.lbsmd.feedback_socket import FeedbackFactory
 from gridnet.lbsmd.gossip.messages import Address
 from gridnet.lbsmd.gossip.service import Gossip, Secrets
+from gridnet.lbsmd.instance import InstanceLock
 from gridnet.lbsmd.load import LoadBounds, LoadService, SystemSampler, find_formula
 from gridnet.lbsmd.loading import Resolver, Source
 from gridnet.lbsmd.local_services import LocalServices
+from gridnet.lbsmd.log_file import DaemonLog
 from gridnet.lbsmd.notices import Postman, smtp_sender
 from gridnet.lbsmd.order_routing import OrderRouting
 from gridnet.lbsmd.orders import NoCarrier
@@ -73,8 +75,12 @@ class Daemon(MultiService):
         registrations: Registrations,
         capacity: PortCapacity,
         load: LoadService | None,
+        lock: InstanceLock | None,
     ) -> None:
         super().__init__()
+        if lock is not None:
+            # The first to start and the last to stop: a second daemon touches nothing.
+            lock.setServiceParent(self)
         self.local = local
         self.watch = watch
         self.checks = checks
@@ -152,11 +158,12 @@ def make_lbsmd(
     if gossip is not None:
         routing.carrier = gossip
     answers = Answers(site, source, local, checks, penalties, routing)
+    lock = InstanceLock(site.state_dir / config.pid_file) if config.pid_file else None
     registrations = Registrations(local, config, clock.seconds, random.SystemRandom())
     expiring = TimerService(EXPIRE_SECONDS, registrations.expire)
     expiring.clock = clock
     daemon = Daemon(
-        local, watch, checks, penalties, routing, answers, registrations, capacity, load
+        local, watch, checks, penalties, routing, answers, registrations, capacity, load, lock
     )
     expiring.setServiceParent(daemon)
     if config.control:
@@ -175,6 +182,9 @@ def make_lbsmd(
     if gossip is not None:
         daemon.gossip = gossip
         gossip.setServiceParent(daemon)
+    if config.log_file:
+        path = site.config.path(config.log_file)
+        DaemonLog(path, config.log_size, site.reactor).setServiceParent(daemon)
     if config.feedback_socket:
         feedback = _make_socket(
             site, "feedback", config.feedback_socket, config.feedback_mode, FeedbackFactory(routing)
