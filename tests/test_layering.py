@@ -74,6 +74,8 @@ PURE = (
     "launcher/batch/sockets.py",
     "launcher/cgi.py",
     "launcher/complaints.py",
+    "launcher/launcherd/options.py",
+    "launcher/launcherd/statistics.py",
     "launcher/machine.py",
     "launcher/slots.py",
     "launcher/words.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import socket
 from collections.abc import Mapping
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -40,9 +41,30 @@ def tour(addresses: Mapping[str, Any], plan: DemoPlan, out: IO[str]) -> None:
         reply = connection.getresponse()
         print(f"{service}({payload!r}) -> {reply.status} {reply.read()!r}", file=out)
         connection.close()
+    if "firewall" in addresses:
+        _show_ticket(address.hostname or "", address.port, out)
     for name, component in components().items():
         if component.demo_tour and name in addresses:
             load_object(component.demo_tour)(addresses[name], out)
     if "status" in addresses:
         print(f"status page: {addresses['status']}", file=out)
     print(f"site file: {plan.directory / 'site.toml'}; stop with Ctrl-C", file=out, flush=True)
+
+
+def _show_ticket(host: str, port: int | None, out: IO[str]) -> None:
+    """Talk to a server as an outside client does: through the relay, with a ticket."""
+    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_SECONDS)
+    headers = {"Client-Mode": "STATEFUL_CAPABLE", "Accepted-Server-Types": "FIREWALL"}
+    connection.request("GET", "/Service/dispd.cgi?service=Echo", headers=headers)
+    reply = connection.getresponse()
+    reply.read()
+    point = reply.getheader("Connection-Info", "")
+    connection.close()
+    words = point.split()
+    if len(words) != 3:
+        print(f"no way through the relay to Echo: {reply.status}", file=out)
+        return
+    relay, relay_port, ticket = words
+    with socket.create_connection((relay, int(relay_port)), _TIMEOUT_SECONDS) as through:
+        through.sendall(bytes.fromhex(ticket.rstrip("$")) + b"hello, ticket\n")
+        print(f"Echo through {point} -> {through.recv(1000)!r}", file=out)

@@ -11,6 +11,11 @@ COMPONENT = Component(
     demo="gridnet.launcher.demo:section",
     commands=(
         Command(
+            "launcherd",
+            "put one program behind one TCP port",
+            "gridnet.launcher.launcherd.command:main",
+        ),
+        Command(
             "run",
             "run a program as a service of this host, from a batch job",
             "gridnet.launcher.batch.command:main",

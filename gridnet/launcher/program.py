@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -36,6 +37,12 @@ class Job:
     words: Sequence[str]
     environment: Mapping[str, str]
     request_id: str = ""  #: for the log
+
+
+def _children_cpu_seconds() -> float:
+    """What all programs that were collected have taken together."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def confinement(config: LauncherConfig) -> Confinement:
@@ -79,6 +86,7 @@ class Program:
         self._began = self._clock.seconds()
         self._complaints = Complaints(config.stderr_octets_per_second, self._began)
         self.pid = 0
+        self.cpu_seconds = 0.0  #: that it took, once it is over
 
     def _start(self, stdin: Any, stdout: Any) -> None:
         """
@@ -173,7 +181,9 @@ class Program:
         status = status_of(self._popen)
         # Before it is collected, nobody else can have its number.
         self.kill()
+        before = _children_cpu_seconds()
         self._popen.wait()
+        self.cpu_seconds = _children_cpu_seconds() - before
         self._watch.close()
         self._drain_stderr()
         code = 0 if status is None else status

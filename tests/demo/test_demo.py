@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import http.client
+import io
 import json
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from gridnet.control import ask
 from gridnet.demo.command import main
 from gridnet.demo.plan import DemoPlan
+from gridnet.demo.tour import tour
 from tests.integration.demo_process import ROOT, DemoProcess, free_block
 
 
@@ -112,6 +114,16 @@ class DemoSiteTests(SynchronousTestCase):
                 Client_Mode="STATELESS_ONLY",
             )
             self.assertEqual((reply.status, reply.read()), (200, expected), service)
+
+    def test_the_tour_shows_every_way_to_a_service(self) -> None:
+        """Looked up, relayed, and through a ticket."""
+        demo = self.demo
+        plan = DemoPlan(demo.directory, demo.base, demo.directory / "servrc.cfg", "python3")
+        out = io.StringIO()
+        tour(demo.ready, plan, out)
+        self.assertIn("Upper(b'hello, filter\\n') -> 200 b'HELLO, FILTER\\n'", out.getvalue())
+        self.assertRegex(out.getvalue(), r"Echo through 127\.0\.0\.1 \d+ \w{8} -> b'hello, ticket")
+        self.assertIn(demo.ready["status"], out.getvalue())
 
     def test_the_status_listener_shows_the_services(self) -> None:
         """HTML for people, JSON for programs, metrics, health."""

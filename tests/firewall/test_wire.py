@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +33,7 @@ from gridnet.firewall.wire import (
 )
 from tests.hypothesis_profile import examples
 
+VECTORS = Path(__file__).parent.parent / "vectors" / "firewall"
 ADDRESSES = st.tuples(*[st.integers(0, 255)] * 4).map(lambda parts: ".".join(map(str, parts)))
 NAMES = st.text("abcXYZ019_-./", max_size=112)
 
@@ -57,6 +59,18 @@ class OpeningTests(SynchronousTestCase):
         reader = OpeningReader()
         self.assertEqual(reader.receive(b"\x12\x34\x56\x78"), TicketPresented(0x12345678))
         self.assertEqual(reader.excess, b"")
+
+    def test_released_clients_send_what_they_were_told(self) -> None:
+        """The number of ``Connection-Info``, as libncbi6 and BLAST+ have sent it."""
+        for name, number in (
+            ("firewall.c-3", 0x5FE41056),
+            ("firewall.cxx-3", 0x411C8462),
+            ("ncbid-stateful.c-2", 0x3986522D),
+            ("ncbid-stateful.cxx-2", 0x7383610C),
+        ):
+            octets = (VECTORS / f"{name}.ticket").read_bytes()
+            self.assertEqual(ticket_octets(number), octets)
+            self.assertEqual(OpeningReader().receive(octets), TicketPresented(number))
 
     def test_what_follows_the_ticket_is_the_clients(self) -> None:
         reader = OpeningReader()

@@ -1,0 +1,1 @@
+"""One filter behind one TCP port, without a web server (docs/protocols/launcher.rst, 6)."""
