@@ -50,14 +50,16 @@ class Element(Mapping[str, Any]):
     :ivar layout: the attribute names.
     :ivar values_: the values, in the order of the layout.
     :ivar encoded: room for a wire codec to keep its octets: one element goes to many clients.
+    :ivar weight: about how many octets it occupies, once :func:`weigh` has been asked.
     """
 
-    __slots__ = ("encoded", "layout", "values_")
+    __slots__ = ("encoded", "layout", "values_", "weight")
 
     def __init__(self, layout: Layout, values: Iterable[Any]) -> None:
         self.layout = layout
         self.values_: tuple[Any, ...] = tuple(values)
         self.encoded: bytes | None = None
+        self.weight = 0
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> Element:
@@ -115,9 +117,10 @@ class ElementList(Sequence[Element]):
     :ivar layout: layout of all of them, where the source has one for the list as a whole.
     :ivar name: what the source calls the list; travels with it, means nothing.
     :ivar changed: a mark that travels with it, too.
+    :ivar weight: about how many octets it occupies, once :func:`weigh` has been asked.
     """
 
-    __slots__ = ("changed", "elements", "layout", "name")
+    __slots__ = ("changed", "elements", "layout", "name", "weight")
 
     def __init__(
         self,
@@ -130,6 +133,7 @@ class ElementList(Sequence[Element]):
         self.layout = layout
         self.name = name
         self.changed = changed
+        self.weight = 0
 
     @overload
     def __getitem__(self, index: int) -> Element: ...
@@ -284,17 +288,27 @@ class Event:
 
 def weigh(value: Any) -> int:
     """About how many octets *value* occupies; shared strings count each time."""
-    if isinstance(value, ElementList):
-        return 100 + sum(map(weigh, value.elements))
-    if isinstance(value, Element):
-        return 80 + sum(map(weigh, value.values_))
-    if isinstance(value, str):
+    kind = type(value)
+    if kind is str:
         return 60 + len(value)
+    if kind in _SCALARS:
+        return 8
+    if isinstance(value, ElementList):
+        if not value.weight:
+            value.weight = 100 + sum(map(weigh, value.elements))
+        return value.weight
+    if isinstance(value, Element):
+        if not value.weight:
+            value.weight = 80 + sum(map(weigh, value.values_))
+        return value.weight
     if isinstance(value, (list, tuple)):
         return 60 + sum(map(weigh, value))
     if isinstance(value, Mapping):
         return 200 + sum(weigh(k) + weigh(v) for k, v in value.items())
     return 8
+
+
+_SCALARS = frozenset((int, float, bool, type(None)))
 
 
 @frozen

@@ -18,6 +18,7 @@ from attrs import frozen
 from gridnet.errors import RemoteProtocolError
 from gridnet.mirror.catalogue import OBLIGATORY, OwnCatalogue
 from gridnet.mirror.filters import Chosen, Operator, What, Where
+from gridnet.mirror.master import Run
 from gridnet.mirror.model import (
     Action,
     Element,
@@ -269,13 +270,21 @@ def pack_report(report: Report, catalogue: OwnCatalogue) -> list[bytes]:
     """
     The frame of a report, in pieces; what an event says is encoded once for all clients.
     """
+
+    def pack_event(event: Event) -> Sequence[bytes]:
+        return _event_pieces(event, catalogue)
+
     pieces = [b'{"report":%d,"events":[' % report.first]
-    first = True
-    for event in report:
-        if not first:
+    for part in report.parts:
+        if len(pieces) > 1 and part:
             pieces.append(b",")
-        first = False
-        pieces += _event_pieces(event, catalogue)
+        if isinstance(part, Run):
+            pieces += part.pieces(_ENCODED, pack_event, b",")
+        else:
+            for place, event in enumerate(part):
+                if place:
+                    pieces.append(b",")
+                pieces += pack_event(event)
     pieces.append(b"]}")
     length = sum(map(len, pieces))
     return [_LENGTH.pack(length), *pieces]
