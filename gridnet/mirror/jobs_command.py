@@ -30,6 +30,8 @@ JOB_ATTRIBUTES = (
     "JB_type",
     "JB_pe",
     "JB_pe_range",
+    "JB_jid_predecessor_list",
+    "JB_ja_ad_predecessor_list",
     "JB_ja_structure",
     *PENDING_RANGES,
     "JB_ja_template",
@@ -132,7 +134,9 @@ def rows_of_job(job: Mapping[str, Any]) -> Iterator[Row]:
         )
     template = (job.get("JB_ja_template") or [{}])[0]
     waiting: dict[str, list[str]] = {}
+    waits_for_others = job.get("JB_jid_predecessor_list") or job.get("JB_ja_ad_predecessor_list")
     for attribute, state in _HOLDS.items():
+        state = "hqw" if waits_for_others else state
         for text in _ranges(job, attribute):
             known = waiting.setdefault(state, [])
             if text not in known:
@@ -153,11 +157,11 @@ def row_of_own(job: Element) -> Row:
     return Row(
         str(job[OWN_KEY]),
         0.0,
-        str(job.get("name") or ""),
+        str(job.get("type") or ""),
         str(job.get("owner") or ""),
         str(job.get("state") or ""),
-        int(job.get("since") or 0),
-        str(job.get("destination") or ""),
+        int(job.get("updated") or 0),
+        "",
         0,
         "",
     )

@@ -6,9 +6,11 @@ Skipped where Grid Engine is not installed; under continuous integration it has 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import mkdtemp
@@ -25,6 +27,8 @@ from twisted.internet.utils import getProcessOutputAndValue
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
+from gridnet.interfaces import IObjectSource
+from gridnet.lbproxy.deferred_client import DeferredContext
 from gridnet.mirror.catalogue import GRID_ENGINE
 from gridnet.mirror.follow import MirrorService
 from gridnet.mirror.gridengine.cell import read_cell
@@ -35,6 +39,8 @@ from gridnet.mirror.keeper import MasterService
 from gridnet.mirror.mirror import Mirror
 from gridnet.mirror.model import Element, ElementList, Event, Registration
 from gridnet.table.address_range import AddressRanges
+from tests.integration.demo_process import ROOT
+from tests.lbproxy.running import RunningProxy
 from tests.mirror.cell import PROGRAMS, ClientFiles, PrivateCell, free_ports, why_not
 from tests.mirror.recording import RecordingProxy
 
@@ -48,8 +54,8 @@ ARRAYS = (10, 5)
 RUNNING = (0x80, 0x200)
 
 
-class QeventProcess(ProcessProtocol):
-    """An unmodified ``qevent``."""
+class ChildProcess(ProcessProtocol):
+    """A process that runs beside a test: an unmodified ``qevent``, mostly."""
 
     def __init__(self) -> None:
         self.output = ""
@@ -78,10 +84,13 @@ class GridEngineTestCase(TestCase):
     def setUp(self) -> None:
         self.directory = Path(mkdtemp(prefix="gridnet-qevent-"))
 
-    def qevent(self, environment: dict[str, str], *arguments: str) -> QeventProcess:
+    def qevent(self, environment: dict[str, str], *arguments: str) -> ChildProcess:
         """Start ``qevent``; it is killed after the test."""
-        protocol = QeventProcess()
-        program = str(PROGRAMS / "qevent")
+        return self.spawn(environment, str(PROGRAMS / "qevent"), *arguments)
+
+    def spawn(self, environment: dict[str, str], program: str, *arguments: str) -> ChildProcess:
+        """Start a process whose output is collected; it is killed after the test."""
+        protocol = ChildProcess()
         reactor.spawnProcess(
             protocol, program, [program, *arguments], environment, str(self.directory)
         )
@@ -173,7 +182,12 @@ class QmasterTests(GridEngineTestCase):
             ended = len(re.findall(r"^JOB_FINISH ", qevent.output, re.MULTILINE))
             return ended == SINGLE_JOBS + sum(ARRAYS) and self.no_jobs(mirror)
 
+        everything = self.mirror()
+        everything.subscribe("ALL")
+        everything.startService()
+        await everything.when_current("JOB", "CQUEUE", "EXECHOST")
         await self.submit()
+        await self.change_queue_and_host()
         await self.until(finished)
         await self.until(lambda: len(seen) == len(proxy.events), 10)
 
@@ -184,6 +198,20 @@ class QmasterTests(GridEngineTestCase):
         self.assertEqual([event.number for event in seen], list(range(1, len(seen) + 1)))
         self.assertEqual(self.told(seen), self.printed(qevent.output))
         self.assertEqual(SGE.unknown, set())
+        # Neither saw the queue and the host change; whoever asks for everything did.
+        await self.until(lambda: self.no_jobs(everything))
+        await self.compare(everything)
+        (host,) = [e for e in everything.mirror.list("EXECHOST") if e["EH_name"] == self.cell.host]
+        values = {v["CE_name"]: v["CE_stringval"] for v in host["EH_consumable_config_list"]}
+        self.assertEqual(values, {"slots": "39"})
+
+    async def change_queue_and_host(self) -> None:
+        """In the middle of it all: a queue disabled, enabled and resized, another one, a host."""
+        await self.run_("qmod", "-d", "all.q")
+        await self.run_("qconf", "-Aq", self.cell.write("new", self.cell.queue_text("extra.q", 3)))
+        await self.run_("qmod", "-e", "all.q")
+        await self.run_("qconf", "-mattr", "queue", "slots", "38", "all.q")
+        await self.run_("qconf", "-mattr", "exechost", "complex_values", "slots=39", self.cell.host)
 
     @staticmethod
     def printed(output: str) -> list[str]:
@@ -240,6 +268,88 @@ class QmasterTests(GridEngineTestCase):
         await self.run_("qdel", "1")  # the held array; the execution daemon is not back yet
         await self.until(lambda: len(mirror.mirror.list("JOB")) == 2)
         await self.compare(mirror)
+
+    def test_the_commands_show_what_qstat_shows_and_run_what_they_are_told(self) -> Deferred[None]:
+        """``gridnet jobs`` beside ``qstat``; ``gridnet mirror`` lists, follows and triggers."""
+        return Deferred.fromCoroutine(self._commands())
+
+    async def gridnet(self, *words: str) -> str:
+        """One of gridnet's commands."""
+        out, err, status = await getProcessOutputAndValue(
+            sys.executable, ("-m", "gridnet.cli", *words), {"PYTHONPATH": str(ROOT)}
+        )
+        self.assertEqual(status, 0, (words, out, err))
+        return out.decode("utf-8", "replace")
+
+    async def _commands(self) -> None:
+        source = ("--source", f"gridengine://127.0.0.1:{self.cell.port}{self.cell.common}")
+        script = self.directory / "ended"
+        script.write_text('#!/bin/sh\necho "$@"\n')
+        script.chmod(0o755)
+        words = ("mirror", "trigger", *source, "--count", "2", "JB_END", str(script))
+        trigger = self.spawn({"PYTHONPATH": str(ROOT)}, sys.executable, "-m", "gridnet.cli", *words)
+        watching = self.mirror()
+        watching.subscribe("JOB")
+        watching.subscribe("JATASK")
+        watching.startService()
+        quiet = ("-b", "y", "-shell", "n", "-o", "/dev/null", "-e", "/dev/null")
+        await self.run_("qsub", *quiet, "-h", "-N", "held", "-t", "1-7:2", "true")
+        await self.run_("qsub", *quiet, "-N", "long", "sleep", "600")
+        await self.run_("qsub", *quiet, "-N", "never", "-hold_jid", "long", "true")
+        await self.until(lambda: self.running(watching) == {"long"})
+        told: list[tuple[str | None, ...]] = []
+        while ("2", "long", "r") not in told:  # it is on its way to its host for a moment
+            document = ElementTree.fromstring(await self.run_("qstat", "-xml", "-u", "*"))
+            names = ("JB_job_number", "JB_name", "state")
+            rows = document.iter("job_list")
+            told = sorted(tuple(map(row.findtext, names)) for row in rows)
+        shown = json.loads(await self.gridnet("jobs", *source, "--json"))
+        self.assertEqual(sorted((r["job"], r["name"], r["state"]) for r in shown), told)
+        queues = [(row["name"], row["queue"]) for row in shown if row["state"] == "r"]
+        self.assertEqual(queues, [("long", f"all.q@{self.cell.host}")])
+        listed = await self.gridnet("mirror", "list", *source, "CQUEUE", "--what", "CQ_name")
+        self.assertEqual(listed, "all.q\n")
+        await self.run_("qsub", *quiet, "-N", "short", "-t", "1-2", "true")
+        await trigger.ended
+        lines = sorted(line for line in trigger.output.splitlines() if line.startswith("JB"))
+        self.assertEqual(lines, ["JB_END 4 1", "JB_END 4 2"])
+        await self.run_("qdel", "2")
+
+    def test_jobs_of_a_qmaster_become_jobs_of_the_lb_proxy(self) -> Deferred[None]:
+        """The example in the documentation, as it stands there."""
+        return Deferred.fromCoroutine(self._jobs_into_lb_proxy())
+
+    async def _jobs_into_lb_proxy(self) -> None:
+        proxy = RunningProxy()
+        await proxy.start()
+        self.addCleanup(lambda: Deferred.fromCoroutine(proxy.stop()))
+        program = str(ROOT / "docs" / "examples" / "qmaster_to_lbproxy.py")
+        source = f"gridengine://127.0.0.1:{self.cell.port}{self.cell.common}"
+        quiet = ("-b", "y", "-shell", "n", "-o", "/dev/null", "-e", "/dev/null")
+        await self.run_("qsub", *quiet, "-h", "-N", "early", "true")
+        example = self.spawn(
+            {"PYTHONPATH": str(ROOT)}, sys.executable, program, source, proxy.store, proxy.serve
+        )
+        source_of_jobs = proxy.site.find(IObjectSource, "jobs")
+
+        def states() -> dict[str, str]:
+            rows = source_of_jobs.snapshot().items()
+            return {key.rpartition("-")[2]: row["state"] for key, row in rows}
+
+        await self.until(lambda: states() == {"1.1": "Submitted"})
+        await self.run_("qsub", *quiet, "-N", "good", "-t", "1-3", "true")
+        await self.run_("qsub", *quiet, "-N", "bad", "false")
+        await self.run_("qsub", *quiet, "-N", "long", "sleep", "600")
+        finished = {f"2.{task}": "Done" for task in (1, 2, 3)} | {"3.1": "Done"}
+        await self.until(lambda: states() == {"1.1": "Submitted", "4.1": "Running", **finished})
+        await self.run_("qdel", "1", "4")
+        await self.until(lambda: states()["1.1"] == "Cancelled")
+        await self.until(lambda: states()["4.1"] in ("Done", "Cancelled"))
+        log = DeferredContext(reactor, store=proxy.store, serve=proxy.serve, user="root")
+        events = await log.job_log("https://gridengine.invalid:9000/gridengine-3.1")
+        self.assertEqual([event.event for event in events], ["RegJob", "Running", "Done"])
+        self.assertIn("FAILED", events[-1].fields.values())
+        await example.kill()
 
     @staticmethod
     def running(mirror: MirrorService) -> set[str]:
