@@ -23,6 +23,7 @@ from gridnet.status.report import entry_report, host_report
 from gridnet.table.address import canonical_address
 from gridnet.table.affinity import Affinity
 from gridnet.table.explain import Factors, Question, candidate, explain
+from gridnet.table.heap import HEAP_VERSION
 from gridnet.table.model import Entry
 from gridnet.table.selection import Lottery, is_standby, standby_order
 from gridnet.table.server_info import (
@@ -75,6 +76,7 @@ class Answers:
             "started_at": self.started_at,
             "pid": os.getpid(),
             "config": str(self._source.main),
+            "heap_version": ".".join(map(str, HEAP_VERSION)),
             "serial": table.serial,
             "heap": None if self.heap is None else dict(self.heap()),
             "hosts": [{**host_report(host, now), "zone": host.zone} for host in table.hosts()],
@@ -92,7 +94,7 @@ class Answers:
         return {
             "service": asked.service,
             "chosen": [write(self._told(each)) for each in self._draw(found, asked)],
-            "servers": [_factors(each) for each in found],
+            "servers": [{**_factors(each), **self._standing(each.entry)} for each in found],
         }
 
     def feedback(self, question: Mapping[str, Any]) -> Deferred[str]:
@@ -116,18 +118,38 @@ class Answers:
             "interzone": info.interzone,
             "zone": entry.zone,
             "launcher": entry.launcher,
+            "error": self._error(entry),
+        }
+        return report | self._standing(entry)
+
+    def _error(self, entry: Entry) -> str:
+        """Why readers cannot use *entry* as it is stored; empty: they can."""
+        needs_host = not entry.static and entry.info.rate != 0.0
+        if needs_host and self._site.table.host(entry.info.host) is None:
+            return f"host {entry.info.host} is not in the table"
+        return ""
+
+    def _standing(self, entry: Entry) -> dict[str, Any]:
+        """What made *entry* what it is, if that is ours: checks, ports, people."""
+        service = self._local.get(entry.key)
+        if service is None or entry.owner != self._local.address:
+            return {}
+        found: dict[str, Any] = {
+            "configured_rate": service.configured.info.rate,
+            "availability": service.standing.availability,
         }
         check = None if self._checks is None else self._checks.check(entry.key)
-        if check is not None and entry.owner == self._local.address:
-            report["check"] = {
+        if check is not None:
+            found["check"] = {
                 "state": check.verdict.state.value,
+                "percent": check.verdict.percent,
                 "reason": check.reason,
                 "checked_at": check.checked_at,
                 "due_at": check.due_at,
             }
-        kept = self._penalties.kept(entry.key) if entry.owner == self._local.address else None
+        kept = self._penalties.kept(entry.key)
         if kept is not None:
-            report["asked"] = {
+            found["asked"] = {
                 "penalty": kept.penalty.percent,
                 "penalty_ends_at": kept.penalty.ends_at(),
                 "penalized_by": kept.penalized_by,
@@ -137,7 +159,7 @@ class Answers:
                 "rerated_by": kept.rerated_by,
                 "rerate_reason": kept.rerate_reason,
             }
-        return report
+        return found
 
     def _question(self, asked: Mapping[str, Any]) -> Question:
         """

@@ -16,8 +16,9 @@ from attrs import frozen
 
 from gridnet.table.server_info import format_connection_point, format_number, format_rate
 
-#: Marks behind a name that is cut, has more to tell, or both; a host that is not in the table.
-_CUT, _MORE, _BOTH, _NO_HOST = ">", "+", "*", "#"
+#: Marks behind a name that is cut, has more to tell, or both; of a server whose host is not in the
+#: table, or that is stored with an error; before the times of hosts: was away, of a past year.
+_CUT, _MORE, _BOTH, _NO_HOST, _ERROR, _RETURNED, _PAST = ">", "+", "*", "#", "!", "~", "+"
 
 Facts = Mapping[str, Any]
 
@@ -32,6 +33,7 @@ class View:
     figures: bool = False  #: also the raw figures of hosts
     more: bool = False  #: also what stands behind the marks
     dead_only: bool = False  #: only services that nobody is given
+    returned: frozenset[str] = frozenset()  #: hosts that were away and came back while watching
 
 
 @frozen
@@ -79,7 +81,7 @@ def _title(table: Facts, width: int) -> list[str]:
     up = int(table["time"] - table["started_at"]) // 60
     place = f" {table['address']} ({up // 60:02d}:{up % 60:02d}) "
     begin = f"{now:%m/%d/%y %H:%M:%S} "
-    end = f" [{table['zone']:#x}] V{table['version']}"
+    end = f" [{table['zone']:#x}] V{table['heap_version']}"
     room = max(0, width - len(begin) - len(place) - len(end))
     left = room // 2
     return [
@@ -111,7 +113,7 @@ def _host_lines(hosts: Sequence[Facts], view: View, widths: _Widths, now: float)
         lines.append(
             f"{_name(host['address'], widths.host, bool(environment) and not view.more)}"
             f"{task:>8} {_figure(host, 'load', 2, 6)} {_figure(host, 'load_blast', 2, 6)}"
-            f"{_joined(host, now)} {_figure(host, 'status', 2, 8)}"
+            f"{_joined(host, now, view)} {_figure(host, 'status', 2, 8)}"
             f" {_figure(host, 'status_blast', 2, 8)}"
         )
         if view.figures:
@@ -125,13 +127,14 @@ def _host_lines(hosts: Sequence[Facts], view: View, widths: _Widths, now: float)
     return lines
 
 
-def _joined(host: Facts, now: float) -> str:
+def _joined(host: Facts, now: float, view: View) -> str:
     joined = host.get("joined_at")
     if joined is None:
         return "-".rjust(12)
     moment = datetime.fromtimestamp(joined)
-    # A plus marks a date of a past year.
-    mark = "+" if moment.year < datetime.fromtimestamp(now).year else " "
+    mark = _PAST if moment.year < datetime.fromtimestamp(now).year else " "
+    if host["address"] in view.returned:
+        mark = _RETURNED
     return f"{mark}{moment:%m/%d %H:%M}"
 
 
@@ -149,8 +152,8 @@ def _service_lines(
         seconds = service["time"] if left is None else int(left)
         point = format_connection_point(service["host"], service["port"])
         mark = _CUT if len(point) > widths.point else " "
-        if view.wide and mark == " " and service["host"] not in known:
-            mark = _NO_HOST
+        if view.wide and mark == " ":
+            mark = _ERROR if service["error"] else " " if service["host"] in known else _NO_HOST
         bonus = service["bonus"]
         lines.append(
             f"{_name(service['service'], widths.service, False)}"
@@ -184,12 +187,38 @@ def _more(service: Facts) -> list[str]:
         lines.append(", ".join(flags))
     if service["penalty"]:
         lines.append(f"penalty: {format_number(service['penalty'], 1)} percent")
+    if service["error"]:
+        lines.append(f"error: {service['error']}")
+    lines += standing_lines(service)
     check = service.get("check")
     if check is not None and (check["reason"] or check["state"] != "up"):
         lines.append(
             f"check: {check['state']}" + (f", {check['reason']}" if check["reason"] else "")
         )
     return lines
+
+
+def standing_lines(service: Facts) -> list[str]:
+    """Who or what has changed a server of the daemon's own host since it was configured."""
+    lines = []
+    asked = service.get("asked")
+    if asked is not None and asked["penalized_by"]:
+        ends = datetime.fromtimestamp(asked["penalty_ends_at"])
+        lines.append(
+            f"penalty of {asked['penalty']:g} percent until {ends:%Y-%m-%d %H:%M:%S}, "
+            f"by {_who(asked['penalized_by'], asked['penalty_reason'])}"
+        )
+    if asked is not None and asked["rerated_by"]:
+        rate = "reserved" if asked["reserved"] else f"base rate {asked['rate']:g}"
+        lines.append(f"{rate}, by {_who(asked['rerated_by'], asked['rerate_reason'])}")
+    availability = service.get("availability", 1.0)
+    if availability < 1.0:
+        lines.append(f"free capacity of its port: {availability:.1%}")
+    return lines
+
+
+def _who(name: str, reason: str) -> str:
+    return f"{name}: {reason}" if reason else name
 
 
 def _foot(table: Facts, hosts: int, services: int) -> list[str]:

@@ -6,15 +6,17 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from attrs import evolve
 
 from gridnet.config import SiteConfig, read
 from gridnet.control import ask
 from gridnet.errors import ConfigError, GridnetError
 from gridnet.lbsmd.config import LbsmdConfig
-from gridnet.lbsmd.listing import View, render
+from gridnet.lbsmd.listing import View, render, standing_lines
 
 #: Site file that the tools read when nothing is said.
 DEFAULT_SITE_FILE = Path("site.toml")
@@ -108,6 +110,27 @@ def _lbsmc_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class HostWatch:
+    """Notices hosts that go away and come back."""
+
+    def __init__(self) -> None:
+        self._there: frozenset[str] | None = None
+        self._gone: frozenset[str] = frozenset()
+        self._returned: frozenset[str] = frozenset()
+
+    def see(self, addresses: Iterable[str]) -> frozenset[str]:
+        """
+        The hosts that are there now are *addresses*.
+
+        :returns: those of them that were away at some look since the first.
+        """
+        now = frozenset(addresses)
+        self._returned |= self._gone & now
+        self._gone = (self._gone | (self._there or now)) - now
+        self._there = now
+        return self._returned & now
+
+
 def lbsmc(arguments: Sequence[str]) -> int:
     """``gridnet lbsmc``."""
     parser = _lbsmc_parser()
@@ -126,12 +149,14 @@ def lbsmc(arguments: Sequence[str]) -> int:
 
     def work() -> None:
         path = control_path(options.config, options.control)
+        watch = HostWatch()
         while True:
             table = ask(path, {"ask": "table"})
             if options.json:
                 print(json.dumps(table))
                 return
-            text = "\n".join(render(table, view))
+            returned = watch.see(host["address"] for host in table["hosts"])
+            text = "\n".join(render(table, evolve(view, returned=returned)))
             again = options.period > 0 and not options.once
             print(f"{_CLEAR if again and sys.stdout.isatty() else ''}{text}", flush=True)
             if not again:
@@ -205,6 +230,15 @@ def explanation(answer: Mapping[str, Any]) -> list[str]:
     for server in servers:
         lines.append(f"  {server['server']}")
         factors = [f"base rate {server['base_rate']:g}"]
+        configured = server.get("configured_rate", server["base_rate"])
+        if configured != server["base_rate"]:
+            factors[0] += f" (configured {configured:g})"
+        check = server.get("check")
+        if check is not None:
+            text = f"checks: {check['state']}"
+            if check["percent"] != 100:
+                text += f" at {check['percent']} percent"
+            factors.append(f"{text}, {check['reason']}" if check["reason"] else text)
         if server["host_status"] is not None:
             factors.append(f"host status {server['host_status']:g} / 1000")
         elif server["static"]:
@@ -217,6 +251,7 @@ def explanation(answer: Mapping[str, Any]) -> list[str]:
         if server["affinity"] is not None:
             factors.append(f"affinity {server['affinity']}")
         lines.append("    " + ", ".join(factors))
+        lines += [f"    {line}" for line in standing_lines(server)]
         if server["ruled_out"]:
             lines.append(f"    not handed out: {server['ruled_out']}")
         else:

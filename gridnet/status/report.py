@@ -7,8 +7,10 @@ from math import isinf
 from typing import Any
 
 from gridnet.site import Site
-from gridnet.table.model import Entry, Host
+from gridnet.table.model import Entry, Host, HostFacts
 from gridnet.table.selection import status
+
+_NOTHING_TOLD = HostFacts()
 
 
 def _seconds_left(expires_at: float, now: float) -> float | None:
@@ -39,13 +41,41 @@ def entry_report(entry: Entry, host: Host | None, now: float) -> Mapping[str, An
 
 
 def host_report(host: Host, now: float) -> Mapping[str, Any]:
-    """One host."""
+    """One host; figures of its load as far as it has told any."""
+    told = {} if host.facts == _NOTHING_TOLD else _facts_report(host.facts)
     return {
         "address": host.address,
         "status": host.status,
         "status_blast": host.status_blast,
         "environment": [f"{name}={value}" for name, value in host.environment],
         "seconds_left": _seconds_left(host.expires_at, now),
+        **told,
+    }
+
+
+def _facts_report(facts: HostFacts) -> Mapping[str, Any]:
+    page_mb = facts.page_octets / (1 << 20)
+    return {
+        "load": facts.load,
+        "load_blast": facts.load_instant,
+        "tasks": facts.tasks,
+        "processors": facts.processors,
+        "processor_units": facts.processor_units,
+        "clock_ghz": round(facts.clock_ghz, 3),
+        "memory_mb": round(facts.ram_pages * page_mb, 1),
+        "memory_cache_mb": round(facts.cache_pages * page_mb, 1),
+        "memory_free_mb": round(facts.free_pages * page_mb, 1),
+        "swap_mb": round(facts.swap_pages * page_mb, 1),
+        "swap_free_mb": round(facts.free_swap_pages * page_mb, 1),
+        "ports": {str(port): used for port, used in facts.ports},
+        "kernel": ".".join(map(str, facts.kernel)),
+        "daemon_version": ".".join(map(str, facts.daemon_version)),
+        "booted_at": facts.booted_at,
+        "started_at": facts.started_at,
+        "joined_at": facts.joined_at,
+        "hosts_seen": facts.hosts_seen,
+        "hosts_known": facts.hosts_known,
+        "alerts": facts.alerts,
     }
 
 

@@ -8,6 +8,7 @@ import os
 import socket
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,14 @@ from gridnet.control import (
 )
 from gridnet.errors import RemoteProtocolError
 from gridnet.lbsmd.config import LbsmdConfig
+from gridnet.lbsmd.feedback import parse_argument
 from gridnet.lbsmd.listing import View, render
+from gridnet.lbsmd.orders import Asker, Order
 from gridnet.lbsmd.service import Daemon, make_lbsmd
-from gridnet.lbsmd.tools import explanation, lbsmc, resolve
+from gridnet.lbsmd.tools import HostWatch, explanation, lbsmc, resolve
 from gridnet.site import Site
+from gridnet.table.model import Entry, HostFacts
+from gridnet.table.server_info import parse as parse_descriptor
 from tests.hypothesis_profile import examples
 
 DEFINITIONS = """\
@@ -114,6 +119,7 @@ class DaemonCase(SynchronousTestCase):
         daemon = make_lbsmd(config, self.site, run_in_thread=maybeDeferred)
         assert isinstance(daemon, Daemon)
         self.answers = daemon.answers
+        self.daemon = daemon
 
     def ask(self, **members: Any) -> Any:
         """The answer to a look-up, as the tool gets it."""
@@ -140,7 +146,7 @@ class TableTests(DaemonCase):
         lines = self.show()
         self.assertTrue(lines[0].startswith("LBSMC - Load Balancing Service Mapping Client "))
         self.assertIn(" 10.0.0.1 (00:00) ", lines[1])
-        self.assertIn("[0x300]", lines[1])
+        self.assertTrue(lines[1].endswith(" [0x300] V1.3"), lines[1])
         self.assertEqual(
             " ".join(lines[2].split()),
             "Hostname/IPaddr Task/CPU LoadAv LoadBl Joined Status StatBl",
@@ -187,6 +193,69 @@ class TableTests(DaemonCase):
         rows = {line.split()[0]: line for line in self.show(wide=True)[6:]}
         self.assertIn("10.1.1.3:80" + " " * 36 + "#", rows["Beta"])
         self.assertNotIn("#", rows["Gone"])
+
+    def test_the_figures_of_a_loaded_host(self) -> None:
+        """As they are in the table."""
+        facts = HostFacts(
+            load=0.06,
+            load_instant=0.03,
+            tasks=151,
+            processors=4,
+            ram_pages=256,
+            joined_at=self.reactor.seconds() - 60,
+        )
+        self.daemon.local.tell_load(397.62, 3973.51, facts)
+        joined = datetime.fromtimestamp(facts.joined_at)
+        self.assertEqual(
+            self.show()[3].split(),
+            [
+                *("10.0.0.1", "+", "151/4", "0.06", "0.03"),
+                *(f"{joined:%m/%d}", f"{joined:%H:%M}", "397.62", "3973.51"),
+            ],
+        )
+        self.assertIn("    memory_mb: 1.0", self.show(figures=True))
+
+    def test_marks_of_times(self) -> None:
+        """A date of a past year; a host that was away and came back while somebody watched."""
+        past = HostFacts(tasks=1, joined_at=self.reactor.seconds() - 400 * 86400)
+        self.daemon.local.tell_load(1.0, 1.0, past)
+        joined = datetime.fromtimestamp(past.joined_at)
+        self.assertIn(f"+{joined:%m/%d %H:%M}", self.show()[3])
+        returned = frozenset({"10.0.0.1"})
+        self.assertIn(f"~{joined:%m/%d %H:%M}", self.show(returned=returned)[3])
+        watch = HostWatch()
+        for there, marked in ((("a", "b"), ""), (("b",), ""), (("a", "b"), "a"), (("b",), "")):
+            self.assertEqual(watch.see(there), frozenset(marked))
+        self.assertEqual(watch.see("abc"), {"a"})
+
+    def test_a_server_that_readers_cannot_use_is_marked(self) -> None:
+        """In wide rows; further information says why."""
+        info = parse_descriptor("STANDALONE 10.7.7.7:7 R=5 T=30")
+        self.site.table.put(Entry("Odd", info, "10.0.0.1"))
+        (row,) = [line for line in self.show(wide=True) if line.startswith("Odd")]
+        self.assertIn("10.7.7.7:7" + " " * 37 + "!", row)
+        lines = [line.strip() for line in self.show(more=True)]
+        self.assertIn("error: host 10.7.7.7 is not in the table", lines)
+
+    def test_who_has_changed_a_server(self) -> None:
+        """Penalties, base rates and ports, behind the plus and in explanations."""
+        for request, why in (
+            ("Alpha ANY 10.1.1.1:7 50 100", ""),
+            ("Alpha RERATE ANY 10.1.1.2:7 20", ""),
+            ("Gone RERATE ANY RESERVE", "spare"),
+        ):
+            order = Order(parse_argument(request), Asker("root"), why)
+            self.successResultOf(self.daemon.penalties.carry_out(order))
+        self.daemon.local.offer(9, 0.25)
+        lines = [line.strip() for line in self.show(more=True)]
+        self.assertIn("reserved, by root: spare", lines)
+        self.assertIn("base rate 20, by root", lines)
+        self.assertIn("free capacity of its port: 25.0%", lines)
+        self.assertTrue(any(line.startswith("penalty of 50 percent until ") for line in lines))
+        text = "\n".join(explanation(self.ask(service="Alpha")))
+        self.assertIn("base rate 20 (configured 3000)", text)
+        self.assertIn("penalty 50 percent", text)
+        self.assertIn("by root", text)
 
 
 class ResolveTests(DaemonCase):
