@@ -28,7 +28,8 @@ class Standing:
     """What has come over a server since it was configured."""
 
     verdict: Verdict = UP  #: of all its checks together
-    penalty: float = 0.0  #: percent
+    penalty: float = 0.0  #: percent that people have asked for
+    own_penalty: float = 0.0  #: percent that a registered server asks for itself
     base_rate: float | None = None  #: set by somebody; None: as configured
     reserved: bool = False  #: kept aside by somebody
     availability: float = 1.0  #: part of its port's capacity that is free, 0..1
@@ -69,7 +70,7 @@ class LocalService:
         return evolve(
             entry,
             info=evolve(entry.info, rate=rate),
-            penalty=standing.penalty,
+            penalty=max(standing.penalty, standing.own_penalty),
             reserved=standing.reserved or verdict.state is State.RESERVED,
         )
 
@@ -231,6 +232,10 @@ class LocalServices:
         self._change(key, lambda standing: evolve(standing, penalty=percent))
         for asked in tuple(self._watchers):
             asked(key, False)
+
+    def penalize_itself(self, key: Key, percent: float) -> None:
+        """That server asks for a penalty of *percent* itself, beside that of people."""
+        self._change(key, lambda standing: evolve(standing, own_penalty=percent))
 
     def rerate(self, key: Key, rate: float | None, reserved: bool = False) -> None:
         """

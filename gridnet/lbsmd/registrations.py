@@ -157,7 +157,7 @@ class Registrations:
         self._by_key[lease.key] = lease
         self._per_user[uid] += 1
         if penalty is not None:
-            self._local.penalize(lease.key, penalty)
+            self._local.penalize_itself(lease.key, penalty)
         self._log.info(
             "{service} at port {port} registered by user {uid}",
             service=record.name,
@@ -190,8 +190,8 @@ class Registrations:
         if rate is not None and rate != entry.info.rate:
             changed = evolve(entry, info=evolve(entry.info, rate=rate))
             self._local.register(evolve(service, configured=changed))
-        if penalty is not None and penalty != service.standing.penalty:
-            self._local.penalize(lease.key, penalty)
+        if penalty is not None and penalty != service.standing.own_penalty:
+            self._local.penalize_itself(lease.key, penalty)
         return {"lease_seconds": lease.lease_seconds}
 
     def deregister(self, question: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -119,6 +119,17 @@ class LeaseTests(RegistrationCase):
         (entry,) = self.entries()
         self.assertEqual((entry.info.rate, entry.penalty), (0.0, 0.0))
 
+    def test_a_server_cannot_lift_a_penalty_of_people(self) -> None:
+        """The greater of the two counts."""
+        token = self.register("Born STANDALONE :7000")["token"]
+        key = self.entries()[0].key
+        self.local.penalize(key, 100.0)
+        self.renew(token, penalty=0)
+        self.assertEqual(self.entries()[0].penalty, 100.0)
+        self.renew(token, penalty=30)
+        self.local.penalize(key, 0.0)
+        self.assertEqual(self.entries()[0].penalty, 30.0)
+
     def test_a_server_may_be_born_with_a_penalty(self) -> None:
         """So that it is known before it is used."""
         self.register("Born STANDALONE :7000", penalty=100)
