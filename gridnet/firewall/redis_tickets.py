@@ -134,13 +134,13 @@ class RedisTickets:
             due.append(ticket)
         unused: list[Ticket] = []
         for ticket in due:
-            try:
-                record = await self._redis.call("EVAL", _TAKE, 1, self._key(ticket.number))
-            except RedisUnavailableError as error:
-                self._log.warn("tickets not looked at, {reason}", reason=str(error))
-                if now - ticket.expires_at < _AFTERLIFE_SECONDS:
+            record = None
+            if now - ticket.expires_at < _AFTERLIFE_SECONDS:
+                try:
+                    record = await self._redis.call("EVAL", _TAKE, 1, self._key(ticket.number))
+                except RedisUnavailableError as error:
+                    self._log.warn("tickets not looked at, {reason}", reason=str(error))
                     break
-                record = None  # Redis has forgotten it by itself
             if self._forget(ticket.number) is not None and record is not None:
                 unused.append(ticket)
         return unused

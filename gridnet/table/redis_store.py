@@ -6,6 +6,7 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from gridnet.errors import GridnetError
@@ -14,6 +15,10 @@ from gridnet.table.redis_config import RedisConfig
 
 class RedisUnavailableError(GridnetError):
     """The Redis server does not answer, or answers with an error."""
+
+
+def _no_connection(result: object, seconds: float) -> object:
+    raise RedisUnavailableError(f"no connection within {seconds:g} s")
 
 
 class RedisStore(Service):
@@ -27,6 +32,7 @@ class RedisStore(Service):
     def __init__(self, config: RedisConfig) -> None:
         self._config = config
         self._pool: Any = None
+        self._clock: IReactorTime
 
     def key(self, name: str) -> str:
         """The full key of *name*."""
@@ -36,7 +42,9 @@ class RedisStore(Service):
         """Begin to connect."""
         # Imported here: it imports the reactor.
         import txredisapi
+        from twisted.internet import reactor
 
+        self._clock = IReactorTime(reactor)
         config = self._config
         shared: dict[str, Any] = {
             "dbid": config.database or None,
@@ -83,4 +91,14 @@ class RedisStore(Service):
             return self._pool.execute_command(command, *arguments)
 
         done: Deferred[Any] = maybeDeferred(run)
+        if not done.called:
+            # While it connects anew, the library lets calls wait without end.
+            done.addTimeout(self._patience(), self._clock, _no_connection)
         return done.addErrback(failed)
+
+    def _patience(self) -> float:
+        """Seconds that a call may take; with a connection its reply has a time-out of its own."""
+        seconds = self._config.connect_timeout_seconds
+        if self._pool._factory.size:
+            seconds += self._config.reply_timeout_seconds
+        return seconds
