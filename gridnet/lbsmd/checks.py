@@ -104,6 +104,7 @@ class Checks(Service):
 
     :ivar postman: tells the contacts.
     :ivar running_checks: that are under way.
+    :ivar done: checks made so far.
     """
 
     _log = Logger()
@@ -148,6 +149,7 @@ class Checks(Service):
         self._timer: IDelayedCall | None = None
         self._ending: list[Deferred[Any]] = []
         self.running_checks = 0
+        self.done = 0
         local.subscribe(self._loaded)
         local.watch(self._asked)
 
@@ -183,6 +185,7 @@ class Checks(Service):
             "checked": len(self._checks),
             "checks_running": self.running_checks,
             "checks_waiting": len(self._turns),
+            "checks_done": self.done,
             "states": states,
             **self.postman.facts(),
         }
@@ -284,6 +287,7 @@ class Checks(Service):
                 self._log.failure("a check", result)
             check.checking = check.run = None
             self.running_checks -= 1
+            self.done += 1
             self._ending.remove(ended)
             if self._is_current(check) and check.history.verdict.state is not State.OFF:
                 backoff = check.plan.interval.backoff_seconds
