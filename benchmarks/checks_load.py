@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import maybeDeferred
@@ -38,9 +39,8 @@ def main(directory: Path, services: int, period: int, scripts: int, seconds: flo
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     number = listener.getsockname()[1]
     listener.setblocking(False)
-    IReactorSocket(reactor).adoptStreamPort(
-        listener.fileno(), socket.AF_INET, Factory.forProtocol(_Server)
-    )
+    factory: Any = Factory.forProtocol(_Server)
+    IReactorSocket(reactor).adoptStreamPort(listener.fileno(), socket.AF_INET, factory)
     lines = [f"probed{each} [{period}] STANDALONE :{number}" for each in range(services)]
     lines += [
         f"scripted{each} [-{period},/bin/true] STANDALONE :{number}" for each in range(scripts)
