@@ -52,6 +52,9 @@ class Component:
     #: that listing components stays cheap
     factory: str
     after: tuple[str, ...] = ()  #: components that are made, and so started, before it
+    #: of these, those without which it is of no use: they come along when it runs alone, if the
+    #: site file has their sections
+    needs: tuple[str, ...] = ()
     #: ``"module:section"``, called with a :class:`gridnet.demo.plan.DemoPlan`, gives the section
     #: of the demo site as plain TOML values; empty: the demo runs without it
     demo: str = ""

@@ -101,19 +101,22 @@ def make_site(
     """
     Compose the configured components under one service.
 
-    :param only: name of the one component to make (its section may be missing: defaults).
+    :param only: name of the one component to make (its section may be missing: defaults), with
+        those that it needs, as far as they are configured.
     :returns: the site and its service, not yet started.
     :raises gridnet.errors.ConfigError: from a component that cannot use its section.
     """
     site = Site(config, reactor)
     service = MultiService()
     HangupService(reactor, lambda: site.offers(IConfigurationHolder)).setServiceParent(service)
-    for name, component in components().items():
-        if only is not None and name != only:
+    known = components()
+    wanted = known if only is None else (only, *known[only].needs)
+    for name, component in known.items():
+        if name not in wanted:
             continue
         if name in config.sections:
             section = config.sections[name]
-        elif only is not None:
+        elif name == only:
             section = component.config()
         else:
             continue

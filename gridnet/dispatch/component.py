@@ -9,5 +9,6 @@ COMPONENT = Component(
     config=DispatchConfig,
     factory="gridnet.dispatch.service:make_dispatch",
     after=("lbsmd",),
+    needs=("lbsmd",),
     demo="gridnet.dispatch.demo:section",
 )

@@ -73,11 +73,11 @@ class Greeter:
 class SiteTests(SynchronousTestCase):
     """What components share."""
 
-    def make(self, text: str = "") -> tuple[Site, MultiService]:
+    def make(self, text: str = "", only: str | None = None) -> tuple[Site, MultiService]:
         """A site of *text* on a memory reactor."""
         classes = {name: component.config for name, component in components().items()}
         config = parse(text, classes, Path(self.mktemp()).absolute())
-        return make_site(config, MemoryReactorClock())
+        return make_site(config, MemoryReactorClock(), only)
 
     def test_an_offer_is_found_by_its_interface(self) -> None:
         """Nothing is found before, the offer after."""
@@ -92,6 +92,19 @@ class SiteTests(SynchronousTestCase):
         """A section makes its component; there is no other way."""
         _, service = self.make("[status]\nlisten = 'tcp:1'")
         self.assertEqual(list(service.namedServices), ["status"])
+
+    def test_a_component_alone_brings_what_it_needs(self) -> None:
+        """The daemon that fills the table comes with the dispatcher, and nothing else does."""
+        servrc = Path(self.mktemp()).absolute()
+        servrc.write_text("Echo [0] STANDALONE 127.0.0.1:7 L=no\n")
+        text = f"[lbsmd]\nservrc = '{servrc}'\n[status]\n[dispatch]\n"
+        site, service = self.make(text, "dispatch")
+        self.assertEqual(sorted(service.namedServices), ["dispatch", "lbsmd"])
+        self.assertEqual(len(site.table.entries("Echo")), 1)
+        _, service = self.make(text, "lbsmd")
+        self.assertEqual(list(service.namedServices), ["lbsmd"])
+        _, service = self.make("", "dispatch")
+        self.assertEqual(list(service.namedServices), ["dispatch"])
 
     def test_what_is_no_endpoint_is_a_fault_of_its_key(self) -> None:
         """Whatever is wrong with it."""
