@@ -126,6 +126,7 @@ def connector_to(
 
     :param identity: own certificate, for TLS.
     :param authorities: whose certificates the master may show; None: the platform's.
+    :param max_frame_octets: a longer message of the master ends the connection.
     :raises ConfigError: files of a cell cannot be read, or its security mode is not spoken.
     """
     if source.is_grid_engine:
@@ -143,7 +144,9 @@ def connector_to(
             endpoint = at_host
         if cell.security_mode == "csp" and tls is None:
             raise ConfigError([Fault("security_mode", "csp needs certificate, key and authority")])
-        return GridEngineConnector(reactor, cell, tls=tls, endpoint=endpoint)
+        return GridEngineConnector(
+            reactor, cell, tls=tls, endpoint=endpoint, max_body_octets=max_frame_octets
+        )
     place: Any = HostnameEndpoint(reactor, source.host, source.port or GRIDNET_PORT)
     if source.scheme == "gridnets":
         place = wrapClientTLS(client_options(source.host, authorities, identity), place)

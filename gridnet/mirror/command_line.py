@@ -27,6 +27,8 @@ from gridnet.mirror.tls import read_authorities, read_identity
 #: The source if neither ``--source`` nor the variable says one.
 DEFAULT_SOURCE = "gridnet://127.0.0.1:6450"
 SOURCE_VARIABLE = "GRIDNET_MIRROR"
+#: The whole list of a large cell comes in one message.
+MAX_FRAME_OCTETS = 1 << 30
 #: Longer operators first: "<=" begins with "<".
 _OPERATORS = (
     ("!=", Operator.NOT_EQUAL),
@@ -90,7 +92,12 @@ def make_mirror(
     if words.authority is not None:
         authorities = read_authorities(words.authority, "--authority")
     connector = connector_to(
-        source, reactor, identity=identity, authorities=authorities, environment=os.environ
+        source,
+        reactor,
+        identity=identity,
+        authorities=authorities,
+        environment=os.environ,
+        max_frame_octets=MAX_FRAME_OCTETS,
     )
     wish = Registration(name=words.name, delivery_seconds=words.delivery)
     mirror = MirrorService(reactor, connector, wish, **more)

@@ -68,6 +68,7 @@ class MirrorConfig:
     max_timeout_seconds: float = field(default=MAX_TIMEOUT_SECONDS, validator=more_than(0))
     registration_seconds: float = field(default=30.0, validator=more_than(0))  #: to register
     idle_seconds: float = field(default=600.0, validator=more_than(0))  #: Grid Engine clients
+    #: of a followed master, whose whole list may come in one message
     max_frame_octets: int = field(default=wire.MAX_FRAME_OCTETS, validator=at_least(1024))
     #: of a Grid Engine client
     max_request_octets: int = field(default=MAX_REQUEST_OCTETS, validator=at_least(1024))

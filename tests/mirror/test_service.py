@@ -12,7 +12,7 @@ import tomli_w
 from twisted.application.service import MultiService
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.protocol import Protocol
+from twisted.internet.protocol import ProcessProtocol, Protocol
 from twisted.internet.task import deferLater
 from twisted.internet.utils import getProcessOutputAndValue
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -396,6 +396,36 @@ class CommandTests(SiteTestCase):
         )
         inputs = [json.loads(line) for line in lines if line.startswith("{")]
         self.assertEqual({each["element"]["port"] for each in inputs}, {5, 6})
+
+    def test_the_example_in_the_documentation_prints_what_happens(self) -> Deferred[None]:
+        """As it stands there."""
+        return Deferred.fromCoroutine(self._example())
+
+    async def _example(self) -> None:
+        running = await self.run_site()
+        running.put(1)
+        output = ""
+
+        class Child(ProcessProtocol):
+            ended: Deferred[None] = Deferred()
+
+            def outReceived(self, data: bytes) -> None:
+                nonlocal output
+                output += data.decode()
+
+            def processEnded(self, reason: Any) -> None:
+                self.ended.callback(None)
+
+        child = Child()
+        words = [sys.executable, str(ROOT / "docs" / "examples" / "watch_jobs.py")]
+        words += [running.address, "services"]
+        reactor.spawnProcess(child, words[0], words, {"PYTHONPATH": str(ROOT)})
+        await self.until(lambda: "1 of them" in output)
+        running.put(2)
+        await self.until(lambda: "add {" in output)
+        child.transport.signalProcess("TERM")  # type: ignore[union-attr]
+        await child.ended
+        await self.until(lambda: not running.mirror.keeper.master.clients)
 
     def test_what_cannot_be_is_said_with_a_status(self) -> Deferred[None]:
         """A list that is none, a master that is none, a source that is none."""
