@@ -27,7 +27,8 @@ from gridnet.firewall.penalty_file import Penalties
 from gridnet.firewall.ports import PortSets, parse_ports
 from gridnet.firewall.protocol import FirewallFactory
 from gridnet.firewall.redis_tickets import RedisTickets
-from gridnet.interfaces import IDispatcherPage, IPenaltyBox, ITicketOffice
+from gridnet.firewall.session_list import SessionSource
+from gridnet.interfaces import IDispatcherPage, IObjectSource, IPenaltyBox, ITicketOffice
 from gridnet.listener import ListeningReactor, listener
 from gridnet.site import Site
 from gridnet.table.redis_store import RedisStore
@@ -117,6 +118,8 @@ class FirewallService(MultiService):
             site.status.pages[b"firewall"] = StatusPage(page)
         site.provide(ITicketOffice, self.office)
         site.provide(IPenaltyBox, self.office)
+        sessions = SessionSource(self.factory.sessions)
+        site.provide(IObjectSource, sessions, sessions.object_type)
         site.status.facts["firewall"] = self._facts
         site.status.metrics.register(FirewallCollector(self.factory))
 

@@ -51,9 +51,14 @@ class _ClientMeters:
 
 @define
 class Sessions:
-    """All of one process."""
+    """
+    All of one process.
+
+    :ivar watchers: called with each that begins (True) or ends (False).
+    """
 
     config: FirewallConfig
+    watchers: list[Callable[[Session, bool], None]] = field(factory=list, init=False)
     _open: dict[str, Session] = field(factory=dict, init=False)
     _per_client: Counter[str] = field(factory=Counter, init=False)
     _meters: dict[str, _ClientMeters] = field(factory=dict, init=False)
@@ -82,6 +87,8 @@ class Sessions:
         self._per_client[block] += 1
         session.meters = self._make_meters(block, now)
         session.idle_since(now)
+        for watcher in tuple(self.watchers):
+            watcher(session, True)
 
     def close(self, session: Session) -> None:
         """*session* is over."""
@@ -92,6 +99,8 @@ class Sessions:
         if self._per_client[block] <= 0:
             del self._per_client[block]
             self._meters.pop(block, None)
+        for watcher in tuple(self.watchers):
+            watcher(session, False)
 
     def find(self, name: str) -> Session | None:
         """The session of that name."""

@@ -14,9 +14,11 @@ from typing import Any
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
+from zope.interface.verify import verifyObject
 
 from gridnet.control import ControlError, ask
 from gridnet.firewall.tools import main
+from gridnet.interfaces import IObjectSource
 from gridnet.table.way_in import ConnectionPoint
 from tests.firewall.fixture import Talker, dial
 from tests.firewall.test_site import SiteTestCase
@@ -77,6 +79,28 @@ class OperatorTests(SiteTestCase):
             self.assertIn("1 tickets wait to be presented", text)
             talker.transport.abortConnection()  # type: ignore[union-attr]
             await talker.over
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_sessions_are_a_list_that_mirrors_follow(self) -> Deferred[None]:
+        async def scenario() -> None:
+            source = self.site.find(IObjectSource, "sessions")
+            verifyObject(IObjectSource, source)
+            told: list[tuple[str, Any]] = []
+            stop = source.subscribe(lambda key, row: told.append((key, row)))
+            talker, name = await self.connected()
+            ((key, row),) = source.snapshot().items()
+            self.assertEqual(told, [(name, row)])
+            self.assertEqual((key, row["service"], row["client"]), (name, "Bounce", "127.0.0.1"))
+            await self.order("revoke", name)
+            await talker.over
+            self.assertEqual(told[1:], [(name, None)])
+            self.assertEqual(source.snapshot(), {})
+            stop()
+            other, _ = await self.connected()
+            self.assertEqual(len(told), 2)
+            other.transport.abortConnection()  # type: ignore[union-attr]
+            await other.over
 
         return Deferred.fromCoroutine(scenario())
 
