@@ -191,7 +191,10 @@ class Dedicated(OneReply):
             raise Refused(error.http_status, str(error)) from None
         except TimeoutError:
             raise Refused(504, "the relay does not answer") from None
-        return self._informational(entry) + wire.connection_info(point)
+        lines = self._informational(entry)
+        if targets.message and self.request.inform:
+            lines += wire.messages(targets.message)
+        return lines + wire.connection_info(point)
 
     def _wish(self, entry: Entry, launched: ConnectionPoint | None) -> WayInRequest:
         """What to ask of the relay so that the client gets to *entry*."""

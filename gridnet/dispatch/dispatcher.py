@@ -79,7 +79,7 @@ class Targets:
 
     entries: tuple[Entry, ...]
     known: bool  #: whether the service is in the table at all
-    retry: bool  #: whether the dispatcher goes on to the next itself (else the client does)
+    message: str = ""  #: for the client, of a choice that is not what it asked for
 
 
 class _Plan:
@@ -392,10 +392,8 @@ class Dispatcher:
 
     def targets(self, request: DispatchRequest, peer: str, now: float) -> Targets:
         """The servers that AUX, RELAY and BROWSER requests may be passed to."""
-        known = bool(self.table.entries(request.service))
-        retry = request.kind is Kind.BROWSER
-        if not known or request.is_mask:
-            return Targets((), False, retry)
+        if request.is_mask or not self.table.entries(request.service):
+            return Targets((), False)
         plan = self._plan(request, peer, now)
         fresh = [
             index
@@ -404,15 +402,18 @@ class Dispatcher:
         ]
         order = [plan.found[index].entry for index in self._draw(request, plan, fresh, MAX_TRIES)]
         first = None
+        message = ""
         if request.used is not None:
             first = self._named(request, peer, [request.used.identity], now)
+            if first is None and order:
+                message = "the server of Used-Server-Info is not to be had, another was taken"
         elif not order:
             # A client that retries lists all it has had, its new choice too, as the last.
             had = [skip.identity for skip in reversed(request.skips)]
             first = self._named(request, peer, had, now)
         if first is not None:
             order = [first, *(entry for entry in order if entry is not first)]
-        return Targets(tuple(order[:MAX_TRIES]), known, retry)
+        return Targets(tuple(order[:MAX_TRIES]), True, message)
 
     def _named(
         self,

@@ -21,7 +21,7 @@ from gridnet.dispatch.http import HttpConnection
 from gridnet.dispatch.reply import DateLine, connection_line, failure, status_line
 from gridnet.dispatch.request import ConnectionMode, DispatchRequest
 from gridnet.dispatch.upstream import Attempt, HttpLink, Link, Place, UpstreamPool
-from gridnet.dispatch.wire import header, parse_target
+from gridnet.dispatch.wire import header, messages, parse_target
 from gridnet.table.address import canonical_address
 from gridnet.table.model import Entry
 from gridnet.table.server_info import ServerInfo, ServerType
@@ -316,12 +316,14 @@ class Relay:
         connection: HttpConnection,
         entries: Sequence[Entry],
         tries: int,
+        message: str = "",
     ) -> None:
         self._relays = relays
         self._forwarding = forwarding
         self._connection = connection
         self._waiting = list(entries)
         self._tries = tries
+        self._message = message  # for the client, of the choice of servers
         self._failed: list[Entry] = []
         self._entry: Entry | None = None
         self._place: Place | None = None  # counted as in flight
@@ -632,6 +634,10 @@ class Relay:
             lines += relays.dispatcher.informational(
                 forwarding.request, self._connection.address, entry, relays.clock()
             )
+            if self._failed:
+                self._message = f"{len(self._failed)} tried in vain, the last: {self._reason}"
+            if self._message and forwarding.request.inform:
+                lines += messages(self._message)
         if self._failed:
             until = int(relays.clock()) + relays.config.failed_server_seconds
             peer = self._connection.address

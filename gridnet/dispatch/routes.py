@@ -145,7 +145,9 @@ class Relayed(_Prepared):
         entries = [entry for entry in targets.entries if self._takes(entry)]
         if not entries:
             return self._refused(405, f"No server of the service takes {self.head.method}")
-        return Relay(router.relays, self._forwarding, connection, entries, self._tries)
+        return Relay(
+            router.relays, self._forwarding, connection, entries, self._tries, targets.message
+        )
 
     def _takes(self, entry: Entry) -> bool:
         kind = entry.info.type

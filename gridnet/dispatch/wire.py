@@ -400,6 +400,11 @@ def parse_connection_info(value: str) -> ConnectionPoint | None:
 TRY_STATELESS = b"Connection-Info: TRY_STATELESS\r\n"
 
 
+def messages(text: str) -> bytes:
+    """``Dispatcher-Messages``: what a client may want to know, though nothing failed for it."""
+    return header("Dispatcher-Messages", text)
+
+
 def failures(text: str) -> bytes:
     """``Dispatcher-Failures``: for the client's log; with an error status it ends a look-up."""
     return header("Dispatcher-Failures", text)

@@ -171,6 +171,14 @@ class AuxTests(Base):
         self.assertEqual((lines[b"service"], lines[b"content-length"]), (b"raw", b"0"))
         self.assertFalse(transport.over)
 
+    def test_another_choice_than_the_clients_is_told(self) -> None:
+        """In a message."""
+        connection, transport = self.connect(Office())
+        self.aux(connection, b"raw", b"Used-Server-Info: STANDALONE 10.9.9.9:7")
+        _, lines, _ = split(transport.value())
+        self.assertIn(b"another was taken", lines[b"dispatcher-messages"])
+        self.assertIn(b"connection-info", lines)
+
     def test_what_the_relay_is_asked(self) -> None:
         """Service, server, client, and the ports that the client can use."""
         for lines, firewall_mode, ports in [

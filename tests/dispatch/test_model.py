@@ -819,13 +819,16 @@ class TargetTests(ModelCase):
         browser = parse_request("GET", b"/x?service=svc", [])
         self.assertEqual(self.dispatcher.informational(browser, INSIDE, used, NOW), b"")
 
-    def test_browsers_are_helped_with_retries(self) -> None:
-        """Others retry by themselves."""
-        self.put("STANDALONE 10.1.1.1:1")
-        browser = parse_request("GET", b"/x?service=svc", [])
-        self.assertTrue(self.dispatcher.targets(browser, INSIDE, NOW).retry)
-        client = self.request(Client_Mode="STATELESS_ONLY")
-        self.assertFalse(self.dispatcher.targets(client, INSIDE, NOW).retry)
+    def test_another_choice_than_the_clients_is_told(self) -> None:
+        """A message says so; there is none when its choice is taken, or nothing is to be had."""
+        self.put("STANDALONE 10.1.1.1:1", "STANDALONE 10.1.1.1:2 R=0")
+        for port, told in ((1, False), (2, True), (9, True)):
+            request = self.request(Used_Server_Info=f"STANDALONE 10.1.1.1:{port}")
+            found = self.dispatcher.targets(request, INSIDE, NOW)
+            self.assertEqual((len(found.entries), bool(found.message)), (1, told))
+        self.put("STANDALONE 10.1.1.1:1 R=0")
+        found = self.dispatcher.targets(request, INSIDE, NOW)
+        self.assertEqual((found.entries, found.message), ((), ""))
 
     def test_an_unknown_service_is_told_from_one_without_servers(self) -> None:
         """404 and 503 hang on it."""

@@ -671,6 +671,17 @@ class FailureTests(Stage):
         first, lines, _ = split(await client.until(b"fine"))
         self.assertEqual(first, b"HTTP/1.1 200 OK")
         self.assertIn(b":%d " % dead, lines[b"used-server-info-1"])
+        self.assertIn(b"1 tried in vain, the last: cannot connect", lines[b"dispatcher-messages"])
+
+    async def test_another_choice_than_the_clients_is_told(self) -> None:
+        """In a message, unless it wants to hear nothing."""
+        self.start("web HTTP 127.0.0.1:{port} /x L=no")
+        used = RELAY + b"Used-Server-Info: HTTP 10.9.9.9:7 /y L=no R=1 T=1\r\n"
+        for number, more in enumerate((b"", b"Dispatch-Mode: NO_INFORMATION\r\n")):
+            client = await self.ask(lines=used + more + b"Connection: close\r\n")
+            (await self.backend(number)).say(reply(b"fine", b"Connection: close"))
+            _, lines, _ = split(await client.until(b"fine"))
+            self.assertEqual(b"dispatcher-messages" in lines, not more)
 
     async def test_a_server_that_says_nothing(self) -> None:
         """A browser's GET goes to the next server, its POST does not: it may have been done."""
