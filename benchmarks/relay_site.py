@@ -1,9 +1,10 @@
 """
 The site behind ``bench_relay``: ``python -m benchmarks.relay_site CONFIG TICKETS``.
 
-Serves the site file; for each line ``PORT COUNT`` on standard input it writes that many tickets
-for loopback *PORT*, four octets each, to the file TICKETS and then says ``ok``.  What a dispatcher
-would ask for one by one is there beforehand, so that only the relay is measured.
+Serves the site file; for each line ``[HOST:]PORT COUNT`` on standard input it writes that many
+tickets for that place (loopback), four octets each, to the file TICKETS and then says ``ok``.
+What a dispatcher would ask for one by one is there beforehand, so that only the relay is
+measured.
 """
 
 from __future__ import annotations
@@ -39,14 +40,16 @@ class Asked(LineReceiver):
 
     def lineReceived(self, line: bytes) -> None:
         """One request for tickets."""
-        port, count = map(int, line.split())
+        place, count = line.decode("ascii").split()
+        host, _, port = place.rpartition(":")
         numbers: list[bytes] = []
 
         def issued(ticket: Ticket) -> None:
             numbers.append(ticket_octets(ticket.number))
 
-        for index in range(count):
-            passage = Passage("bench", "127.0.0.1", port, f"192.0.2.{index % 250}")
+        for index in range(int(count)):
+            client = f"192.0.2.{index % 250}"
+            passage = Passage("bench", host or "127.0.0.1", int(port), client)
             self._office.store.issue(passage, reactor.seconds()).addCallback(issued)
         self._path.write_bytes(b"".join(numbers))
         self.sendLine(b"ok")
