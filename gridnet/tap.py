@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from twisted.application.service import IService
+from twisted.application.service import IService, MultiService
 from twisted.python import usage
 
 from gridnet.component import config_classes
@@ -58,4 +58,24 @@ def _compose(options: Options, only: str | None) -> IService:
 
 
 def _service(config: SiteConfig, reactor: Any, only: str | None) -> IService:
-    return IService(make_site(config, reactor, only)[1])
+    whole = _Whole()
+    make_site(config, reactor, only)[1].setServiceParent(whole)
+    return IService(whole)
+
+
+class _Whole(MultiService):
+    """The site; what it cannot use at its start ends the process with a line, not a traceback."""
+
+    def privilegedStartService(self) -> None:
+        """Called by Twisted, possibly before privileges are shed."""
+        try:
+            super().privilegedStartService()
+        except ConfigError as error:
+            raise SystemExit(str(error)) from None
+
+    def startService(self) -> None:
+        """Called by Twisted."""
+        try:
+            super().startService()
+        except ConfigError as error:
+            raise SystemExit(str(error)) from None

@@ -77,7 +77,6 @@ class JobBook:
         Open the store and start the threads.
 
         :raises gridnet.errors.ConfigError: the store cannot be used.
-        :raises sqlite3.Error: it cannot be written.
         """
         self.store.open()
         if self.store.set_aside is not None:
@@ -88,8 +87,10 @@ class JobBook:
             )
         try:
             self.writer.start()
-        except BaseException:
+        except BaseException as error:
             self.store.close()
+            if isinstance(error, sqlite3.Error):
+                raise self.store.fault(f"cannot be written: {error}") from None
             raise
         with self._readers.reading() as connection:
             (newest,) = connection.execute("SELECT ifnull(max(position), 0) FROM events").fetchone()

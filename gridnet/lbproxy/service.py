@@ -131,8 +131,7 @@ class LbproxyService(Service):
             except BaseException:
                 self.book.abandon()
                 raise
-        except BaseException:
-            self._ready.errback(Failure())
+        except BaseException:  # it ends the process: nobody waits to be ready any more
             for port in self._ports:
                 port.stopListening()
             raise

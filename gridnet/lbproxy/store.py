@@ -83,10 +83,10 @@ class StoreFile:
                 self._migrate(connection)
         except OSError as error:
             self.close()
-            raise self._fault(f"cannot be used: {error}") from None
+            raise self.fault(f"cannot be used: {error}") from None
         except sqlite3.Error as error:
             self.close()
-            raise self._fault(f"cannot be opened: {error}") from None
+            raise self.fault(f"cannot be opened: {error}") from None
         except ConfigError:
             self.close()
             raise
@@ -97,7 +97,8 @@ class StoreFile:
             os.close(self._lock)
             self._lock = -1
 
-    def _fault(self, what: str) -> ConfigError:
+    def fault(self, what: str) -> ConfigError:
+        """The error that says *what* of the file."""
         return ConfigError([Fault("lbproxy.store", f"{self.path} {what}")])
 
     def _take_lock(self) -> bool:
@@ -108,7 +109,7 @@ class StoreFile:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise self._fault("is in use by another process") from None
+            raise self.fault("is in use by another process") from None
         return known
 
     def _is_sound(self, known: bool) -> bool:
@@ -124,14 +125,14 @@ class StoreFile:
                 return False
             if not magic:
                 return True  # an empty file that somebody made for us
-            raise self._fault("is not a store")
+            raise self.fault("is not a store")
         try:
             with closing(self.connect()) as connection:
                 (owner,) = connection.execute("PRAGMA application_id").fetchone()
                 if owner != schema.APPLICATION_ID:
                     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
                     if tables and not known:
-                        raise self._fault("is not a store of gridnet")
+                        raise self.fault("is not a store of gridnet")
                     return not tables
                 if self.check == "none":
                     return True
@@ -161,7 +162,7 @@ class StoreFile:
     def _migrate(self, connection: sqlite3.Connection) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > schema.VERSION:
-            raise self._fault(
+            raise self.fault(
                 f"has version {version}, this gridnet knows {schema.VERSION}: use a newer one"
             )
         for number in range(version, schema.VERSION):

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import cache
 from pathlib import Path
@@ -41,9 +41,13 @@ class Child:
     A service with its own directory.
 
     :param settings: further lines of ``[lbproxy]`` (and tables below it).
+    :param wrap: command that becomes the service by executing the words after its own.
     """
 
-    def __init__(self, settings: str = "", directory: Path | None = None) -> None:
+    def __init__(
+        self, settings: str = "", directory: Path | None = None, wrap: Sequence[str] = ()
+    ) -> None:
+        self._wrap = wrap
         self.directory = directory or Path(tempfile.mkdtemp(prefix="lbc"))
         self.store = str(self.directory / "store.sock")
         self.serve = str(self.directory / "serve.sock")
@@ -56,7 +60,14 @@ class Child:
 
     def start(self) -> None:
         """Start, and wait until it answers."""
-        command = [sys.executable, "-m", "twisted", "--log-level=info", "--log-format=text"]
+        command = [
+            *self._wrap,
+            sys.executable,
+            "-m",
+            "twisted",
+            "--log-level=info",
+            "--log-format=text",
+        ]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [*command, "gridnet-lbproxy", "--config", "site.toml"],
@@ -105,9 +116,20 @@ class Child:
         """A client of it."""
         return Context(store=self.store, serve=self.serve, user=user, host="ui.example.org")
 
-    def lines(self) -> list[bytes]:
-        """The event lines in its file, in the order of their positions."""
-        with closing(sqlite3.connect(f"{self.database.as_uri()}?mode=ro", uri=True)) as connection:
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self.process is not None
+        return self.process.pid
+
+    def lines(self, database: Path | None = None) -> list[bytes]:
+        """
+        The event lines in its file, in the order of their positions.
+
+        :param database: where we see the file, if elsewhere than it does.
+        """
+        path = database or self.database
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
             rows = connection.execute("SELECT line FROM events ORDER BY position").fetchall()
         return [bytes(line) for (line,) in rows]
 

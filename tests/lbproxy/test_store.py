@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from twisted.trial.unittest import SkipTest, SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.errors import ConfigError, GridnetError
 from gridnet.lbproxy import schema
@@ -450,23 +449,3 @@ class TroubleTests(WriterTestCase):
         os.rename(aside, self.path)
         self.assertEqual(self.log(), OK)
         self.assertEqual(self.events(), before + 1)
-
-    def test_full_disk_for_real(self) -> None:
-        """A limit on file sizes, in a process of its own, has the same effect."""
-        import resource
-        import signal
-
-        if threading.active_count() > 50:
-            raise SkipTest("too many threads to fork")
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        size = os.stat(f"{self.path}-wal").st_size
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20_000, limits[1]))
-        try:
-            reply = self.log("a", "UserTag", {"NAME": "n", "VALUE": "x" * 200_000})
-            self.assertEqual(reply.major, 700)
-            self.assertIn(reply.minor, (5, 28))
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-            signal.signal(signal.SIGXFSZ, before)
-        self.check_recovered()
