@@ -67,8 +67,7 @@ class LedgerRules:
     cache_octets: int = 64 << 20  #: of jobs held in memory, roughly
 
 
-@frozen(slots=True)
-class StoredEvent:
+class StoredEvent(NamedTuple):
     """One event that is in the store now."""
 
     position: int

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
-from attrs import define, field, frozen
+from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
@@ -96,12 +96,6 @@ class Subscription:
         self._hub.drop(self)
 
 
-@frozen(slots=True)
-class _Recent:
-    stored: StoredEvent
-    octets: int
-
-
 @define(eq=False)
 class Hub:
     """
@@ -115,7 +109,7 @@ class Hub:
     read: Read[Page]
     newest: int = 0
     delivered: int = 0
-    _recent: deque[_Recent] = field(factory=deque, init=False)
+    _recent: deque[StoredEvent] = field(factory=deque, init=False)
     _recent_octets: int = field(default=0, init=False)
     _floor: int = field(default=0, init=False)  # newest event that is not held in memory
     _everyone: set[Subscription] = field(factory=set, init=False)
@@ -216,17 +210,16 @@ class Hub:
 
     def _remember(self, events: Sequence[StoredEvent]) -> None:
         recent = self._recent
+        recent.extend(events)
         for one in events:
-            octets = len(one.event.line)
-            recent.append(_Recent(one, octets))
-            self._recent_octets += octets
+            self._recent_octets += len(one.event.line)
         config = self.config
         while recent and (
             len(recent) > config.recent_events or self._recent_octets > config.recent_octets
         ):
             oldest = recent.popleft()
-            self._recent_octets -= oldest.octets
-            self._floor = oldest.stored.position
+            self._recent_octets -= len(oldest.event.line)
+            self._floor = oldest.position
 
     # -- those who are behind ---------------------------------------------------------------------
 
@@ -244,9 +237,9 @@ class Hub:
     def _catch_up_from_memory(self, subscription: Subscription) -> None:
         missing: list[StoredEvent] = []
         for one in reversed(self._recent):
-            if one.stored.position <= subscription.cursor:
+            if one.position <= subscription.cursor:
                 break
-            missing.append(one.stored)
+            missing.append(one)
         missing.reverse()
         wanted = subscription.wanted
         for page in self._pages(missing):

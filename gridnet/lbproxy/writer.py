@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 from attrs import define, frozen
 
@@ -29,8 +29,7 @@ INTERNAL_ERROR = Reply(Major.DATABASE, errno.EIO, "internal error; see the log o
 STOPPING = Reply(Major.DATABASE, errno.EAGAIN, "the service is stopping")
 
 
-@frozen(slots=True, eq=False)
-class _Submission:
+class _Submission(NamedTuple):
     event: Event
     done: ReplyCallback
 
