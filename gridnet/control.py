@@ -16,7 +16,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import UNIXServerEndpoint
-from twisted.internet.interfaces import IAddress, IProtocolFactory, ITransport
+from twisted.internet.interfaces import IAddress, IProtocolFactory, ITCPTransport
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
 from twisted.protocols.basic import LineOnlyReceiver
@@ -33,6 +33,7 @@ MAX_QUESTION_OCTETS = 65536
 QUESTION_SECONDS = 10.0
 #: Seconds that an answer may take: asking other hosts, and sending it.
 ANSWER_SECONDS = 60.0
+MAX_CONNECTIONS = 128
 
 #: Answers one question: gets its members, gives a JSON value, or a ``Deferred`` of one.
 #: ``uid`` among the members is who asks, as the kernel says.
@@ -69,19 +70,25 @@ class ControlProtocol(LineOnlyReceiver, TimeoutMixin):
 
     delimiter = b"\n"
     MAX_LENGTH = MAX_QUESTION_OCTETS
-    transport: ITransport
+    transport: ITCPTransport
 
-    def __init__(self, answer: Callable[[bytes, int], Deferred[Mapping[str, Any]]]) -> None:
-        self._answer = answer
+    def __init__(self, desk: ControlFactory) -> None:
+        self._desk = desk
         self._asked = False
 
     def connectionMade(self) -> None:
         """Called by Twisted."""
+        self._desk.connections += 1
         self.setTimeout(QUESTION_SECONDS)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Called by Twisted."""
+        self._desk.connections -= 1
         self.setTimeout(None)
+
+    def timeoutConnection(self) -> None:
+        """Called by Twisted: nothing asked, no answer to be had, or none taken."""
+        self.transport.abortConnection()
 
     def lineReceived(self, line: bytes) -> None:
         """Called by Twisted."""
@@ -89,7 +96,7 @@ class ControlProtocol(LineOnlyReceiver, TimeoutMixin):
             return  # one question; what comes behind it does not count
         self._asked = True
         self.setTimeout(ANSWER_SECONDS)
-        self._answer(line, peer_uid(self.transport)).addCallback(self._reply)
+        self._desk.answer(line, peer_uid(self.transport)).addCallback(self._reply)
 
     def _reply(self, answer: Mapping[str, Any]) -> None:
         self.transport.write(json.dumps(answer).encode("utf-8") + b"\n")
@@ -102,17 +109,24 @@ class ControlProtocol(LineOnlyReceiver, TimeoutMixin):
 
 
 class ControlFactory(Factory):
-    """Answers questions by what they ask for."""
+    """
+    Answers questions by what they ask for.
+
+    :ivar connections: that are open, :data:`MAX_CONNECTIONS` at most.
+    """
 
     _log = Logger()
     noisy = False
 
     def __init__(self, answerers: Mapping[str, Answerer]) -> None:
         self._answerers = answerers
+        self.connections = 0
 
-    def buildProtocol(self, address: IAddress | None) -> ControlProtocol:
-        """Called by Twisted."""
-        return ControlProtocol(self.answer)
+    def buildProtocol(self, address: IAddress | None) -> ControlProtocol | None:
+        """Called by Twisted; None: too many are connected."""
+        if self.connections >= MAX_CONNECTIONS:
+            return None
+        return ControlProtocol(self)
 
     def answer(self, line: bytes, uid: int = -1) -> Deferred[Mapping[str, Any]]:
         """

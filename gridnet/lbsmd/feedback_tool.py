@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("request", help="what to do, in one argument (see below)")
+    parser.add_argument("request", nargs="*", help="what to do, in one argument (see below)")
     parser.add_argument("--reason", default="", help="what it is for; kept with the penalty")
     parser.add_argument(
         "--socket",
@@ -55,8 +55,9 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    text = " ".join(options.request)
     try:
-        request = parse_argument(options.request)
+        request = parse_argument(text)
     except FeedbackError as error:
         parser.print_usage(sys.stderr)
         print(f"gridnet lbsm-feedback: {error}", file=sys.stderr)
@@ -66,14 +67,14 @@ def main(arguments: Sequence[str]) -> int:
             hand_over(options.socket, request)
             return DONE
         path = control_path(options.config, options.control)
-        question = {"ask": "feedback", "argument": options.request, "reason": options.reason}
+        question = {"ask": "feedback", "argument": text, "reason": options.reason}
         print(ask(path, question, _ANSWER_SECONDS))
         return DONE
     except (NoDaemonError, ConfigError) as error:
-        status, text = NO_DAEMON, str(error)
+        status, reason = NO_DAEMON, str(error)
     except ControlError as error:
-        status, text = REFUSED, str(error)
-    print(f"gridnet lbsm-feedback: {text}", file=sys.stderr)
+        status, reason = REFUSED, str(error)
+    print(f"gridnet lbsm-feedback: {reason}", file=sys.stderr)
     return status
 
 

@@ -8,7 +8,8 @@ so that the table never shows one without the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from attrs import evolve, frozen
 from twisted.logger import Logger
@@ -107,6 +108,8 @@ class LocalServices:
         self._table = table
         self._services: dict[Key, LocalService] = {}
         self._registered: set[Key] = set()
+        #: servers changed in the step that is being made; None: there is none
+        self._changed: set[Key] | None = None
         self._subscribers: list[Callable[[], None]] = []
         self._watchers: list[Callable[[Key, bool], None]] = []
 
@@ -214,14 +217,15 @@ class LocalServices:
 
     def offer(self, port: int, availability: float) -> None:
         """Of the capacity behind that port of this host the part *availability* is free, 0..1."""
-        for key, service in list(self._services.items()):
-            info = service.configured.info
-            if info.port != port or not self.is_here(info.host):
-                continue
-            self._change(key, lambda standing: evolve(standing, availability=availability))
-            if (availability > 0.0) is not (service.standing.availability > 0.0):
-                for asked in tuple(self._watchers):
-                    asked(key, False)
+        with self.one_step():
+            for key, service in list(self._services.items()):
+                info = service.configured.info
+                if info.port != port or not self.is_here(info.host):
+                    continue
+                self._change(key, lambda standing: evolve(standing, availability=availability))
+                if (availability > 0.0) is not (service.standing.availability > 0.0):
+                    for asked in tuple(self._watchers):
+                        asked(key, False)
 
     def judge(self, key: Key, verdict: Verdict) -> None:
         """The checks of that server say *verdict*; nothing when the server is gone."""
@@ -255,18 +259,34 @@ class LocalServices:
         standing = change(service.standing)
         if standing == service.standing:
             return
-        changed = evolve(service, standing=standing)
-        self._services[key] = changed
-        entry = changed.in_force
+        self._services[key] = evolve(service, standing=standing)
+        if self._changed is not None:
+            self._changed.add(key)
+        else:
+            self._publish([key])
+
+    @contextmanager
+    def one_step(self) -> Iterator[None]:
+        """What is changed meanwhile is one step of the table, at the end."""
+        if self._changed is not None:
+            yield
+            return
+        self._changed = set()
         try:
-            if entry is None:
-                self._table.remove(service.configured)
-            else:
-                self._table.put(entry)
+            yield
+        finally:
+            changed, self._changed = self._changed, None
+            self._publish(changed)
+
+    def _publish(self, keys: Iterable[Key]) -> None:
+        services = [self._services[key] for key in keys if key in self._services]
+        off = [each.configured for each in services if each.in_force is None]
+        try:
+            self._table.step(_entries(services), off)
         except TableError as error:
             self._log.error(
                 "{service} cannot be published: {reason}",
-                service=changed.configured.service,
+                service=", ".join(each.configured.service for each in services[:3]),
                 reason=str(error),
             )
 

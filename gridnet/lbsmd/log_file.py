@@ -46,11 +46,13 @@ class SizedLog:
     When the file was moved or removed, or has come to its limit, a last line in it says so.  What
     is at the path at the next message is then opened anew.
 
+    :ivar failure: why the last message could not be written; empty: it was, or was not meant to.
     :param size: KiB; 0: no limit; -1: no limit, but nothing is logged while there is no file.
     :param now: text of the time, for the last line.
     """
 
     def __init__(self, path: Path, size: int, now: Callable[[], str]) -> None:
+        self.failure = ""
         self.path = path
         self.size = size
         self._now = now
@@ -63,8 +65,11 @@ class SizedLog:
         octets = text.encode("utf-8", "replace")
         try:
             self._write(octets)
-        except OSError:
-            self.close()  # a log that cannot be written must not stop the daemon
+            self.failure = ""
+        except OSError as error:
+            # A log that cannot be written must not stop the daemon.
+            self.failure = f"{self.path}: {error.strerror or error}"
+            self.close()
 
     def flush(self) -> None:
         """Everything has been written already."""
@@ -216,6 +221,13 @@ class DaemonLog(MultiService):
         """Begin to write."""
         globalLogPublisher.addObserver(self.verbosity)
         super().startService()
+        self._log.info("logging to {file}", file=str(self.file.path))
+        if self.file.failure:
+            self._log.error("no log of the daemon's own: {reason}", reason=self.file.failure)
+
+    def check(self) -> str:
+        """For the health page."""
+        return f"the log cannot be written: {self.file.failure}" if self.file.failure else ""
 
     def stopService(self) -> Any:
         """Write no more."""

@@ -7,8 +7,9 @@ The daemon that configured a server keeps them, whoever asked wherever
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any
@@ -49,14 +50,12 @@ class Outcome:
 
 def fits(target: Target, entry: Entry, this_host: str) -> bool:
     """
-    Whether *target* means the server of *entry*.
+    Whether *target* means the server of *entry*, as far as it names its service.
 
     :param target: with an address, or no host: then servers on this host.
     :param this_host: address of this host; so are the loopback ones in its own definitions.
     """
-    mask, service, info = target.service.lower(), entry.service.lower(), entry.info
-    if service != mask and not fnmatchcase(service, mask):
-        return False
+    info = entry.info
     if target.type is not None and not info.type & target.type:
         return False
     if target.port is not None and info.port != target.port:
@@ -137,10 +136,12 @@ class Penalties(Service):
 
     def matching(self, target: Target) -> Mapping[Key, LocalService]:
         """The servers of this host that *target* means."""
+        named = re.compile(translate(target.service.lower())).match
         return {
             key: service
             for key, service in self._local.services().items()
             if fits(target, service.configured, self._local.address)
+            and named(service.configured.service.lower())
         }
 
     def carry_out(self, order: Order) -> Deferred[Outcome]:
@@ -190,8 +191,9 @@ class Penalties(Service):
                 f"{self._local.address}: neither root, the daemon's user, one of the host's "
                 "authority list, nor one of the server's own users and groups"
             )
-        for key in allowed:
-            self._change(key, order)
+        with self._local.one_step():
+            for key in allowed:
+                self._change(key, order)
         self._arrange()
         self.orders += 1
         self._log.info(
@@ -277,8 +279,9 @@ class Penalties(Service):
     def _tick(self) -> None:
         self._timer = None
         now = self._clock.seconds()
-        for key in list(self._take_due(now)):
-            self._announce(key, now)
+        with self._local.one_step():
+            for key in list(self._take_due(now)):
+                self._announce(key, now)
         self._arrange()
 
     def _take_due(self, now: float) -> Iterator[Key]:

@@ -184,7 +184,9 @@ def make_lbsmd(
         gossip.setServiceParent(daemon)
     if config.log_file:
         path = site.config.path(config.log_file)
-        DaemonLog(path, config.log_size, site.reactor).setServiceParent(daemon)
+        log = DaemonLog(path, config.log_size, site.reactor)
+        log.setServiceParent(daemon)
+        site.status.checks["lbsmd log"] = log.check
     if config.feedback_socket:
         feedback = _make_socket(
             site, "feedback", config.feedback_socket, config.feedback_mode, FeedbackFactory(routing)

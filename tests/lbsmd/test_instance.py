@@ -163,8 +163,10 @@ class SizedLogTests(SynchronousTestCase):
         self.path.mkdir()
         log = self.make(NO_LIMIT)
         log.write("lost\n")
+        self.assertIn("Is a directory", log.failure)
         self.path.rmdir()
         log.write("kept\n")
+        self.assertEqual(log.failure, "")
         self.assertEqual(self.path.read_text(), "kept\n")
 
 

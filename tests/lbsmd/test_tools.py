@@ -22,6 +22,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from gridnet.config import SiteConfig, SiteSection
 from gridnet.control import (
+    MAX_CONNECTIONS,
     MAX_QUESTION_OCTETS,
     ControlError,
     ControlFactory,
@@ -95,6 +96,22 @@ class ControlProtocolTests(SynchronousTestCase):
         """The tool is sent to the log."""
         self.assertIn("log", self.converse(b'{"ask": "fail"}\n')["error"])
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+    def test_connections_are_bounded_and_time_out(self) -> None:
+        """One too many is closed; one that takes no answer is cut off."""
+        factory = ControlFactory({})
+        transports = []
+        for _ in range(MAX_CONNECTIONS):
+            protocol = factory.buildProtocol(None)
+            assert protocol is not None
+            self.patch(protocol, "setTimeout", lambda seconds: None)
+            transports.append(StringTransport())
+            protocol.makeConnection(transports[-1])
+        self.assertIsNone(factory.buildProtocol(None))
+        protocol.timeoutConnection()
+        self.assertTrue(transports[-1].disconnected)
+        protocol.connectionLost()
+        self.assertIsNotNone(factory.buildProtocol(None))
 
     @examples(1000)
     @given(st.binary(max_size=40))

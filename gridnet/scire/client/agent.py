@@ -27,10 +27,11 @@ from secrets import token_hex
 from typing import Any
 
 import gridnet
+from gridnet.durable import write_durably
 from gridnet.scire import wire
 from gridnet.scire.client.config import ClientConfig, Mode
 from gridnet.scire.client.rpc import Servers, Stopped, Unreachable
-from gridnet.scire.client.spool import ReportName, Spool, write_durably
+from gridnet.scire.client.spool import ReportName, Spool
 from gridnet.scire.client.work import Worker, boot_id
 from gridnet.scire.faults import FaultCode, ScireFault
 from gridnet.scire.jobfile import JobFile, JobFileError, Work, digest_of, parse_job

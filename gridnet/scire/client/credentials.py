@@ -14,10 +14,10 @@ from random import Random
 from typing import Any
 from urllib.parse import urlsplit
 
+from gridnet.durable import write_durably
 from gridnet.errors import ConfigError, Fault
 from gridnet.scire.client.config import ClientConfig
 from gridnet.scire.client.rpc import Servers, Unreachable
-from gridnet.scire.client.spool import write_durably
 from gridnet.scire.faults import FaultCode, ScireFault
 
 _log = logging.getLogger("scire-client")

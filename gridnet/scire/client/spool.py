@@ -27,6 +27,7 @@ from typing import Any
 
 from attrs import frozen
 
+from gridnet.durable import sync_directory, write_durably
 from gridnet.scire.jobfile import JobFile, JobFileError, parse_job
 from gridnet.scire.machine import Reported
 from gridnet.scire.statusfile import StatusFile, format_status, parse_status
@@ -34,30 +35,6 @@ from gridnet.scire.statusfile import StatusFile, format_status, parse_status
 _REPORT = re.compile(r"(\d+)\.(\d+)\.(\d+)\.xml")
 _QUEUED = re.compile(r"(\d+)\.(new|job)")
 _ENDS = frozenset(Reported) - {Reported.RECEIVED, Reported.RUNNING, Reported.PROGRESS}
-
-
-def write_durably(path: Path, octets: bytes) -> None:
-    """Put *octets* at *path*, all or nothing, and on the disk when this returns."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        view = memoryview(octets)
-        while view:
-            view = view[os.write(handle, view) :]
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    os.replace(temporary, path)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @frozen(order=True)

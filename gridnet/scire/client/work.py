@@ -12,6 +12,7 @@ from typing import Any
 
 from attrs import evolve
 
+from gridnet.durable import sync_directory, write_durably
 from gridnet.scire.client.config import ClientConfig
 from gridnet.scire.client.execution import (
     RUN_VARIABLE,
@@ -22,7 +23,7 @@ from gridnet.scire.client.execution import (
     kill_leftovers,
     run,
 )
-from gridnet.scire.client.spool import Spool, Started, sync_directory, write_durably
+from gridnet.scire.client.spool import Spool, Started
 from gridnet.scire.jobfile import JobFile, OnInterrupt, PackageAction, Work
 from gridnet.scire.machine import Reported
 from gridnet.scire.statusfile import Output, StatusFile, Usage
