@@ -8,9 +8,7 @@ host, no script, no program and no mail.
 
 from __future__ import annotations
 
-import grp
 import os
-import pwd
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +19,7 @@ from attrs import define, evolve, field
 from twisted.logger import Logger
 
 from gridnet.errors import RemoteProtocolError, TableError
+from gridnet.lbsmd.authority import find_asker
 from gridnet.lbsmd.config import LbsmdConfig
 from gridnet.lbsmd.dependencies import Key
 from gridnet.lbsmd.entries import make_entry
@@ -59,22 +58,8 @@ def belongs_to(uid: int, names: Sequence[str]) -> bool:
         return True
     if uid < 0 or not names:
         return False
-    try:
-        account = pwd.getpwuid(uid)
-    except KeyError:
-        return False
-    if account.pw_name in names:
-        return True
-    wanted = {name[1:] for name in names if name.startswith("@")}
-    if not wanted:
-        return False
-    for gid in os.getgrouplist(account.pw_name, account.pw_gid):
-        try:
-            if grp.getgrgid(gid).gr_name in wanted:
-                return True
-        except KeyError:
-            continue
-    return False
+    asker = find_asker(uid)
+    return asker.user in names or any(f"@{group}" in names for group in asker.groups)
 
 
 class Registrations:
