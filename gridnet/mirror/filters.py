@@ -43,6 +43,9 @@ class Operator(IntEnum):
 CONNECTIVES = frozenset({Operator.AND, Operator.OR, Operator.NOT})
 #: How deeply conditions may be nested.
 MAX_DEPTH = 32
+#: How many comparisons, connectives and attributes one filter may have: each change of the list
+#: is held against it.
+MAX_PARTS = 512
 
 
 @frozen
@@ -53,6 +56,11 @@ class Where:
     attribute: str = ""  #: of a comparison
     value: bool | int | float | str | None = None  #: of a comparison
     parts: tuple[Where, ...] = ()  #: of a connective, or the inner filter of SUBSCOPE
+
+    @property
+    def size(self) -> int:
+        """How many comparisons and connectives it has."""
+        return 1 + sum(part.size for part in self.parts)
 
     def fits(self, element: Element) -> bool:
         """Does *element* fit?  A comparison with an attribute that it lacks does not."""
@@ -135,6 +143,11 @@ class What:
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "inner", {c.attribute: c.inner for c in self.chosen})
+
+    @property
+    def size(self) -> int:
+        """How many attributes it names, those of inner choices included."""
+        return sum(1 + (each.inner.size if each.inner else 0) for each in self.chosen)
 
     @classmethod
     def of(cls, *names: str) -> What:

@@ -31,6 +31,7 @@ from gridnet.mirror.catalogue import (
     ObjectType,
     Shape,
 )
+from gridnet.mirror.filters import MAX_PARTS
 from gridnet.mirror.lists import Applied, ObjectLists
 from gridnet.mirror.model import (
     Action,
@@ -640,6 +641,11 @@ class EventMaster:
                 raise RegistrationError(
                     f"invalid event id {each.event} in event client subscription"
                 )
+            for part in (each.where, each.what):
+                if part is not None and part.size > MAX_PARTS:
+                    raise RegistrationError(
+                        f"the filter of event {each.event} has more than {MAX_PARTS} parts"
+                    )
 
     def _free_id(self) -> int:
         identifier = self._lowest_free

@@ -20,15 +20,16 @@ class Outflow:
 
     The pieces of a report are octets that many clients share; joined into chunks only as the
     transport takes them, a thousand slow clients cost a thousand chunks, not copies of reports.
+    It is the transport's producer all the time, so that small reports wait for the peer as well.
     """
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport
         self._pieces: deque[bytes] = deque()
         self._paused = False
-        self._registered = False
         self._ended = False
         self._then_close = False
+        transport.registerProducer(self, True)
 
     @property
     def is_busy(self) -> bool:
@@ -42,8 +43,8 @@ class Outflow:
 
     @property
     def is_free(self) -> bool:
-        """Is it open, and everything taken that was given?"""
-        return self.is_open and not self._pieces
+        """Is it open, and does the transport take more?"""
+        return self.is_open and not self._pieces and not self._paused
 
     def write(self, pieces: Iterable[bytes]) -> None:
         """Send *pieces* after everything that was given before."""
@@ -59,24 +60,23 @@ class Outflow:
                 piece = self._pieces.popleft()
                 chunk.append(piece)
                 size += len(piece)
-            if self._pieces and not self._registered:
-                self._registered = True
-                self._transport.registerProducer(self, True)
             self._transport.write(b"".join(chunk))
-        if not self._pieces:
-            if self._registered:
-                self._registered = False
-                self._paused = False
-                self._transport.unregisterProducer()
-            if self._then_close:
-                self._then_close = False
-                self._transport.loseConnection()
+        if self._then_close and not self._pieces and not self._ended:
+            self.end()
+            self._transport.loseConnection()
 
     def close(self) -> None:
         """Close the connection once everything is on its way."""
         if not self._ended:
             self._then_close = True
             self._flow()
+
+    def end(self) -> None:
+        """Send nothing more, and leave the transport to others."""
+        if not self._ended:
+            self._ended = True
+            self._pieces.clear()
+            self._transport.unregisterProducer()
 
     def pauseProducing(self) -> None:
         """The transport has enough for now."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -286,7 +286,7 @@ class MirrorProtocol(Protocol):
         if not self._greeted:
             greeting = wire.read_greeting(message)
             self._greeted = True
-            user.types_known(greeting.types)
+            self._name_types(user, greeting.types)
             self.ready.callback(self)
         elif "report" in message:
             user.reported(wire.read_report(message, self._catalogue))
@@ -300,12 +300,18 @@ class MirrorProtocol(Protocol):
         elif "unknown" in message:
             user.unknown_to_master(str(message["unknown"])[:1000])
         elif "types" in message:
-            user.types_known(wire.read_types(message["types"]))
+            self._name_types(user, wire.read_types(message["types"]))
         elif "closed" in message:
             self._reason = str(message["closed"])[:1000]
             self.transport.loseConnection()
         else:
             raise RemoteProtocolError("an unknown message")
+
+    def _name_types(self, user: LinkUser, names: Sequence[str]) -> None:
+        known = self._catalogue.by_name
+        if len(known) + sum(name not in known for name in names) > wire.MAX_TYPES:
+            raise RemoteProtocolError(f"more than {wire.MAX_TYPES} lists in the course of time")
+        user.types_known(names)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The link is gone."""

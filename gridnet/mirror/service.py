@@ -226,11 +226,8 @@ class ListService(MultiService):
         return mirror
 
     def _add_listener(self, name: str, endpoint: str, factory: Any) -> None:
-        try:
-            service = listener(endpoint, factory, self._reactor)
-        except (ValueError, TypeError) as error:
-            key = "listen" if name == "gridnet" else "gridengine_listen"
-            raise ConfigError([Fault(f"mirror.{key}", str(error))]) from None
+        key = "listen" if name == "gridnet" else "gridengine_listen"
+        service = listener(endpoint, factory, self._reactor, f"mirror.{key}")
         service.setServiceParent(self)
         self._listeners[name] = service
         self._site.starting(service.listening.addCallback(self._bound, name))

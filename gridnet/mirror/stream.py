@@ -116,7 +116,7 @@ class _Stream:
     def _finish(self) -> None:
         if not self._over:
             self._over = True
-            self._out.stopProducing()
+            self._out.end()
             self._request.finish()
 
     def lost(self, failure: Failure) -> None:
@@ -182,6 +182,9 @@ class MirrorPage(Resource):
         if name not in names:
             request.setResponseCode(NOT_FOUND)
             return self._json(request, {"error": f"no list {name}", "lists": names})
+        if request.method == b"HEAD":
+            request.setHeader(b"Content-Type", b"text/event-stream")
+            return b""
         if self.streams >= self._max:
             request.setResponseCode(SERVICE_UNAVAILABLE)
             return self._json(request, {"error": "too many streams"})

@@ -38,6 +38,8 @@ MAX_FRAME_OCTETS = 64 * 1024 * 1024
 MAX_REQUEST_OCTETS = 1024 * 1024
 #: Subscriptions of one registration.
 MAX_SUBSCRIPTIONS = 4096
+#: Lists of one master.
+MAX_TYPES = 1000
 #: Length of a name of a list.
 MAX_NAME_CHARACTERS = 200
 
@@ -364,6 +366,8 @@ def _read_event(row: Any, catalogue: OwnCatalogue, number: int) -> Event:
         raise ValueError("its timestamp or key is of another kind")
     if isinstance(name, int):
         return Event(name, timestamp, number=number)
+    if name not in catalogue.by_name and len(catalogue.by_name) >= MAX_TYPES:
+        raise ValueError(f"more than {MAX_TYPES} lists")
     kind = catalogue.own(check_name(name))
     action = Action(action_number)
     elements: ElementList | None = None
@@ -407,10 +411,6 @@ class Greeting:
         """Its frame."""
         hello = {"version": self.version, "types": self.types, "host": self.host}
         return pack({"hello": hello})
-
-
-#: Lists of one master.
-MAX_TYPES = 1000
 
 
 def read_greeting(message: Mapping[str, Any]) -> Greeting:

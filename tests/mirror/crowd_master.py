@@ -15,7 +15,6 @@ from typing import Any
 
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.task import LoopingCall
-from twisted.logger import globalLogBeginner, textFileLogObserver
 
 from gridnet.mirror.catalogue import OwnCatalogue
 from gridnet.mirror.keeper import MasterService
@@ -47,7 +46,6 @@ def resident_octets() -> int:
 
 def main(port: int, objects: int, changes_per_second: int) -> None:
     """Serve until SIGTERM."""
-    globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stderr)], redirectStandardIO=False)
     catalogue = OwnCatalogue([LIST])
     keeper = MasterService(reactor, catalogue, wind_down_seconds=0.1)
     serials = count(1)
@@ -85,6 +83,7 @@ def main(port: int, objects: int, changes_per_second: int) -> None:
             state["resting"] = state["most"]
             ticking.start(0.02)
         elif line == b"stop":
+            change()
             ticking.stop()
             usage = resource.getrusage(resource.RUSAGE_SELF)
             say(
@@ -94,7 +93,6 @@ def main(port: int, objects: int, changes_per_second: int) -> None:
                 cpu_seconds=round(usage.ru_utime + usage.ru_stime, 2),
                 resting_octets=state["resting"],
                 most_octets=state["most"],
-                last_serial=state["changes"],
             )
 
     from twisted.internet.stdio import StandardIO

@@ -420,6 +420,21 @@ class OutflowTests(SynchronousTestCase):
         while flow.is_busy:
             flow.resumeProducing()
         self.assertEqual(sum(written), 1_000_000)
+
+    def test_small_reports_wait_for_the_peer_too(self) -> None:
+        """However small they are, what a peer does not read must not pile up."""
+        transport = StringTransport()
+        flow = Outflow(transport)
+        self.assertIs(transport.producer, flow)
+        flow.write([b"small"])
+        self.assertTrue(flow.is_free)
+        flow.pauseProducing()
+        self.assertFalse(flow.is_free)
+        flow.write([b"next"])
+        self.assertEqual(transport.value(), b"small")
+        flow.resumeProducing()
+        self.assertEqual(transport.value(), b"smallnext")
+        flow.end()
         self.assertIsNone(transport.producer)
 
     def test_closing_waits_for_what_is_on_its_way(self) -> None:

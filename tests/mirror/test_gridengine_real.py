@@ -43,6 +43,7 @@ from tests.integration.demo_process import ROOT
 from tests.lbproxy.running import RunningProxy
 from tests.mirror.cell import PROGRAMS, ClientFiles, PrivateCell, free_ports, why_not
 from tests.mirror.recording import RecordingProxy
+from tests.mirror.running import Numbers, RunningSite
 
 reactor: Any = installed_reactor
 SGE = dialect()
@@ -507,6 +508,33 @@ class QeventTests(GridEngineTestCase):
         self.job(7)
         await self.until(output.exists)
         await self.until(lambda: output.read_text() == "JB_END 7 1\n")
+
+    def test_the_component_shows_own_jobs_to_an_unmodified_qevent(self) -> Deferred[None]:
+        """The jobs of this site, as ``qevent -ts`` prints those of a qmaster."""
+        return Deferred.fromCoroutine(self._component())
+
+    async def _component(self) -> None:
+        (port,) = free_ports(1)
+        files = ClientFiles(self.directory / "second", port)
+        running = RunningSite(self.directory, gridengine_listen=f"tcp:{port}:interface=127.0.0.1")
+        await running.start()
+        self.addCleanup(running.stop)
+        jobs = Numbers()
+        jobs.object_type = "jobs"  # type: ignore[misc]
+        jobs.rows = {}
+        running.site.provide(IObjectSource, jobs, "jobs")
+        running.mirror.offered()
+        qevent = self.qevent(files.environment, "-ts")
+        native = running.mirror.native.master
+        await self.until(lambda: any(client.sent for client in native.clients.values()))
+        for state in ("Submitted", "Running", "Done"):
+            jobs.put("https://h/1", {"state": state, "owner": "ann"})
+        await self.until(lambda: "JOB_DEL" in qevent.output)
+        names = [line.partition(":")[0] for line in qevent.output.splitlines()]
+        self.assertEqual(
+            [name for name in names if not name.startswith("ECL")],
+            ["JOB_ADD (1.0", "JOB_START (1.1", "JOB_FINISH (1.1", "JOB_DEL (1.1"],
+        )
 
     def test_qping_learns_how_the_master_is(self) -> Deferred[None]:
         """The status question of ``qping`` is answered."""

@@ -127,6 +127,15 @@ class RegistrationTests(MasterTestCase):
         self.refused("without any event", wish(subscriptions=()))
         self.refused("id 5 is reserved", wish(USER_LIST, id=5))
 
+    def test_a_filter_that_every_change_would_pay_for_is_refused(self) -> None:
+        one = Where(Operator.EQUAL, "UU_name", "x")
+        wide = Where(Operator.OR, parts=(one,) * 600)
+        deep = Where(Operator.AND, parts=(wide.parts[0], Where(Operator.OR, parts=(one,) * 511)))
+        for part in ({"where": wide}, {"where": deep}, {"what": What.of(*map(str, range(600)))}):
+            wish = Registration("n", subscriptions=(Subscribed(77, **part),))  # type: ignore[arg-type]
+            error = self.assertRaises(RegistrationError, self.master.register, wish, Port(), NOW)
+            self.assertIn("more than 512 parts", str(error))
+
     def test_a_master_that_goes_down_takes_nobody(self) -> None:
         self.master.shut_down(NOW)
         error = self.refused("Qmaster is going down", wish(USER_LIST))

@@ -8,18 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-from twisted.application.service import MultiService
 from twisted.internet import reactor as installed_reactor
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ProcessProtocol, Protocol
 from twisted.internet.task import deferLater
 from twisted.internet.utils import getProcessOutputAndValue
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.client import Agent, HTTPConnectionPool, readBody
 
-from gridnet.component import config_classes
-from gridnet.config import parse
 from gridnet.errors import ConfigError
 from gridnet.interfaces import IListMaster, IObjectSource
 from gridnet.mirror.address import connector_to, read_source
@@ -28,47 +24,13 @@ from gridnet.mirror.follow import MirrorService
 from gridnet.mirror.mirror import Mirror
 from gridnet.mirror.model import Registration
 from gridnet.mirror.tls import read_authorities, read_identity
-from gridnet.site import Site, make_site
 from gridnet.table.model import Entry
 from gridnet.table.server_info import parse as parse_server
 from tests.integration.demo_process import ROOT
 from tests.mirror.certificates import Authority
-from tests.mirror.test_source import Numbers
+from tests.mirror.running import Numbers, RunningSite
 
 reactor: Any = installed_reactor
-
-
-class RunningSite:
-    """A site of a test, with a status listener and an event mirror."""
-
-    def __init__(self, directory: Path, **mirror: Any) -> None:
-        document = {
-            "site": {"name": "test", "state_dir": str(directory / "state")},
-            "status": {"listen": "tcp:0:interface=127.0.0.1"},
-            "mirror": {"listen": "tcp:0:interface=127.0.0.1", "wind_down_seconds": 0.2, **mirror},
-        }
-        config = parse(tomli_w.dumps(document), config_classes(), directory)
-        self.site: Site
-        self.service: MultiService
-        self.site, self.service = make_site(config, reactor)
-        self.mirror: Any = self.service.getServiceNamed("mirror")
-
-    def start(self) -> Deferred[Any]:
-        self.service.privilegedStartService()
-        self.service.startService()
-        return self.site.ready()
-
-    def stop(self) -> Deferred[Any]:
-        return maybeDeferred(self.service.stopService) if self.service.running else Deferred()
-
-    @property
-    def address(self) -> str:
-        found: str = self.site.addresses["mirror"]["gridnet"]
-        return found
-
-    def put(self, port: int, rate: float = 100) -> None:
-        info = parse_server(f"STANDALONE 127.0.0.1:{port} R={rate}")
-        self.site.table.put(Entry("Echo", info, owner="me"))
 
 
 class Lines(Protocol):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
-from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from gridnet.errors import ConfigError
@@ -22,6 +21,7 @@ from gridnet.mirror.model import Registration
 from gridnet.mirror.source import table_sources
 from gridnet.table.model import Entry, Host, ServiceTable
 from gridnet.table.server_info import parse
+from tests.mirror.running import Numbers
 
 
 def entry(service: str, text: str, **more: Any) -> Entry:
@@ -111,29 +111,6 @@ class TableSourceTests(SynchronousTestCase):
         self.table.replace_owner("me", [entry("svc", "STANDALONE 10.1.1.1:3", owner="me")])
         for source in (self.services, self.hosts, self.penalties):
             self.assertEqual(copies[source.object_type], dict(source.snapshot()))
-
-
-@implementer(IObjectSource)
-class Numbers:
-    """A list whose changes a test makes."""
-
-    object_type = "numbers"
-
-    def __init__(self) -> None:
-        self.rows: dict[str, Mapping[str, Any]] = {"a": {"n": 1}}
-        self.subscribers: list[Callable[[str, Any], None]] = []
-
-    def snapshot(self) -> Mapping[str, Mapping[str, Any]]:
-        return dict(self.rows)
-
-    def subscribe(self, changed: Any) -> Callable[[], None]:
-        self.subscribers.append(changed)
-        return lambda: self.subscribers.remove(changed)
-
-    def put(self, key: str, row: Mapping[str, Any]) -> None:
-        self.rows[key] = row
-        for subscriber in list(self.subscribers):
-            subscriber(key, row)
 
 
 class FeederTests(SynchronousTestCase):
