@@ -157,6 +157,7 @@ def start_host(
         control="",
         run_checks=False,
         load_seconds=0,
+        pid_file="",
         gossip=GossipConfig(**wanted),
         **keys,
     )
