@@ -1,0 +1,295 @@
+"""
+``python -m tests.integration.gossip_acceptance``: a site of real daemons, held to the simulator.
+
+Starts the daemons on loopback, has them join, change services, part and come together again, and
+lose a host, and compares how long each takes with what the simulator says of the same site.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable
+from random import Random
+from typing import Any
+
+from attrs import asdict, frozen
+
+from gridnet.lbsmd.gossip.messages import Standing
+from gridnet.lbsmd.gossip.settings import GossipTimes
+from gridnet.simulate.network import Network, NetworkTraits
+from tests.integration.gossip_site import GossipSite, RealHost
+
+#: Part by which a measured time may be above the longest that was predicted.
+TOLERANCE = 0.2
+#: Within which a dead service, or a penalty, is known to all.
+PROMPT_SECONDS = 5.0
+_STEP_SECONDS = 0.02
+_SEEDS = range(1, 9)
+
+
+@frozen
+class Finding:
+    """What was measured of one thing, and what it is held to."""
+
+    what: str
+    seconds: tuple[float, ...]
+    predicted: tuple[float, ...] = ()  #: by the simulator, one a seed
+    limit: float | None = None  #: seconds; None: the longest predicted and the tolerance
+
+    @property
+    def bound(self) -> float:
+        """What no measured time may be above."""
+        return max(self.predicted) * (1 + TOLERANCE) if self.limit is None else self.limit
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is as it should be."""
+        return max(self.seconds) <= self.bound
+
+
+class Prediction:
+    """The same site in the simulator."""
+
+    def __init__(self, hosts: int, services: int, seed: int) -> None:
+        self.names = [f"127.0.0.{number + 1}" for number in range(hosts)]
+        traits = NetworkTraits(delay=0.0003, delay_spread=0.0005)
+        self.network = Network(seed, traits, GossipTimes())
+        self.random = Random(seed)
+        self.services = services
+        self.version = 0
+        self.network.add_acquainted(self.names, self._entries)
+        self.network.run_until(5.0)
+
+    def _entries(self, name: str) -> Iterable[tuple[str, bytes]]:
+        for number in range(self.services):
+            text = f'["S{number}","",65535,0.0,{self.version}.0,"STANDALONE {name}:{number} L=no'
+            yield f"s{number}", f'{text} R={self.version} S=no T=30"]'.encode()
+
+    def change(self, names: Iterable[str]) -> None:
+        """All services of those hosts."""
+        self.version += 1
+        for name in names:
+            host = self.network.hosts[name]
+            for key, value in self._entries(name):
+                host.membership.publish(key, value)
+            self.network.acted(host)
+
+    def until(self, is_true: Callable[[], bool]) -> float:
+        """Seconds until *is_true*."""
+        began = self.network.now
+        while not is_true():
+            if self.network.now - began > 300:
+                raise AssertionError("the simulator does not come to an end")
+            self.network.run_until(self.network.now + _STEP_SECONDS)
+        return self.network.now - began
+
+    def agree(self) -> bool:
+        """Whether all hold the same of everybody."""
+        running = [host.membership for host in self.network.hosts.values() if host.is_running]
+        return len({each.fingerprint for each in running}) == 1
+
+    def burst(self) -> float:
+        """Every host changes all its services."""
+        self.change(self.names)
+        return self.until(self.agree)
+
+    def heal(self) -> float:
+        """Halves that held each other for dead, and changed, come together."""
+        half = self.names[: len(self.names) // 2]
+        for name in half:
+            self.network.hosts[name].group = 1
+        self.until(lambda: self._counts() == {len(half), len(self.names) - len(half)})
+        self.change([self.names[0], self.names[-1]])
+        self.network.run_until(self.network.now + 10.0)
+        for name in half:
+            self.network.hosts[name].group = 0
+        return self.until(lambda: self._counts() == {len(self.names)} and self.agree())
+
+    def _counts(self) -> set[int]:
+        return {h.membership.up for h in self.network.hosts.values() if h.is_running}
+
+    def crash(self) -> float:
+        """One host is killed."""
+        victim = self.names[-1]
+        self.network.hosts[victim].is_running = False
+        others = [self.network.hosts[name].membership for name in self.names[:-1]]
+        return self.until(
+            lambda: all(each.hosts[victim].standing is Standing.DEAD for each in others)
+        )
+
+
+def _definitions(host: RealHost, services: int, version: int) -> str:
+    return "".join(
+        f"S{number} [0] STANDALONE {host.address}:{number + 1000} L=no R={version}\n"
+        for number in range(services)
+    )
+
+
+class Acceptance:
+    """The steps, in their order."""
+
+    def __init__(self, site: GossipSite, services: int, changes: int) -> None:
+        self.site = site
+        self.count = len(site.hosts)
+        self.services = services
+        self.changes = changes
+        self.version = 1
+
+    def join(self) -> Finding:
+        """All start, and know all."""
+        for host in self.site.hosts:
+            host.servrc.write_text(_definitions(host, self.services, self.version))
+        began = time.monotonic()
+        self.site.start()
+        started = time.monotonic()
+        self.site.wait(lambda: self.site.agree(self.count), "agreement of all", 0.2)
+        _say(f"started in {started - began:.1f} s")
+        # Starting takes most of it, and no simulator starts processes.
+        return Finding("join, after the last start", (time.monotonic() - started,), limit=60.0)
+
+    def change(self) -> Finding:
+        """Services change, at every host at once, again and again."""
+        rounds = -(-self.changes // (self.count * self.services))
+        seconds = []
+        for _ in range(rounds):
+            seconds.append(self._change(self.site.hosts))
+            _say(f"changes of {self.services} services at {self.count} hosts: {seconds[-1]:.2f} s")
+        predicted = (Prediction(self.count, self.services, seed).burst() for seed in _SEEDS)
+        return Finding("changes", tuple(seconds), tuple(predicted))
+
+    def _change(self, hosts: Iterable[RealHost]) -> float:
+        self.version += 1
+        wanted = {host.address: self.version for host in hosts}
+        for host in hosts:
+            host.define(_definitions(host, self.services, self.version))
+        began = time.monotonic()
+        for host in hosts:
+            # The time of reading definitions is not that of gossip: wait for the owners first.
+            self.site.wait(lambda host=host: self._own_rate(host) == wanted[host.address], "reload")
+        self.site.wait(lambda: self.site.agree(self.count), "agreement of all", 0.1)
+        return time.monotonic() - began
+
+    def _own_rate(self, host: RealHost) -> float:
+        servers = host.ask("resolve", service=f"S{self.services - 1}")["servers"]
+        return max(each["base_rate"] for each in servers if each["owner"] == host.address)
+
+    def heal(self) -> Finding:
+        """The site is parted, changes on both sides, and comes together."""
+        half = self.count // 2
+        self.site.switch.is_cut = lambda source, target: (source < half) != (target < half)
+        sides = self.site.hosts[:half], self.site.hosts[half:]
+        for side in sides:
+            self.site.wait(
+                lambda side=side: {f["up"] for f in self.site.facts(side)} == {len(side)},
+                "verdicts",
+                0.5,
+            )
+        self.version += 1
+        for host in (self.site.hosts[0], self.site.hosts[-1]):
+            host.define(_definitions(host, self.services, self.version))
+        for side in sides:
+            self.site.wait(lambda side=side: self.site.agree(len(side), side), "agreement", 0.2)
+        self.site.switch.is_cut = lambda source, target: False
+        seconds = self.site.wait(lambda: self.site.agree(self.count), "agreement of all", 0.1)
+        predicted = (Prediction(self.count, self.services, seed).heal() for seed in _SEEDS)
+        return Finding("a partition heals", (seconds,), tuple(predicted))
+
+    def dead_service(self) -> Finding:
+        """A service whose port is closed is down in every table."""
+        host = self.site.hosts[1]
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(100)
+            port = listener.getsockname()[1]
+            host.define(f"Dying [1] STANDALONE 127.0.0.1:{port} L=no R=77\n")
+            self._all_see("Dying", lambda each: each["base_rate"] == 77)
+        self.site.wait(lambda: self._sees(host, "Dying", _is_down), "verdict of its own check")
+        seconds = self._all_see("Dying", _is_down)
+        return Finding("a dead service, after its check", (seconds,), limit=PROMPT_SECONDS)
+
+    def penalty(self) -> Finding:
+        """A penalty asked for at one host, of another's server, is in every table."""
+        asker, owner = self.site.hosts[0], self.site.hosts[-1]
+        began = time.monotonic()
+        asker.ask("feedback", argument=f"S0 STANDALONE {owner.address}:1000 100 60")
+        self._all_see("S0", lambda each: each["penalty"] == 100, owner.address)
+        return Finding("a penalty", (time.monotonic() - began,), limit=PROMPT_SECONDS)
+
+    def _sees(
+        self,
+        host: RealHost,
+        service: str,
+        is_so: Callable[[dict[str, Any]], bool],
+        owner: str = "",
+    ) -> bool:
+        servers = host.ask("resolve", service=service)["servers"]
+        return any(is_so(each) for each in servers if not owner or each["owner"] == owner)
+
+    def _all_see(
+        self, service: str, is_so: Callable[[dict[str, Any]], bool], owner: str = ""
+    ) -> float:
+        return self.site.wait(
+            lambda: all(self._sees(host, service, is_so, owner) for host in self.site.running()),
+            f"{service} in every table",
+        )
+
+    def crash(self) -> Finding:
+        """A host is killed, and is out of every table."""
+        self.site.hosts[-1].kill()
+        seconds = self.site.wait(lambda: self.site.agree(self.count - 1), "verdicts of all", 0.1)
+        predicted = (Prediction(self.count, self.services, seed).crash() for seed in _SEEDS)
+        return Finding("kill -9 of a host", (seconds,), tuple(predicted))
+
+    def same_tables(self) -> bool:
+        """Whether all tables show the same, entry by entry."""
+        tables = self.site.tables()
+        return all(table == tables[0] for table in tables)
+
+
+def _is_down(server: dict[str, Any]) -> bool:
+    return bool(server["base_rate"] == 0)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run it; status 0: everything is as it should be."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.integration.gossip_acceptance", description=__doc__
+    )
+    parser.add_argument("--hosts", type=int, default=30)
+    parser.add_argument("--services", type=int, default=20, help="of each host")
+    parser.add_argument("--changes", type=int, default=10_000, help="of services, at least")
+    parser.add_argument("--base", type=int, default=21500, help="first of 2 UDP ports a host")
+    options = parser.parse_args(arguments)
+    site = GossipSite(options.hosts, options.base)
+    try:
+        steps = Acceptance(site, options.services, options.changes)
+        findings = []
+        for step in (
+            steps.join,
+            steps.change,
+            steps.penalty,
+            steps.heal,
+            steps.dead_service,
+            steps.crash,
+        ):
+            finding = step()
+            findings.append(finding)
+            line = {**asdict(finding), "bound": finding.bound, "holds": finding.holds}
+            print(json.dumps(line), flush=True)
+        same = steps.same_tables()
+        print(json.dumps({"what": "every table shows the same", "holds": same}), flush=True)
+        return 0 if same and all(finding.holds for finding in findings) else 1
+    finally:
+        site.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
