@@ -156,20 +156,19 @@ class Acceptance:
         rounds = -(-self.changes // (self.count * self.services))
         seconds = []
         for _ in range(rounds):
-            seconds.append(self._change(self.site.hosts))
+            seconds.append(self.change_once())
             _say(f"changes of {self.services} services at {self.count} hosts: {seconds[-1]:.2f} s")
         predicted = (Prediction(self.count, self.services, seed).burst() for seed in _SEEDS)
         return Finding("changes", tuple(seconds), tuple(predicted))
 
-    def _change(self, hosts: Iterable[RealHost]) -> float:
+    def change_once(self) -> float:
+        """All services change; seconds until all tables agree."""
         self.version += 1
-        wanted = {host.address: self.version for host in hosts}
-        for host in hosts:
+        for host in self.site.hosts:
             host.define(_definitions(host, self.services, self.version))
         began = time.monotonic()
-        for host in hosts:
-            # The time of reading definitions is not that of gossip: wait for the owners first.
-            self.site.wait(lambda host=host: self._own_rate(host) == wanted[host.address], "reload")
+        for host in self.site.hosts:
+            self.site.wait(lambda host=host: self._own_rate(host) == self.version, "a reload")
         self.site.wait(lambda: self.site.agree(self.count), "agreement of all", 0.1)
         return time.monotonic() - began
 
@@ -179,6 +178,12 @@ class Acceptance:
 
     def heal(self) -> Finding:
         """The site is parted, changes on both sides, and comes together."""
+        seconds = self.part_and_heal()
+        predicted = (Prediction(self.count, self.services, seed).heal() for seed in _SEEDS)
+        return Finding("a partition heals", (seconds,), tuple(predicted))
+
+    def part_and_heal(self) -> float:
+        """The same; seconds until all tables agree."""
         half = self.count // 2
         self.site.switch.is_cut = lambda source, target: (source < half) != (target < half)
         sides = self.site.hosts[:half], self.site.hosts[half:]
@@ -194,9 +199,7 @@ class Acceptance:
         for side in sides:
             self.site.wait(lambda side=side: self.site.agree(len(side), side), "agreement", 0.2)
         self.site.switch.is_cut = lambda source, target: False
-        seconds = self.site.wait(lambda: self.site.agree(self.count), "agreement of all", 0.1)
-        predicted = (Prediction(self.count, self.services, seed).heal() for seed in _SEEDS)
-        return Finding("a partition heals", (seconds,), tuple(predicted))
+        return self.site.wait(lambda: self.site.agree(self.count), "agreement of all", 0.1)
 
     def dead_service(self) -> Finding:
         """A service whose port is closed is down in every table."""
@@ -239,10 +242,14 @@ class Acceptance:
 
     def crash(self) -> Finding:
         """A host is killed, and is out of every table."""
-        self.site.hosts[-1].kill()
-        seconds = self.site.wait(lambda: self.site.agree(self.count - 1), "verdicts of all", 0.1)
+        seconds = self.kill_one()
         predicted = (Prediction(self.count, self.services, seed).crash() for seed in _SEEDS)
         return Finding("kill -9 of a host", (seconds,), tuple(predicted))
+
+    def kill_one(self) -> float:
+        """The same; seconds until all tables agree."""
+        self.site.hosts[-1].kill()
+        return self.site.wait(lambda: self.site.agree(self.count - 1), "verdicts of all", 0.1)
 
     def same_tables(self) -> bool:
         """Whether all tables show the same, entry by entry."""
