@@ -267,7 +267,7 @@ def make_run(
         "INSERT INTO runs (job_id, client_id, occurrence, state, priority, due, ready_at,"
         " deadline, gated, created_at, changed_at, ended_at)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (job_id, client_id, occurrence) DO NOTHING RETURNING id",
+        " ON CONFLICT (client_id, job_id, occurrence) DO NOTHING RETURNING id",
         (
             job.id,
             client_id,

@@ -37,6 +37,7 @@ from gridnet.scire.runs import (
     lose,
     move,
     note,
+    of_client,
     owned,
     receive,
     retry_if_wanted,
@@ -123,8 +124,9 @@ def _ending(status: StatusFile, retry: int, run: Run) -> dict[str, Any]:
         "exit_code": status.exit_code,
         "exit_signal": status.exit_signal,
         "message": status.message,
-        "gap": 0 if retry != run["retry"] else run["gap"],
     }
+    if retry != run["retry"]:
+        columns["gap"] = 0
     if status.started is not None:
         columns["started_at"] = status.started
     if status.finished is not None:
@@ -134,19 +136,27 @@ def _ending(status: StatusFile, retry: int, run: Run) -> dict[str, Any]:
 
 def _advance(
     tx: Transaction, run: Run, path: Sequence[RunState], status: StatusFile, retry: int, by: str,
-    jobs: JobCache, detail: str,
+    jobs: JobCache, detail: str, signs: Mapping[str, Any],
 ) -> None:  # fmt: skip
-    """Take *run* along *path*."""
+    """Take *run* along *path*; *signs* are columns that the report changes anyway."""
     for state in path:
         if state is S.RECEIVED:
             receive(tx, run, jobs, by, "a report came")
             continue
-        columns: dict[str, Any] = {}
+        columns = dict(signs)
         if state in ENDS:
-            columns = _ending(status, retry, run)
+            columns.update(_ending(status, retry, run))
         elif state is S.RUNNING:
             columns["started_at"] = status.started or status.time
-        move(tx, run, state, by, detail=detail, seq=status.seq, **columns)
+        move(tx, run, state, by, columns, detail=detail, seq=status.seq)
+
+
+_REPORTED = """
+    SELECT r.*, j.version AS job_version, j.watched, j.user_id, j.state AS job_state,
+           p.digest AS reported
+    FROM runs r JOIN jobs j ON j.id = r.job_id
+    LEFT JOIN reports p ON p.run_id = r.id AND p.retry = r.retry AND p.seq = ?
+    WHERE r.id = ? /*pg FOR UPDATE OF r*/"""
 
 
 def record_report(
@@ -158,15 +168,21 @@ def record_report(
     :returns: the answer; or the fault 1033 of a report that is kept but changed nothing.
     :raises ScireFault: 1022, 1032; 1050 another report of this number was recorded.
     """
-    run = owned(tx, status.run, client)
+    row = tx.one(_REPORTED, (status.seq, status.run))
+    if row is None:
+        raise ScireFault(FaultCode.UNKNOWN_RUN, f"unknown run {status.run}")
+    run = of_client(as_run(row), client)
     retry = _retry_of(tx, run, status.attempt)
     digest = sha256(octets).hexdigest()
-    known = tx.one(
-        "SELECT digest, recorded FROM reports WHERE run_id = ? AND retry = ? AND seq = ?",
-        (run["id"], retry, status.seq),
-    )
+    known = run.pop("reported")
+    if retry != run["retry"]:
+        earlier = tx.one(
+            "SELECT digest FROM reports WHERE run_id = ? AND retry = ? AND seq = ?",
+            (run["id"], retry, status.seq),
+        )
+        known = None if earlier is None else earlier["digest"]
     if known is not None:
-        if known["digest"] != digest:
+        if known != digest:
             what = f"report {status.seq} of run {run['id']} was recorded with other content"
             raise ScireFault(FaultCode.CONFLICT, what)
         tx.event("duplicate", run=run["id"], seq=status.seq)
@@ -175,7 +191,8 @@ def record_report(
     in_order = status.seq > run["seq"] if current else status.state.value in RESULTS
     outcome = machine.apply_report(RunState(run["state"]), status.state, in_order=in_order)
     recorded = outcome.recorded
-    tx.run(
+    # Recorded by another server just now: then this is raced, and found known the next time.
+    tx.later(
         "INSERT INTO reports (run_id, retry, seq, digest, state, recorded, recorded_at)"
         " VALUES (?, ?, ?, ?, ?, ?, ?)",
         (
@@ -188,8 +205,12 @@ def record_report(
             tx.now,
         ),
     )
-    if current:
-        _count(tx, run, status, jobs)
+    signs = _signs(tx, run, status, jobs) if current else {}
+    if signs and not outcome.path:
+        tx.later(
+            "UPDATE runs SET seq = ?, gap = ?, sign_at = ?, silent_after = ? WHERE id = ?",
+            (signs["seq"], signs["gap"], signs["sign_at"], signs["silent_after"], run["id"]),
+        )
     if recorded is None:
         what = f"{status.state.value} in state {run['state']}"
         note(
@@ -198,7 +219,7 @@ def record_report(
         )  # fmt: skip
         return Kept(ScireFault(FaultCode.TRANSITION, f"run {run['id']}: {what}"))
     detail = "late" if recorded is Recorded.LATE else ""
-    _advance(tx, run, outcome.path, status, retry, client.who, jobs, detail)
+    _advance(tx, run, outcome.path, status, retry, client.who, jobs, detail, signs)
     if outcome.path and outcome.path[-1] in ENDS:
         _store_output(tx, run, retry, status)
     if recorded is Recorded.LATE:
@@ -211,8 +232,8 @@ def record_report(
     return answer
 
 
-def _count(tx: Transaction, run: Run, status: StatusFile, jobs: JobCache) -> None:
-    """Follow the numbers of the current start's reports, and the signs of life."""
+def _signs(tx: Transaction, run: Run, status: StatusFile, jobs: JobCache) -> dict[str, Any]:
+    """The columns that follow the numbers of the current start's reports, and signs of life."""
     gap = run["gap"]
     if status.seq > run["seq"] + 1:
         gap = 1
@@ -229,10 +250,12 @@ def _count(tx: Transaction, run: Run, status: StatusFile, jobs: JobCache) -> Non
         S.RUNNING if running else S.RECEIVED, definition.limits.run_seconds, definition.start_within
     )
     run.update(seq=max(run["seq"], status.seq), gap=gap)
-    tx.run(
-        "UPDATE runs SET seq = ?, gap = ?, sign_at = ?, silent_after = ? WHERE id = ?",
-        (run["seq"], gap, tx.now, tx.now + silent, run["id"]),
-    )
+    return {
+        "seq": run["seq"],
+        "gap": gap,
+        "sign_at": tx.now,
+        "silent_after": tx.now + silent,
+    }
 
 
 def put_output(

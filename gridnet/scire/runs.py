@@ -7,7 +7,7 @@ Every change of state is one guarded update and one row of history in one transa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -19,7 +19,7 @@ from gridnet.scire.jobcache import Job, JobCache
 from gridnet.scire.jobfile import FileToFetch, JobFile, PackageWish, digest_of, format_job
 from gridnet.scire.machine import ENDS, TRANSITIONS, WITH_CLIENT, RunState
 from gridnet.scire.rights import Rights
-from gridnet.scire.store.database import Raced, Row, Transaction
+from gridnet.scire.store.database import Row, Transaction
 
 S = RunState
 #: A run's row, as a dictionary that follows its changes.
@@ -111,9 +111,13 @@ def owned(tx: Transaction, run_id: int, client: Client) -> Run:
 
     :raises ScireFault: 1022 there is none, 1032 it is another client's.
     """
-    run = locked(tx, run_id)
+    return of_client(locked(tx, run_id), client)
+
+
+def of_client(run: Run, client: Client) -> Run:
+    """:raises ScireFault: 1032: *run* is not of *client*."""
     if run["client_id"] != client.id:
-        raise ScireFault(FaultCode.FOREIGN, f"run {run_id} is another client's")
+        raise ScireFault(FaultCode.FOREIGN, f"run {run['id']} is another client's")
     return run
 
 
@@ -128,7 +132,7 @@ def note(
     detail: str = "",
 ) -> None:
     """Write one row of history."""
-    tx.run(
+    tx.later(
         "INSERT INTO history (run_id, from_state, to_state, by_whom, at, attempt, seq, detail)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (run_id, before, after, by, tx.now, attempt, seq, detail[:1000]),
@@ -140,17 +144,20 @@ def move(
     run: Run,
     to: RunState,
     by: str,
+    changed: Mapping[str, Any] | None = None,
     *,
     detail: str = "",
     seq: int = 0,
-    **columns: Any,
 ) -> None:
     """
-    Change a run's state, and *columns* with it; *run* follows.
+    Change a run's state, and the columns *changed* with it; *run* follows.
 
-    :raises Raced: another transaction has changed it since it was read.
+    The operation is run again if another transaction has changed it since it was read.
+
+    :param seq: of the report that says so, for the history.
     """
     before = run["state"]
+    columns = dict(changed or {})
     if (RunState(before), to) not in TRANSITIONS:
         raise RuntimeError(f"run {run['id']}: {before} -> {to} is no transition")
     columns.update(state=to.value, changed_at=tx.now)
@@ -161,13 +168,12 @@ def move(
     elif run["ended_at"] is not None:
         columns["ended_at"] = None
     names = sorted(columns)
-    changed = tx.run(
+    tx.later(
         f"UPDATE runs SET {', '.join(f'{name} = ?' for name in names)}"
         " WHERE id = ? AND state = ? AND attempt = ?",
         (*(columns[name] for name in names), run["id"], before, run["attempt"]),
+        1,
     )
-    if changed != 1:
-        raise Raced
     run.update(columns)
     note(tx, run["id"], before, to.value, by, run["attempt"], seq, detail)
     if to in ENDS:
@@ -179,13 +185,33 @@ def move(
 # -- deliveries --------------------------------------------------------------------------------
 
 
+def end_delivery(tx: Transaction, run: Run, receipt: str = "") -> None:
+    """
+    End the open delivery of a run.
+
+    :param receipt: of the one that was acknowledged, open or not; "": of none.
+    """
+    if receipt:
+        tx.later(
+            "UPDATE deliveries SET state ="
+            " CASE WHEN receipt = ? THEN 'acknowledged' ELSE 'void' END"
+            " WHERE run_id = ? AND (state = 'open' OR receipt = ?)",
+            (receipt, run["id"], receipt),
+        )
+    elif run["state"] == "sent":
+        tx.later(
+            "UPDATE deliveries SET state = 'void' WHERE run_id = ? AND state = 'open'",
+            (run["id"],),
+        )
+
+
 def fail_delivery(tx: Transaction, run: Run, max_deliveries: int, by: str, why: str) -> None:
     """The open delivery of a sent run did not arrive: rest, or give up."""
-    tx.run("UPDATE deliveries SET state = 'void' WHERE run_id = ? AND state = 'open'", (run["id"],))
+    end_delivery(tx, run)
     failures = run["failures"] + 1
     to = machine.after_failed_delivery(failures, max_deliveries)
     ready_at = tx.now + machine.rest_seconds(failures)
-    move(tx, run, to, by, detail=why, failures=failures, ready_at=ready_at)
+    move(tx, run, to, by, {"failures": failures, "ready_at": ready_at}, detail=why)
     if to is S.UNDELIVERABLE:
         tx.event("undeliverable", run=run["id"], job=run["job_id"], client=run["client_id"])
     else:
@@ -252,7 +278,7 @@ def job_file(run: Run, job: Job, client: Client, now: float) -> bytes:
 
 def _hand_out(tx: Transaction, run: Run, job: Job, client: Client, server: Server) -> Delivery:
     receipt, attempt = make_receipt(), run["attempt"] + 1
-    changed = tx.run(
+    tx.later(
         "UPDATE runs SET state = 'sent', attempt = ?, receipt = ?, lease_until = ?,"
         " server_id = ?, epoch = ?, changed_at = ? WHERE id = ? AND state = ? AND attempt = ?",
         (
@@ -266,10 +292,9 @@ def _hand_out(tx: Transaction, run: Run, job: Job, client: Client, server: Serve
             run["state"],
             run["attempt"],
         ),
+        1,
     )
-    if changed != 1:
-        raise Raced
-    tx.run(
+    tx.later(
         "INSERT INTO deliveries (receipt, run_id, client_id, attempt, retry, state, server_id,"
         " epoch, sent_at) VALUES (?, ?, ?, ?, ?, 'open', ?, ?, ?)",
         (receipt, run["id"], client.id, attempt, run["retry"], server.id, server.epoch, tx.now),
@@ -362,28 +387,39 @@ def waiting_for(tx: Transaction, client_id: int) -> Sequence[Row]:
     )
 
 
-def _delivery_row(tx: Transaction, receipt: str, client: Client) -> Row:
-    row = tx.one("SELECT * FROM deliveries WHERE receipt = ?", (receipt,))
+_DELIVERY = """
+    SELECT r.*, j.version AS job_version, j.watched, j.user_id, j.state AS job_state,
+           d.state AS delivery, d.retry AS delivery_retry
+    FROM deliveries d JOIN runs r ON r.id = d.run_id JOIN jobs j ON j.id = r.job_id
+    WHERE d.receipt = ? /*pg FOR UPDATE OF r, d*/"""
+
+
+def _delivered(tx: Transaction, receipt: str, client: Client) -> Run:
+    """
+    The run that *receipt* came with, locked; ``delivery`` is what became of that delivery.
+
+    :raises ScireFault: 1031 unknown receipt, 1032 another client's.
+    """
+    row = tx.one(_DELIVERY, (receipt,))
     if row is None:
         raise ScireFault(FaultCode.UNKNOWN_RECEIPT, "unknown receipt")
     if row["client_id"] != client.id:
         raise ScireFault(FaultCode.FOREIGN, "the receipt is another client's")
-    return row
+    return as_run(row)
 
 
-def receive(tx: Transaction, run: Run, jobs: JobCache, by: str, detail: str = "") -> None:
-    """A sent or pending run has arrived at its client."""
-    tx.run("UPDATE deliveries SET state = 'void' WHERE run_id = ? AND state = 'open'", (run["id"],))
+def receive(
+    tx: Transaction, run: Run, jobs: JobCache, by: str, detail: str = "", receipt: str = ""
+) -> None:
+    """
+    A sent or pending run has arrived at its client.
+
+    :param receipt: that says so; "": something else does.
+    """
+    end_delivery(tx, run, receipt)
     job = jobs.get(tx, run["job_id"], run["job_version"])
-    move(
-        tx,
-        run,
-        S.RECEIVED,
-        by,
-        detail=detail,
-        sign_at=tx.now,
-        silent_after=tx.now + job.definition.start_within,
-    )
+    signs = {"sign_at": tx.now, "silent_after": tx.now + job.definition.start_within}
+    move(tx, run, S.RECEIVED, by, signs, detail=detail)
 
 
 def acknowledge(
@@ -395,21 +431,18 @@ def acknowledge(
     :returns: run, its state, whether this was said before.
     :raises ScireFault: 1030 withdrawn, 1031 unknown receipt, 1032 another client's.
     """
-    delivery = _delivery_row(tx, receipt, client)
-    run = locked(tx, delivery["run_id"])
+    run = _delivered(tx, receipt, client)
     state = RunState(run["state"])
-    if delivery["state"] == "acknowledged":
+    if run["delivery"] == "acknowledged":
         return run["id"], state.value, True
-    if state in (S.SENT, S.PENDING) and delivery["retry"] == run["retry"]:
-        receive(tx, run, jobs, client.who)
-    elif state in WITH_CLIENT | machine.RESULTS:
+    if state in (S.SENT, S.PENDING) and run["delivery_retry"] == run["retry"]:
+        receive(tx, run, jobs, client.who, receipt=receipt)
+        return run["id"], S.RECEIVED.value, False
+    if state in WITH_CLIENT | machine.RESULTS:
         # Another delivery of the same run was acknowledged, or already reported.
-        tx.run("UPDATE deliveries SET state = 'acknowledged' WHERE receipt = ?", (receipt,))
+        end_delivery(tx, run, receipt)
         return run["id"], state.value, True
-    else:
-        raise ScireFault(FaultCode.RUN_WITHDRAWN, f"run {run['id']} is {state}: forget it")
-    tx.run("UPDATE deliveries SET state = 'acknowledged' WHERE receipt = ?", (receipt,))
-    return run["id"], S.RECEIVED.value, False
+    raise ScireFault(FaultCode.RUN_WITHDRAWN, f"run {run['id']} is {state}: forget it")
 
 
 def extend(tx: Transaction, client: Client, receipt: str, seconds: int) -> int:
@@ -418,8 +451,7 @@ def extend(tx: Transaction, client: Client, receipt: str, seconds: int) -> int:
 
     :returns: seconds granted, 0..3600.
     """
-    delivery = _delivery_row(tx, receipt, client)
-    run = locked(tx, delivery["run_id"])
+    run = _delivered(tx, receipt, client)
     if run["receipt"] != receipt:
         raise ScireFault(FaultCode.RUN_WITHDRAWN, "the delivery is over")
     granted = max(0, min(seconds, 3600))
@@ -441,14 +473,13 @@ def refuse(
     """
     if reason not in REFUSALS:
         raise ScireFault(FaultCode.WRONG_PARAMETERS, f"reason is one of {', '.join(REFUSALS)}")
-    delivery = _delivery_row(tx, receipt, client)
-    run = locked(tx, delivery["run_id"])
+    run = _delivered(tx, receipt, client)
     if run["state"] == "refused":
         return run["id"], "refused"
     if run["state"] != "sent" or run["receipt"] != receipt:
         raise ScireFault(FaultCode.TRANSITION, f"run {run['id']} is {run['state']}")
     tx.run("UPDATE deliveries SET state = 'refused' WHERE receipt = ?", (receipt,))
-    move(tx, run, S.REFUSED, client.who, detail=f"{reason}: {text}", message=text[:4000])
+    move(tx, run, S.REFUSED, client.who, {"message": text[:4000]}, detail=f"{reason}: {text}")
     tx.event("refused", run=run["id"], job=run["job_id"], client=client.id, reason=reason)
     return run["id"], "refused"
 
@@ -464,10 +495,7 @@ def cancel(tx: Transaction, run: Run, by: str, force: bool, why: str = "") -> No
         tx.notify("control", run["client_id"])
         return
     if RunState(run["state"]) in machine.BEFORE:
-        tx.run(
-            "UPDATE deliveries SET state = 'void' WHERE run_id = ? AND state = 'open'",
-            (run["id"],),
-        )
+        end_delivery(tx, run)
         move(tx, run, S.CANCELLED, by, detail=why or "cancelled")
 
 
@@ -484,17 +512,13 @@ def retry_if_wanted(tx: Transaction, run: Run, job: Job, by: str) -> None:
         return
     if run["deadline"] is not None and run["deadline"] <= tx.now:
         return
-    move(
-        tx,
-        run,
-        S.PENDING,
-        by,
-        detail="started anew",
-        failures=0,
-        retry=run["retry"] + 1,
-        retry_attempt=run["attempt"] + 1,
-        seq=0,
-        gap=0,
-        ready_at=tx.now,
-    )
+    anew = {
+        "failures": 0,
+        "retry": run["retry"] + 1,
+        "retry_attempt": run["attempt"] + 1,
+        "seq": 0,
+        "gap": 0,
+        "ready_at": tx.now,
+    }
+    move(tx, run, S.PENDING, by, anew, detail="started anew")
     tx.notify("work", run["client_id"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 from gridnet.scire.jobcache import JobCache
 from gridnet.scire.jobs import SLICE
 from gridnet.scire.machine import RunState
-from gridnet.scire.runs import as_run, fail_delivery, lose, move
+from gridnet.scire.runs import as_run, end_delivery, fail_delivery, lose, move
 from gridnet.scire.store.database import Transaction
 
 S = RunState
@@ -42,11 +42,7 @@ def expire(tx: Transaction, by: str) -> int:
     )
     for row in rows:
         run = as_run(row)
-        if run["state"] == "sent":
-            tx.run(
-                "UPDATE deliveries SET state = 'void' WHERE run_id = ? AND state = 'open'",
-                (run["id"],),
-            )
+        end_delivery(tx, run)
         move(tx, run, S.EXPIRED, by, detail="deadline passed")
     return len(rows)
 

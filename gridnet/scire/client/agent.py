@@ -113,6 +113,7 @@ class Agent:
         self.spool = spool
         self.stopping = threading.Event()
         self.poll_wanted = threading.Event()
+        self._news = threading.Event()  # for the thread that runs jobs
         self.polling = False
         self.polled_at = -1e9
         self._install_id = install_id(spool.directory)
@@ -198,9 +199,11 @@ class Agent:
         """End soon; what runs now is finished first only if it ends by itself."""
         self.stopping.set()
         self.poll_wanted.set()
+        self._news.set()
 
     def _run_jobs(self) -> None:
         while not self.stopping.is_set():
+            self._news.clear()
             if self.worker.next() is not None:
                 continue
             if (
@@ -210,7 +213,8 @@ class Agent:
                 and not self.spool.unreported()
             ):
                 return
-            self.stopping.wait(_LIVE_SECONDS)
+            until_due = self.worker.seconds_until_due()
+            self._news.wait(None if until_due is None else until_due + 0.01)
 
     def _poll_for_ever(self) -> None:
         while not self.stopping.is_set():
@@ -227,7 +231,7 @@ class Agent:
                 return
             except GiveUp as error:
                 self._gave_up = error
-                self.stopping.set()
+                self.stop()
                 return
             except Exception:
                 _log.exception("the conversation failed")
@@ -302,6 +306,7 @@ class Agent:
         finally:
             self.polling = False
             self.polled_at = time.monotonic()
+            self._news.set()
 
     def _hello(self) -> None:
         held = self.spool.held()
@@ -331,6 +336,7 @@ class Agent:
         self.servers.learn(urls)
         write_durably(self.spool.directory / "servers.json", json.dumps(urls).encode())
         self._in_conversation = True
+        _log.info("in conversation with %s", self.servers.url)
         self._obey(answer["control"])
         self._said_hello.set()
 
@@ -345,6 +351,7 @@ class Agent:
                 self.worker.forget(run)
             elif action == "report" and self.spool.report_again(run):
                 self.poll_wanted.set()
+        self._news.set()
 
     def _fetch_all(self) -> bool:
         """Take everything that waits; whether there was anything."""
@@ -360,6 +367,7 @@ class Agent:
                 raise
             if receipt:
                 self.spool.acknowledged(run)
+                self._news.set()
             if "receipt" not in answer:
                 return found
             found = True

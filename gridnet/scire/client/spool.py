@@ -133,8 +133,9 @@ class Spool:
     def store(self, job: JobFile, octets: bytes) -> None:
         """Keep a job file, durably; its receipt may be sent when this returns."""
         # An older start of the same run ends here: the server has given it up.
-        self._queued(job.run, "started").unlink(missing_ok=True)
+        # Its mark goes last: without it the old job file would count as not started.
         self._queued(job.run, "job").unlink(missing_ok=True)
+        self._queued(job.run, "started").unlink(missing_ok=True)
         write_durably(self._queued(job.run, "new"), octets)
 
     def acknowledged(self, run: int) -> None:

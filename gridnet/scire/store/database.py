@@ -85,6 +85,15 @@ class Transaction(ABC):
         """Run a statement that writes; how many rows it changed."""
 
     @abstractmethod
+    def later(self, sql: str, parameters: Parameters = (), expected: int | None = None) -> None:
+        """
+        Run a statement that writes, whose result nobody waits for.
+
+        :param expected: rows that it must change; if others, the operation is run again
+            (:class:`Raced`).
+        """
+
+    @abstractmethod
     def insert(self, sql: str, parameters: Parameters = ()) -> Row | None:
         """Run a statement that writes and has RETURNING; its first row."""
 

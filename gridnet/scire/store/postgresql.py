@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from functools import cache
 from time import monotonic, time
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors, pq
-from psycopg.rows import dict_row
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.threads import deferToThreadPool
@@ -39,6 +37,7 @@ from gridnet.scire.store.database import (
     Transaction,
     Unavailable,
 )
+from gridnet.scire.store.pipeline import Pipeline
 
 T = TypeVar("T")
 MINIMUM_VERSION = 120000
@@ -48,46 +47,58 @@ LEADER_LOCK = 0x5C12E001
 CHANNELS = ("work", "control", "schedule")
 _CHANNEL_PREFIX = "scire_"
 _ATTEMPT_SECONDS = 5
+_NOTIFY = "SELECT pg_notify(?, ?)"
 
 
-@cache
-def translated(sql: str) -> str:
-    """The statement *sql* as psycopg takes it."""
-    if "%" in sql:
-        raise ValueError(f"a statement with a per cent sign: {sql}")
-    pieces: list[str] = []
-    for piece in sql.split("/*pg "):
-        pieces.append(piece.replace("*/", "", 1) if pieces else piece)
-    return "".join(pieces).replace("?", "%s")
+#: What another transaction that was first looks like; a name or number that is taken by now, too.
+_RACES = (
+    errors.SerializationFailure,
+    errors.DeadlockDetected,
+    errors.LockNotAvailable,
+    errors.UniqueViolation,
+)
+
+
+def translated(sql: str) -> bytes:
+    """The statement *sql* as PostgreSQL takes it."""
+    first, *others = sql.split("/*pg ")
+    pieces = "".join([first, *(piece.replace("*/", "", 1) for piece in others)]).split("?")
+    numbered = [f"{piece}${number}" for number, piece in enumerate(pieces[:-1], 1)]
+    return "".join([*numbered, pieces[-1]]).encode("utf-8")
 
 
 class PostgresTransaction(Transaction):
     """One transaction."""
 
-    def __init__(self, connection: psycopg.Connection[Any], now: float) -> None:
+    def __init__(self, pipeline: Pipeline, now: float) -> None:
         super().__init__(now)
-        self._cursor = connection.cursor(row_factory=dict_row)
+        self._pipeline = pipeline
 
     def all(self, sql: str, parameters: Parameters = ()) -> Sequence[Row]:
         """Every row of the result."""
-        rows: Sequence[Row] = self._cursor.execute(translated(sql), parameters).fetchall()
+        rows: Sequence[Row] = self._pipeline.rows(sql, parameters)
         return rows
 
     def one(self, sql: str, parameters: Parameters = ()) -> Row | None:
         """The first row of the result."""
-        row: Row | None = self._cursor.execute(translated(sql), parameters).fetchone()
+        rows = self._pipeline.rows(sql, parameters)
+        row: Row | None = rows[0] if rows else None
         return row
 
     def run(self, sql: str, parameters: Parameters = ()) -> int:
         """How many rows a writing statement changed."""
         self.wrote = True
-        return self._cursor.execute(translated(sql), parameters).rowcount
+        return self._pipeline.count(sql, parameters)
+
+    def later(self, sql: str, parameters: Parameters = (), expected: int | None = None) -> None:
+        """Run a writing statement; its result is looked at before the commit."""
+        self.wrote = True
+        self._pipeline.send(sql, parameters, expected)
 
     def insert(self, sql: str, parameters: Parameters = ()) -> Row | None:
         """The first row that a writing statement returns."""
         self.wrote = True
-        row: Row | None = self._cursor.execute(translated(sql), parameters).fetchone()
-        return row
+        return self.one(sql, parameters)
 
 
 def connect(dsns: Sequence[str], **options: Any) -> psycopg.Connection[Any]:
@@ -128,6 +139,7 @@ class PostgresSession(Session):
         self._dsns = dsns
         self._application = application
         self._connection: psycopg.Connection[Any] | None = None
+        self._pipeline: Pipeline | None = None
         self._ahead = 0.0  # of the monotonic clock
         self._measured = 0.0
 
@@ -139,6 +151,7 @@ class PostgresSession(Session):
             connection.execute("SET lock_timeout = '10s'")
             connection.commit()
             self._connection = connection
+            self._pipeline = Pipeline(connection, translated)
             self._measured = 0.0
         now = monotonic()
         if not self._measured or now - self._measured > CLOCK_SECONDS:
@@ -152,22 +165,24 @@ class PostgresSession(Session):
 
     def begin(self, write: bool) -> Transaction:
         """Open a transaction."""
-        connection = self._connected()
-        return PostgresTransaction(connection, monotonic() + self._ahead)
+        self._connected()
+        assert self._pipeline is not None
+        self._pipeline.begin()
+        return PostgresTransaction(self._pipeline, monotonic() + self._ahead)
 
     def commit(self, transaction: Transaction) -> None:
         """Keep it, durably."""
-        assert self._connection is not None
+        assert self._pipeline is not None
         for notice in transaction.notices:
-            self._connection.execute(
-                "SELECT pg_notify(%s, %s)", (_CHANNEL_PREFIX + notice.channel, notice.payload)
-            )
-        self._connection.commit()
+            self._pipeline.send(_NOTIFY, (_CHANNEL_PREFIX + notice.channel, notice.payload))
+        if not self._pipeline.commit():
+            raise Raced
 
     def roll_back(self) -> None:
         """Give it up."""
-        if self._connection is not None:
+        if self._connection is not None and self._pipeline is not None:
             try:
+                self._pipeline.abandon()
                 self._connection.rollback()
             except psycopg.Error:
                 self._connection.close()
@@ -179,9 +194,7 @@ class PostgresSession(Session):
 
     def judge(self, error: Exception) -> Exception:
         """Deadlocks and serialization failures are races; lost connections may come back."""
-        if isinstance(
-            error, (errors.SerializationFailure, errors.DeadlockDetected, errors.LockNotAvailable)
-        ):
+        if isinstance(error, _RACES):
             return Raced()
         if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
             return Unavailable(f"PostgreSQL: {str(error).strip()}")

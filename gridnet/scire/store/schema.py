@@ -122,10 +122,10 @@ CREATE TABLE runs (
     seq INTEGER NOT NULL DEFAULT 0, gap INTEGER NOT NULL DEFAULT 0, sign_at $REAL,
     silent_after $REAL, started_at $REAL, ended_at $REAL, exit_code INTEGER,
     exit_signal INTEGER, message TEXT NOT NULL DEFAULT '', created_at $REAL NOT NULL,
-    changed_at $REAL NOT NULL, UNIQUE (job_id, client_id, occurrence));
+    changed_at $REAL NOT NULL, UNIQUE (client_id, job_id, occurrence));
 CREATE INDEX runs_deliverable ON runs (client_id, priority DESC, due, id)
     WHERE state IN ('pending', 'sent');
-CREATE INDEX runs_client ON runs (client_id, state);
+CREATE INDEX runs_held ON runs (client_id) WHERE state IN ('sent', 'received', 'running');
 CREATE INDEX runs_waiting ON runs (gated, due) WHERE state = 'waiting';
 CREATE INDEX runs_leased ON runs (lease_until) WHERE state = 'sent';
 CREATE INDEX runs_silent ON runs (silent_after) WHERE state IN ('received', 'running');

@@ -29,6 +29,7 @@ from gridnet.scire.store.database import (
     Notice,
     Operation,
     Parameters,
+    Raced,
     Row,
     Session,
     Transaction,
@@ -62,6 +63,11 @@ class SqliteTransaction(Transaction):
         """How many rows a writing statement changed."""
         self.wrote = True
         return self._connection.execute(sql, parameters).rowcount
+
+    def later(self, sql: str, parameters: Parameters = (), expected: int | None = None) -> None:
+        """Run a writing statement at once."""
+        if self.run(sql, parameters) != expected and expected is not None:
+            raise Raced
 
     def insert(self, sql: str, parameters: Parameters = ()) -> Row | None:
         """The first row that a writing statement returns."""

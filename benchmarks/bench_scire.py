@@ -1,0 +1,252 @@
+"""
+The job server: polls with nothing to do, and full cycles of fetch, acknowledge and report.
+
+The peers are the limits of what it stands on: handshakes of ``openssl s_time`` against ``openssl
+s_server`` for polls on new connections, and ``pgbench`` running the claim (the SELECT ... FOR
+UPDATE SKIP LOCKED and the UPDATE of the server, nothing else) on the same PostgreSQL for cycles.
+A figure "per core" is divided by the processor seconds that the server process took, so that it
+does not depend on who else uses the machine.  Words on the command line choose figures:
+``polls``, ``connections``, ``sqlite``, ``postgresql``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import REPOSITORY, Figure, Options, peer, running, scratch, wait_for_port
+from gridnet.scire.store.database import Transaction
+from gridnet.scire.store.opening import open_database
+from tests.scire.databases import PostgresServer, postgres_binaries
+from tests.scire.processes import ServerProcess, free_port
+
+NAME = "scire"
+CLIENTS = 16
+_WITHOUT_LIMITS = {
+    "calls_per_minute": 100_000_000,
+    "enrol_calls_per_minute": 100_000_000,
+    "handshakes_per_second": 100_000.0,
+}
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+#: What the server does to hand a run out, without what it writes down about it.
+_CLAIM = """\
+\\set client random(1, {clients})
+BEGIN;
+SELECT r.id AS run FROM runs r JOIN jobs j ON j.id = r.job_id
+ WHERE r.client_id = :client AND r.state IN ('pending', 'sent')
+ AND (r.state = 'sent' OR r.ready_at <= 2e9) AND j.state IN ('active', 'finished')
+ ORDER BY r.priority DESC, r.due, r.id LIMIT 1 FOR UPDATE OF r SKIP LOCKED
+\\gset
+UPDATE runs SET state = 'received', attempt = 1, receipt = 'f3a', lease_until = 2e9,
+ server_id = 1, epoch = 1, changed_at = 2e9 WHERE id = :run AND state = 'pending' AND attempt = 0;
+COMMIT;
+"""
+
+
+def processor_seconds(process: subprocess.Popen[bytes]) -> float:
+    """What a process has taken so far, all its threads together."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+@contextmanager
+def server(database: tuple[str, ...], **keys: Any) -> Iterator[tuple[ServerProcess, list[Path]]]:
+    """A server with :data:`CLIENTS` clients that have enrolled; their directories."""
+    with scratch() as directory:
+        one = ServerProcess(directory / "server", database, limits=_WITHOUT_LIMITS, **keys)
+        try:
+            one.start()
+            machines = [one.machine(f"c{n}.example.org") for n in range(CLIENTS)]
+            yield one, [machine.key_file.parent for machine in machines]
+        finally:
+            one.kill()
+
+
+def load(what: str, one: ServerProcess, seconds: float, clients: list[Path]) -> dict[str, float]:
+    """What the clients got done, and what it cost the server."""
+    assert one.process is not None
+    before = processor_seconds(one.process)
+    command = [sys.executable, "-m", "benchmarks.scire_load", what, str(one.work), str(one.ca)]
+    done = subprocess.run(
+        [*command, str(seconds), *map(str, clients)],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        check=True,
+        stdout=subprocess.PIPE,
+    )
+    found: dict[str, float] = json.loads(done.stdout)
+    found["processor"] = processor_seconds(one.process) - before
+    return found
+
+
+def make_runs(database: tuple[str, ...], directory: Path, one: ServerProcess, each: int) -> None:
+    """Give every client *each* runs that are due."""
+    with one.root() as root:
+        root.admin.job_create(
+            {
+                "name": "bench",
+                "targets": {"all": True},
+                "execute": {"script": b"exit 0\n" * 20, "user": "nobody"},
+            }
+        )
+
+    def more(tx: Transaction) -> None:
+        row = tx.one("SELECT max(id) AS id FROM jobs")
+        assert row is not None
+        for number in range(1, each):
+            tx.run(
+                "INSERT INTO runs (job_id, client_id, occurrence, state, priority, due, ready_at,"
+                " gated, created_at, changed_at) SELECT job_id, client_id, occurrence + ?, state,"
+                " priority, due, ready_at, gated, created_at, changed_at FROM runs"
+                " WHERE job_id = ? AND occurrence = (SELECT min(occurrence) FROM runs"
+                " WHERE job_id = ?)",
+                (number, row["id"], row["id"]),
+            )
+
+    opened = open_database(database, directory, 1, "bench")
+    opened.run_now(more)
+    opened.close()
+
+
+# -- the limits -----------------------------------------------------------------------------------
+
+
+def handshakes(one: ServerProcess, client: Path, seconds: float) -> float | None:
+    """Handshakes with both certificates a second: ``openssl s_time`` and ``openssl s_server``."""
+    openssl = peer("openssl")
+    if openssl is None:
+        return None
+    port, state = free_port(), one.state / "scire"
+    command = [openssl, "s_server", "-accept", f"127.0.0.1:{port}", "-quiet", "-no_ticket"]
+    command += ["-cert", str(state / "server.pem"), "-key", str(state / "server.key")]
+    command += ["-CAfile", str(one.ca), "-Verify", "1", "-verify_return_error"]
+    with running(command):
+        wait_for_port(port)
+        done = subprocess.run(
+            [openssl, "s_time", "-connect", f"127.0.0.1:{port}", "-new", "-time",
+             str(max(1, round(seconds))), "-cert", str(client / "cert.pem"), "-key",
+             str(client / "key.pem"), "-CAfile", str(one.ca)],
+            capture_output=True,
+            text=True,
+        )  # fmt: skip
+    match = re.search(r"(\d+) connections in (\d+) real seconds", done.stdout)
+    if match is None:
+        raise RuntimeError(done.stdout + done.stderr)
+    return int(match[1]) / int(match[2])
+
+
+def claims(postgres: PostgresServer, dsn: str, seconds: float) -> float | None:
+    """Claims a second: pgbench on the runs of *dsn*."""
+    pgbench = peer("pgbench")
+    if pgbench is None:
+        return None
+    with scratch() as directory:
+        script = directory / "claim.sql"
+        script.write_text(_CLAIM.format(clients=CLIENTS))
+        done = subprocess.run(
+            [pgbench, "-n", "-M", "prepared", "-c", str(CLIENTS), "-j", "2", "-T",
+             str(max(1, round(seconds))), "-f", str(script), dsn],
+            capture_output=True,
+            text=True,
+        )  # fmt: skip
+    match = re.search(r"tps = ([0-9.]+)", done.stdout)
+    if match is None or done.returncode:
+        raise RuntimeError(done.stdout + done.stderr)
+    return float(match[1])
+
+
+# -- the figures ----------------------------------------------------------------------------------
+
+
+def _latencies(name: str, found: list[dict[str, float]]) -> Iterable[Figure]:
+    for which in ("p50", "p99"):
+        values = tuple(one[which] for one in found)
+        yield Figure(NAME, f"{name}: {which}", "ms", values, higher_is_better=False)
+
+
+def _rates(name: str, found: list[dict[str, float]], **peers: Any) -> Iterable[Figure]:
+    rates = tuple(one["done"] / one["seconds"] for one in found)
+    yield Figure(NAME, name, "1/s", rates, **peers)
+    per_core = tuple(one["done"] / one["processor"] for one in found)
+    yield Figure(NAME, f"{name}, per core of the server", "1/s", per_core)
+
+
+def _polls(options: Options) -> Iterable[Figure]:
+    with server(("scire/scire.db",)) as (one, clients):
+        found = [load("polls", one, options.seconds, clients) for _ in range(options.runs)]
+    yield from _rates("polls that find nothing, keep-alive", found)
+    yield from _latencies("polls that find nothing, keep-alive", found)
+
+
+def _connections(options: Options) -> Iterable[Figure]:
+    found, limits = [], []
+    with server(("scire/scire.db",)) as (one, clients):
+        for _ in range(options.runs):
+            found.append(load("connections", one, options.seconds, clients[:4]))
+            limit = handshakes(one, clients[0], options.seconds)
+            if limit is not None:
+                limits.append(limit)
+    name = "polls that find nothing, each on a new TLS connection"
+    peers = {"peer": "openssl s_time, s_server", "peer_values": tuple(limits)} if limits else {}
+    yield from _rates(name, found, **peers)
+    yield from _latencies(name, found)
+
+
+def _cycles_on_sqlite(options: Options) -> Iterable[Figure]:
+    found = []
+    for _ in range(options.runs):
+        names = ("scire/scire.db",)
+        with server(names) as (one, clients):
+            make_runs(names, one.state, one, round(150 * options.seconds))
+            found.append(load("cycles", one, options.seconds, clients))
+    yield from _rates("cycles of fetch, acknowledge, report, SQLite", found)
+    yield from _latencies("cycles of fetch, acknowledge, report, SQLite", found)
+
+
+def _cycles_on_postgresql(options: Options) -> Iterable[Figure]:
+    if postgres_binaries() is None:
+        peer("initdb")
+        return
+    found, limits = [], []
+    for _ in range(options.runs):
+        postgres = PostgresServer()
+        try:
+            dsn = postgres.create()
+            with server((dsn,), pool=4) as (one, clients):
+                make_runs((dsn,), one.state, one, round(600 * options.seconds))
+                postgres.execute("CHECKPOINT")
+                found.append(load("cycles", one, options.seconds, clients))
+                one.stop()
+                time.sleep(0.5)
+                limit = claims(postgres, dsn, options.seconds)
+                if limit is not None:
+                    limits.append(limit)
+        finally:
+            postgres.stop()
+    name = "cycles of fetch, acknowledge, report, PostgreSQL"
+    peers = {"peer": "pgbench, claims alone", "peer_values": tuple(limits)} if limits else {}
+    yield from _rates(name, found, **peers)
+    yield from _latencies(name, found)
+
+
+_PARTS = {
+    "polls": _polls,
+    "connections": _connections,
+    "sqlite": _cycles_on_sqlite,
+    "postgresql": _cycles_on_postgresql,
+}
+
+
+def run(options: Options) -> Iterable[Figure]:
+    """All figures, or those whose words are on the command line."""
+    for word in options.arguments or _PARTS:
+        yield from _PARTS[word](options)
