@@ -2,8 +2,9 @@
 The job server: polls with nothing to do, and full cycles of fetch, acknowledge and report.
 
 The peers are the limits of what it stands on: handshakes of ``openssl s_time`` against ``openssl
-s_server`` for polls on new connections, and ``pgbench`` running the claim (the SELECT ... FOR
-UPDATE SKIP LOCKED and the UPDATE of the server, nothing else) on the same PostgreSQL for cycles.
+s_server`` for polls on new connections, and for cycles ``pgbench`` running the claim (the SELECT
+... FOR UPDATE SKIP LOCKED and the UPDATE of the server; and the same with the two rows that the
+server writes in that transaction) on the same PostgreSQL.
 A figure "per core" is divided by the processor seconds that the server process took, so that it
 does not depend on who else uses the machine.  Words on the command line choose figures:
 ``polls``, ``connections``, ``sqlite``, ``postgresql``.
@@ -16,7 +17,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,8 +37,8 @@ _WITHOUT_LIMITS = {
 }
 _TICKS = os.sysconf("SC_CLK_TCK")
 
-#: What the server does to hand a run out, without what it writes down about it.
-_CLAIM = """\
+#: The statements with which the server hands a run out, as it issues them.
+_SELECT = """\
 \\set client random(1, {clients})
 BEGIN;
 SELECT r.id AS run FROM runs r JOIN jobs j ON j.id = r.job_id
@@ -46,10 +46,21 @@ SELECT r.id AS run FROM runs r JOIN jobs j ON j.id = r.job_id
  AND (r.state = 'sent' OR r.ready_at <= 2e9) AND j.state IN ('active', 'finished')
  ORDER BY r.priority DESC, r.due, r.id LIMIT 1 FOR UPDATE OF r SKIP LOCKED
 \\gset
-UPDATE runs SET state = 'received', attempt = 1, receipt = 'f3a', lease_until = 2e9,
- server_id = 1, epoch = 1, changed_at = 2e9 WHERE id = :run AND state = 'pending' AND attempt = 0;
-COMMIT;
+UPDATE runs SET state = 'received', attempt = attempt + 1,
+ receipt = md5(:run::text || random()::text),
+ lease_until = 2e9, server_id = 1, epoch = 1, changed_at = 2e9
+ WHERE id = :run AND state = 'pending' AND attempt = 0;
 """
+_NOTED = """\
+INSERT INTO deliveries (receipt, run_id, client_id, attempt, retry, state, server_id, epoch,
+ sent_at) VALUES (md5(:run::text || random()::text), :run, :client, 1, 0, 'open', 1, 1, 2e9);
+INSERT INTO history (run_id, from_state, to_state, by_whom, at, attempt, seq, detail)
+ VALUES (:run, 'pending', 'sent', 'server a', 2e9, 1, 0, '');
+"""
+_CLAIMS = {
+    "its SELECT and UPDATE alone": _SELECT + "COMMIT;\n",
+    "with its delivery and history rows": _SELECT + _NOTED + "COMMIT;\n",
+}
 
 
 def processor_seconds(process: subprocess.Popen[bytes]) -> float:
@@ -144,14 +155,14 @@ def handshakes(one: ServerProcess, client: Path, seconds: float) -> float | None
     return int(match[1]) / int(match[2])
 
 
-def claims(postgres: PostgresServer, dsn: str, seconds: float) -> float | None:
-    """Claims a second: pgbench on the runs of *dsn*."""
+def claims(dsn: str, text: str, seconds: float) -> float | None:
+    """Claims a second: pgbench with the script *text* on the runs of *dsn*."""
     pgbench = peer("pgbench")
     if pgbench is None:
         return None
     with scratch() as directory:
         script = directory / "claim.sql"
-        script.write_text(_CLAIM.format(clients=CLIENTS))
+        script.write_text(text.format(clients=CLIENTS))
         done = subprocess.run(
             [pgbench, "-n", "-M", "prepared", "-c", str(CLIENTS), "-j", "2", "-T",
              str(max(1, round(seconds))), "-f", str(script), dsn],
@@ -216,25 +227,29 @@ def _cycles_on_postgresql(options: Options) -> Iterable[Figure]:
     if postgres_binaries() is None:
         peer("initdb")
         return
-    found, limits = [], []
+    found: list[dict[str, float]] = []
+    limits: dict[str, list[float]] = {name: [] for name in _CLAIMS}
     for _ in range(options.runs):
         postgres = PostgresServer()
         try:
             dsn = postgres.create()
-            with server((dsn,), pool=4) as (one, clients):
-                make_runs((dsn,), one.state, one, round(600 * options.seconds))
+            with server((dsn,)) as (one, clients):
+                make_runs((dsn,), one.state, one, round(900 * options.seconds))
                 postgres.execute("CHECKPOINT")
                 found.append(load("cycles", one, options.seconds, clients))
                 one.stop()
-                time.sleep(0.5)
-                limit = claims(postgres, dsn, options.seconds)
-                if limit is not None:
-                    limits.append(limit)
+                for name, text in _CLAIMS.items():
+                    limit = claims(dsn, text, options.seconds)
+                    if limit is not None:
+                        limits[name].append(limit)
         finally:
             postgres.stop()
     name = "cycles of fetch, acknowledge, report, PostgreSQL"
-    peers = {"peer": "pgbench, claims alone", "peer_values": tuple(limits)} if limits else {}
-    yield from _rates(name, found, **peers)
+    rates = tuple(one["done"] / one["seconds"] for one in found)
+    for claim, values in limits.items():
+        if values:
+            yield Figure(NAME, name, "1/s", rates, f"pgbench: the claim, {claim}", tuple(values))
+    yield from _rates(name, found)
     yield from _latencies(name, found)
 
 

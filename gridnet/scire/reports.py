@@ -206,7 +206,8 @@ def record_report(
         ),
     )
     signs = _signs(tx, run, status, jobs) if current else {}
-    if signs and not outcome.path:
+    if signs and not set(outcome.path) - {S.RECEIVED}:
+        # Otherwise they go along with the change of state.
         tx.later(
             "UPDATE runs SET seq = ?, gap = ?, sign_at = ?, silent_after = ? WHERE id = ?",
             (signs["seq"], signs["gap"], signs["sign_at"], signs["silent_after"], run["id"]),

@@ -37,7 +37,7 @@ _CANDIDATES = """
     FROM runs r JOIN jobs j ON j.id = r.job_id
     WHERE r.client_id = ? AND r.state IN ('pending', 'sent')
       AND (r.state = 'sent' OR r.ready_at <= ?) AND j.state IN ('active', 'finished')
-    ORDER BY r.priority DESC, r.due, r.id LIMIT 20 /*pg FOR UPDATE OF r SKIP LOCKED*/"""
+    ORDER BY r.priority DESC, r.due, r.id LIMIT 4 /*pg FOR UPDATE OF r SKIP LOCKED*/"""
 #: Whether a poll would find something; the index alone answers it.
 _ANYTHING = """
     SELECT 1 AS found FROM runs r JOIN jobs j ON j.id = r.job_id

@@ -47,6 +47,9 @@ _TCP_PORT = re.compile(r"tcp6?:(?:port=)?(\d+)")
 _ADMIN = (admin_clients, admin_jobs, admin_people, admin_runs, admin_servers)
 #: Calls at a time on the listeners that no client polls.
 _SIDE_SLOTS = 4
+#: Database threads, unless the site file says so: those that wait share a transaction, and more
+#: of them only take each other's time.
+_POOL = 4
 #: How often the end looks whether calls are still under way, seconds.
 _LOOK_SECONDS = 0.05
 
@@ -255,7 +258,7 @@ def make_scire(config: ScireConfig, site: Site) -> IService:
     authorities = read_authorities(site.state_dir / config.tls.fleet_ca)
     signer = _signer(config, site)
     name = _name(config, site)
-    threads = config.pool or config.limits.max_threads
+    threads = config.pool or min(_POOL, config.limits.max_threads)
     database = open_database(config.database, site.state_dir, threads, name, serve=True)
     metrics = Metrics(site.status.metrics)
     pusher = Pusher(site.reactor, config.push, name, database, own, authorities, metrics)
