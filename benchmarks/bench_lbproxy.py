@@ -3,8 +3,11 @@ The LB proxy: durable events a second, small jobs a second, the event stream, gr
 
 The peer of the event figures is SQLite itself: the very statements that the ledger issues for
 the same events in groups of the same size, made beforehand and run with nothing else around
-them.  Beside them stands what the disk does: syncs of one page a second.  Words on the command
-line choose figures: ``disk``, ``events``, ``jobs``, ``stream``, ``growth``.
+them, in a process of its own.  Beside them stands what the disk does: syncs of one page a second.
+``slow-disk`` are the same figures with every sync made longer, for both, by a small preloaded
+library: many a disk in a machine room takes milliseconds, and one of a workplace lies.  Words on
+the command line choose figures: ``disk``, ``events``, ``slow-disk``, ``jobs``, ``stream``,
+``growth``.
 """
 
 from __future__ import annotations
@@ -12,40 +15,41 @@ from __future__ import annotations
 import json
 import os
 import re
-import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from benchmarks.common import (
     REPOSITORY,
     Figure,
     Options,
     free_port,
+    peer,
     running,
     scratch,
     wait_for_port,
 )
 from benchmarks.lbproxy_load import PLACEHOLDER, small_job, unique_parts
-from gridnet.lbproxy import events, frames
+from gridnet.lbproxy import frames
 from gridnet.lbproxy.client import connect_unix
-from gridnet.lbproxy.ledger import Ledger, LedgerRules
-from gridnet.lbproxy.store import StoreFile
 
 NAME = "lbproxy"
 EVENTS_OF_A_JOB = 10
 #: Published for the L&B server of 2006, which stored such jobs.
 PUBLISHED_JOBS = 14.7
 FOLLOWERS, STREAMED = 1000, 200
+#: About what a disk without a cache that survives a power cut takes.
+SLOW_SYNC_MILLISECONDS = 2.0
 
 
 @contextmanager
-def service(directory: Path) -> Iterator[tuple[str, str, int]]:
+def service(
+    directory: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, str, int]]:
     """A service of its own: store socket, serve socket, port of its status pages."""
     store, serve, port = str(directory / "store.sock"), str(directory / "serve.sock"), free_port()
     path = directory / "site.toml"
@@ -55,7 +59,9 @@ def service(directory: Path) -> Iterator[tuple[str, str, int]]:
     )
     command = [sys.executable, "-m", "twisted", "--log-level=warn", "gridnet"]
     with open(directory / "log", "wb") as log:
-        with running([*command, "--config", path], cwd=directory, output=log) as process:
+        with running(
+            [*command, "--config", path], cwd=directory, environment=environment, output=log
+        ) as process:
             deadline = time.monotonic() + 15
             while not os.path.exists(serve):
                 if time.monotonic() > deadline or process.poll() is not None:
@@ -97,84 +103,83 @@ def syncs(directory: Path, seconds: float) -> float:
         os.close(number)
 
 
-class _Recorder:
-    """A connection that also writes down what is written."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self.statements: list[tuple[str, Sequence[Any], bool]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._connection, name)
-
-    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
-        if not sql.startswith(("SELECT", "WITH")):
-            self.statements.append((sql, tuple(parameters), False))
-        return self._connection.execute(sql, parameters)
-
-    def executemany(self, sql: str, rows: Sequence[Any]) -> sqlite3.Cursor:
-        self.statements.append((sql, list(rows), True))
-        return self._connection.executemany(sql, rows)
-
-
-def _parsed(count: int) -> list[events.Event]:
-    """*count* events of jobs that go on side by side, as many clients log them."""
-    lines = small_job()
-    uniques = unique_parts("limit-")
-    found: list[events.Event] = []
-    while len(found) < count:
-        together = [next(uniques) for _ in range(64)]
-        for line in lines:
-            found += [events.parse(line.replace(PLACEHOLDER, unique)) for unique in together]
-    return found[:count]
-
-
-def sqlite_alone(directory: Path, group: int, seconds: float) -> float:
+def sqlite_alone(
+    directory: Path, group: int, seconds: float, environment: Mapping[str, str]
+) -> float:
     """Events a second when only the statements of the ledger are run, *group* events a commit."""
-    count = max(group * 4, min(20_000, int(group * 400 * seconds)))
-    ordered = _parsed(count)
-    with closing(_open(directory / "recorded.sqlite")) as connection:
-        recorder = _Recorder(connection)
-        ledger = Ledger(recorder, LedgerRules())  # type: ignore[arg-type]
-        connection.execute("PRAGMA synchronous = OFF")
-        for start in range(0, count, group):
-            ledger.apply(ordered[start : start + group], time.time())
-    with closing(_open(directory / "limit.sqlite")) as connection:
-        started = time.perf_counter()
-        for sql, parameters, many in recorder.statements:
-            if many:
-                connection.executemany(sql, parameters)
-            else:
-                connection.execute(sql, parameters)
-        return count / (time.perf_counter() - started)
+    command = [sys.executable, "-m", "benchmarks.lbproxy_limit"]
+    done = subprocess.run(
+        [*command, directory, str(group), str(seconds)],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
+        check=True,
+        stdout=subprocess.PIPE,
+    )
+    return float(done.stdout)
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    for suffix in ("", "-wal", "-shm", ".lock"):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
-    store = StoreFile(path)
-    store.open()
-    store.close()
-    return store.connect()
+def slow_syncs(directory: Path, milliseconds: float) -> Mapping[str, str] | None:
+    """Variables by which every sync of a process takes longer; None without a C compiler."""
+    if not milliseconds:
+        return {}
+    compiler = peer("cc")
+    if compiler is None:
+        return None
+    library = directory / "slow_sync.so"
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-O2", "-o", library, "-x", "c", "-", "-ldl"],
+        input=_SLOW_SYNC,
+        check=True,
+    )
+    return {"LD_PRELOAD": str(library), "SYNC_MICROSECONDS": str(round(milliseconds * 1000))}
+
+
+_SLOW_SYNC = b"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <time.h>
+static void pause_a_little(void) {
+    long us = atol(getenv("SYNC_MICROSECONDS"));
+    struct timespec wait = { us / 1000000, us % 1000000 * 1000 };
+    nanosleep(&wait, NULL);
+}
+int fdatasync(int fd) {
+    pause_a_little();
+    return ((int (*)(int)) dlsym(RTLD_NEXT, "fdatasync"))(fd);
+}
+int fsync(int fd) {
+    pause_a_little();
+    return ((int (*)(int)) dlsym(RTLD_NEXT, "fsync"))(fd);
+}
+"""
 
 
 # -- the figures ----------------------------------------------------------------------------------
 
 
-def _events(options: Options, clients: int, *words: str) -> Iterable[Figure]:
+def _events(
+    options: Options, clients: int, *words: str, sync_milliseconds: float = 0.0
+) -> Iterable[Figure]:
     rates, halves, tails, limits, groups = [], [], [], [], []
     for _ in range(options.runs):
         with scratch() as directory:
-            with service(directory) as (store, _, port):
+            environment = slow_syncs(directory, sync_milliseconds)
+            if environment is None:
+                return
+            with service(directory, environment) as (store, _, port):
                 found = load(store, clients, options.seconds, *words)
                 groups.append(_group_size(port))
             rates.append(found["events"] / found["seconds"])
             halves.append(found["p50"])
             tails.append(found["p99"])
-            limits.append(sqlite_alone(directory, max(1, round(groups[-1])), options.seconds))
+            group = max(1, round(groups[-1]))
+            limits.append(sqlite_alone(directory, group, options.seconds, environment))
     name = f"durable events, {clients} client{'s' if clients > 1 else ''}"
     if words:
         name += ", a connection each"
+    if sync_milliseconds:
+        name += f", syncs {sync_milliseconds:g} ms slower"
     peer = f"SQLite alone, {max(1, round(sum(groups) / len(groups)))} a commit"
     yield Figure(NAME, name, "1/s", tuple(rates), peer, tuple(limits))
     yield Figure(NAME, f"{name}: p50", "ms", tuple(halves), higher_is_better=False)
@@ -262,7 +267,7 @@ def _stream(store: str, serve: str) -> float:
 
 def run(options: Options) -> Iterable[Figure]:
     """All figures, or those whose words are on the command line."""
-    chosen = options.arguments or ("disk", "events", "jobs", "stream", "growth")
+    chosen = options.arguments or ("disk", "events", "slow-disk", "jobs", "stream", "growth")
     if "disk" in chosen:
         with scratch() as directory:
             rates = tuple(syncs(directory, options.seconds) for _ in range(options.runs))
@@ -271,6 +276,9 @@ def run(options: Options) -> Iterable[Figure]:
         for clients in (1, 8, 64):
             yield from _events(options, clients)
         yield from _events(options, 8, "--reconnect")
+    if "slow-disk" in chosen:
+        for clients in (1, 8, 64):
+            yield from _events(options, clients, sync_milliseconds=SLOW_SYNC_MILLISECONDS)
     if "jobs" in chosen:
         yield from _jobs(options, 8)
         yield from _jobs(options, 64)

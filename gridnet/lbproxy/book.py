@@ -244,6 +244,10 @@ class JobBook:
 
     def move_cursor(self, consumer: str, position: int) -> Deferred[bool]:
         """Note how far *consumer* has come; False: there are too many consumers."""
-        most = self.config.stream.max_consumers
+        config = self.config.stream
         now = self._reactor.seconds()
-        return self.change(lambda ledger: ledger.set_cursor(consumer, position, now, most))
+        return self.change(
+            lambda ledger: ledger.set_cursor(
+                consumer, position, now, config.max_consumers, config.keep_consumers_seconds
+            )
+        )

@@ -55,6 +55,8 @@ class ForwardConfig:
     #: events sent to one server and not answered, never two of one job; the original's servers
     #: want 1
     window: int = field(default=1, validator=at_least(1))
+    #: servers that are dealt with at once; the others wait for their turn
+    max_servers: int = field(default=256, validator=at_least(1))
     max_spooled: int = field(default=1_000_000, validator=at_least(1))  #: events that wait
     #: what becomes of a new event when ``max_spooled`` wait: ``refuse`` it, or ``keep`` it here
     #: without forwarding it
@@ -93,6 +95,8 @@ class StreamConfig:
     keep_seconds: float = field(default=3600.0, validator=at_least(0))  #: events of purged jobs
     max_subscribers: int = field(default=2000, validator=at_least(0))
     max_consumers: int = field(default=1000, validator=at_least(0))  #: names with a cursor
+    #: a consumer that was not seen for longer makes room when there are ``max_consumers``
+    keep_consumers_seconds: float = field(default=30 * 86_400.0, validator=at_least(0))
     recent_events: int = field(default=10_000, validator=at_least(1))  #: held in memory
     recent_octets: int = field(default=32 << 20, validator=at_least(0))  #: of their lines
     page_events: int = field(default=500, validator=at_least(1))  #: given to a follower at once

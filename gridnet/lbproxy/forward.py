@@ -1,29 +1,23 @@
 """
-Forwarding on the network: one deliverer a server, or the original's delivery daemon.
+Forwarding on the network: one deliverer a server, some of them at a time.
 
 Source: docs/protocols/lbproxy.rst, "Forwarding".
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import random
-import socket
 import sqlite3
-import struct
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from attrs import define, field
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString, connectProtocol, quoteStringArgument
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import Protocol
-from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -32,9 +26,8 @@ from gridnet.lbproxy.book import JobBook
 from gridnet.lbproxy.config import ForwardConfig
 from gridnet.lbproxy.forwarding import BackOff, Queue, SpooledEvent, Verdict
 from gridnet.lbproxy.frames import BodyError, FrameReader, Reply
+from gridnet.lbproxy.handover import PAGE_EVENTS, PAGE_OCTETS, DaemonHandover, ForwardCounts
 
-#: Events read from the spool at once, and octets of their lines.
-PAGE_EVENTS, PAGE_OCTETS = 500, 4 << 20
 #: A reply is a few lines.
 _MAX_REPLY_OCTETS = 64 << 10
 #: Answered events are taken out of the spool together, after this pause or this many.
@@ -131,16 +124,6 @@ class _Link(Protocol):
             lost(reason)
 
 
-@define(eq=False)
-class ForwardCounts:
-    """Counters since the start."""
-
-    delivered: int = 0
-    dropped: int = 0
-    retried: int = 0
-    failures: int = 0  #: connections that failed or were lost with events on the way
-
-
 class Deliverer:
     """
     Brings one server its events.
@@ -162,8 +145,11 @@ class Deliverer:
         counts: ForwardCounts,
         settled: set[int],
         settle: Callable[[int], None],
+        rests: Callable[[Deliverer], None],
+        fault: str = "",
     ) -> None:
         self.destination = destination
+        self._rests = rests
         self._book = book
         self._config = config
         self._reactor = reactor
@@ -180,12 +166,29 @@ class Deliverer:
         self._retry: IDelayedCall | None = None  #: until the next attempt to connect
         self._held: IDelayedCall | None = None  #: until the first held job may go on
         self._stopped = False
-        self.fault = ""
+        self.fault = fault
 
     def wake(self) -> None:
         """There is something new in the spool."""
         self._more = True
         self._go()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether something is to be brought, now or later."""
+        return bool(len(self._queue) or self._more or self._working or self._held or self._retry)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether its connection is open."""
+        return self._link is not None
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether nothing is on its way, and nothing happens by itself for the moment."""
+        if self._working or self._queue.on_the_way:
+            return False
+        return self._retry is not None or not (len(self._queue) or self._more)
 
     def stop(self) -> None:
         """Bring nothing more; what was not answered stays in the spool."""
@@ -206,13 +209,14 @@ class Deliverer:
             step = Deferred.fromCoroutine(self._read())
             step.addErrback(self._failed)
             return
-        if self._link is None:
-            if len(self._queue):
-                self._working = True
-                step = Deferred.fromCoroutine(self._connect())
-                step.addErrback(self._failed)
-            return
-        self._send()
+        if self._link is not None:
+            self._send()
+        elif len(self._queue):
+            self._working = True
+            step = Deferred.fromCoroutine(self._connect())
+            step.addErrback(self._failed)
+        if self.is_resting:
+            self._rests(self)
 
     async def _read(self) -> None:
         epoch = self._epoch
@@ -278,6 +282,7 @@ class Deliverer:
 
     def _retry_over(self) -> None:
         self._retry = None
+        self._rests(self)  # perhaps another server's turn
         self._go()
 
     def _hold_over(self) -> None:
@@ -341,153 +346,6 @@ class Deliverer:
         self._go()
 
 
-# -- the delivery daemon --------------------------------------------------------------------------
-
-
-def append_line(prefix: str, unique: str, line: bytes) -> int:
-    """
-    Append *line* to the spool file of a job, under its write lock, synced.
-
-    The daemon removes files that it is through with; a file that goes while we wait for its lock
-    is made anew.
-
-    :returns: the offset at which the line begins.
-    :raises OSError: it cannot be written.
-    """
-    path = f"{prefix}.{unique}"
-    while True:
-        number = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.lockf(number, fcntl.LOCK_EX)
-            found = os.fstat(number)
-            if found.st_nlink == 0:
-                continue
-            offset = found.st_size
-            try:
-                written = os.write(number, line)
-                if written != len(line):
-                    raise OSError("short write to the spool file")
-                os.fsync(number)
-            except OSError:
-                with suppress(OSError):  # half a line would spoil the next
-                    os.ftruncate(number, offset)
-                raise
-            return offset
-        finally:
-            os.close(number)
-
-
-def send_notice(path: str, offset: int, line: bytes) -> bool:
-    """
-    Tell the daemon of a line; it finds it by itself if nobody is there to be told.
-
-    :returns: whether it was told.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as notice:
-        notice.settimeout(1.0)
-        try:
-            notice.connect(path)
-            notice.sendall(struct.pack("=q", offset) + line)
-        except OSError:
-            return False
-    return True
-
-
-class DaemonHandover:
-    """Hands everything over to the original's delivery daemon, whatever the server."""
-
-    _log = Logger()
-
-    def __init__(
-        self,
-        book: JobBook,
-        config: ForwardConfig,
-        reactor: Any,
-        chance: random.Random,
-        counts: ForwardCounts,
-        settle: Callable[[int], None],
-    ) -> None:
-        self._book = book
-        self._config = config
-        self._reactor = reactor
-        self._counts = counts
-        self._settle = settle
-        self._back_off = BackOff(config.retry_seconds, config.max_retry_seconds, chance)
-        self._working = False
-        self._more = True
-        self._timer: IDelayedCall | None = None
-        self._stopped = False
-        self._through = 0
-        self._idle: Deferred[None] = succeed(None)
-        self.fault = ""
-
-    def wake(self) -> None:
-        """There is something new in the spool."""
-        self._more = True
-        if not self._working and self._timer is None and not self._stopped:
-            self._working = True
-            self._idle = Deferred()
-            step = Deferred.fromCoroutine(self._run())
-            step.addErrback(self._failed)
-            step.addCallback(self._idle.callback)
-
-    def stop(self) -> Deferred[None]:
-        """Hand over nothing more; fires once the line in hand is done with."""
-        self._stopped = True
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-        return self._idle
-
-    async def _run(self) -> None:
-        while self._more and not self._stopped:
-            self._more = False
-            page = await self._book.read(partial(read_all_spool, after=self._through))
-            for position, unique, line in page:
-                if self._stopped:
-                    break
-                await deferToThread(self._hand_over, unique, line)
-                self._through = position
-                self._more = True
-                self._counts.delivered += 1
-                self._settle(position)
-                self._back_off.reset()
-                self.fault = ""
-        self._working = False
-
-    def _hand_over(self, unique: str, line: bytes) -> None:
-        offset = append_line(self._config.spool_prefix, unique, line)
-        send_notice(self._config.notice_socket, offset, line)
-
-    def _failed(self, failure: Failure) -> None:
-        self._working = False
-        self._counts.failures += 1
-        self.fault = failure.getErrorMessage()
-        self._log.error("spool file: {reason}; events wait here", reason=self.fault)
-        if not self._stopped:
-            self._timer = self._reactor.callLater(self._back_off.pause(), self._again)
-
-    def _again(self) -> None:
-        self._timer = None
-        self.wake()
-
-
-def read_all_spool(connection: sqlite3.Connection, after: int) -> list[tuple[int, str, bytes]]:
-    """(position, unique part, line) of what waits after a position, for any server."""
-    found = connection.execute(
-        "SELECT s.position, coalesce(j.unique_part, p.unique_part), e.line FROM spool s"
-        " JOIN events e ON e.position = s.position LEFT JOIN jobs j ON j.id = s.job"
-        " LEFT JOIN purged p ON p.job = s.job WHERE s.position > ? ORDER BY s.position LIMIT ?",
-        (after, PAGE_EVENTS),
-    )
-    events, octets = [], 0
-    for position, unique, line in found:
-        events.append((position, unique, line))
-        octets += len(line)
-        if octets > PAGE_OCTETS:
-            break
-    return events
-
-
 # -- all of it ------------------------------------------------------------------------------------
 
 
@@ -505,6 +363,9 @@ class Forwarder:
     chance: random.Random
     counts: ForwardCounts = field(factory=ForwardCounts)
     _deliverers: dict[str, Deliverer] = field(factory=dict, init=False)
+    #: servers that wait for their turn -> what was wrong with them the last time
+    _waiting: OrderedDict[str, str] = field(factory=OrderedDict, init=False)
+    _stopped: bool = field(default=False, init=False)
     _daemon: DaemonHandover | None = field(default=None, init=False)
     _settled: list[int] = field(factory=list, init=False)
     _settled_positions: set[int] = field(factory=set, init=False)
@@ -533,18 +394,46 @@ class Forwarder:
             return
         for destination in destinations:
             deliverer = self._deliverers.get(destination)
-            if deliverer is None:
-                deliverer = self._deliverers[destination] = Deliverer(
-                    self.book,
-                    self.config,
-                    destination,
-                    self.reactor,
-                    self.chance,
-                    self.counts,
-                    self._settled_positions,
-                    self._settle,
-                )
-            deliverer.wake()
+            if deliverer is not None:
+                deliverer.wake()
+            elif len(self._deliverers) < self.config.max_servers:
+                self._begin(destination)
+            elif destination not in self._waiting:
+                self._waiting[destination] = ""
+                resting = next((one for one in self._deliverers.values() if one.is_resting), None)
+                if resting is not None:
+                    self._make_room(resting)
+
+    def _begin(self, destination: str) -> None:
+        fault = self._waiting.pop(destination, "")
+        deliverer = self._deliverers[destination] = Deliverer(
+            self.book,
+            self.config,
+            destination,
+            self.reactor,
+            self.chance,
+            self.counts,
+            self._settled_positions,
+            self._settle,
+            self._make_room,
+            fault,
+        )
+        deliverer.wake()
+
+    def _make_room(self, resting: Deliverer) -> None:
+        """Let another server have the place of one that rests; it comes again in its turn."""
+        destination = resting.destination
+        if self._stopped or self._deliverers.get(destination) is not resting:
+            return
+        if not self._waiting:
+            if not resting.has_work and not resting.is_connected:
+                del self._deliverers[destination]
+            return
+        resting.stop()
+        del self._deliverers[destination]
+        if resting.has_work:
+            self._waiting[destination] = resting.fault
+        self._begin(next(iter(self._waiting)))
 
     def _settle(self, position: int) -> None:
         self._settled.append(position)
@@ -574,6 +463,7 @@ class Forwarder:
 
     async def stop(self) -> None:
         """Send nothing more, and note what was answered."""
+        self._stopped = True
         self.book.on_forwardable = lambda destinations: None
         for deliverer in self._deliverers.values():
             deliverer.stop()
@@ -588,5 +478,10 @@ class Forwarder:
             "not wanted by their server": self.counts.dropped,
             "wanted later": self.counts.retried,
             "failed connections": self.counts.failures,
-            "faults": {name: one.fault for name, one in self._deliverers.items() if one.fault},
+            "servers at work": len(self._deliverers),
+            "servers waiting": len(self._waiting),
+            "faults": {
+                **{name: fault for name, fault in self._waiting.items() if fault},
+                **{name: one.fault for name, one in self._deliverers.items() if one.fault},
+            },
         }

@@ -676,11 +676,14 @@ class Ledger:
 
         self.transaction(work)
 
-    def set_cursor(self, name: str, position: int, now: float, most: int) -> bool:
+    def set_cursor(
+        self, name: str, position: int, now: float, most: int, keep_seconds: float
+    ) -> bool:
         """
         Note how far the consumer *name* has come.
 
         :param most: consumers that there may be.
+        :param keep_seconds: one that was not seen for longer makes room for others.
         :returns: False: it would be one more.
         """
 
@@ -689,7 +692,12 @@ class Ledger:
                 "SELECT count(*) FROM consumers WHERE name <> ?", (name,)
             ).fetchone()
             if others >= most:
-                return False
+                dropped = self._db.execute(
+                    "DELETE FROM consumers WHERE seen_at < ? AND name <> ?",
+                    (now - keep_seconds, name),
+                ).rowcount
+                if others - dropped >= most:
+                    return False
             self._db.execute(
                 "INSERT INTO consumers VALUES (?, ?, ?) ON CONFLICT (name)"
                 " DO UPDATE SET position = excluded.position, seen_at = excluded.seen_at",

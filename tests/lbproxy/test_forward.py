@@ -21,9 +21,10 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from gridnet.lbproxy import frames
 from gridnet.lbproxy.config import ForwardConfig, LbproxyConfig
 from gridnet.lbproxy.events import parse
-from gridnet.lbproxy.forward import append_line, endpoint_string, send_notice
+from gridnet.lbproxy.forward import endpoint_string
 from gridnet.lbproxy.forwarding import BackOff, Queue, SpooledEvent, Verdict, judge
 from gridnet.lbproxy.frames import OK, FrameReader, Reply
+from gridnet.lbproxy.handover import append_line, send_notice
 from tests.hypothesis_profile import examples
 from tests.lbproxy.ledgers import REGISTER, job
 from tests.lbproxy.running import RunningProxy
@@ -208,6 +209,8 @@ class DelivererTests(TestCase):
         forward = ForwardConfig(
             mode="deliver",
             routes={SERVER: f"unix:{self.path}"},
+            server=f"unix:{self.proxy.directory}/{{host}}.sock",
+            max_servers=3,
             retry_seconds=0.02,
             max_retry_seconds=0.05,
             reply_timeout_seconds=0.3,
@@ -333,6 +336,47 @@ class DelivererTests(TestCase):
             self.server.protocol = _FakeServer
             await self.spool_is_empty()
             self.assertEqual(self.good("a"), self.codes(1))
+
+        return self.run_async(work())
+
+    def test_many_servers(self) -> Deferred[None]:
+        """Few are dealt with at once; those that do not answer hold up none that do."""
+
+        async def work() -> None:
+            forwarder = self.proxy.service._forwarder
+            self.listen()
+            await self.happen("a", 1)
+            for number in range(12):
+                text = line(
+                    "RegJob", REGISTER, job_id=f"https://away{number}.example.org:9000/n{number}"
+                )
+                self.assertEqual(await self.proxy.log(text), OK)
+                self.assertLessEqual(len(forwarder._deliverers), 3)
+            await self.happen("a", 5, first=2)
+            await self.until(lambda: self.good("a") == self.codes(6))
+            facts = forwarder.facts()
+            # The good one may have everything by now.
+            self.assertIn(facts["servers at work"] + facts["servers waiting"], (12, 13))
+            await self.until(lambda: len(forwarder.facts()["faults"]) == 12)
+            for server in list(facts["faults"]):
+                self.assertTrue(server.startswith("away"))
+
+        return self.run_async(work())
+
+    def test_servers_that_have_all(self) -> Deferred[None]:
+        """One that has everything and has closed is no longer in memory."""
+
+        async def work() -> None:
+            forwarder = self.proxy.service._forwarder
+            self.listen()
+            await self.happen("a", 3)
+            await self.spool_is_empty()
+            for connection in list(self.server.connections):
+                connection.transport.loseConnection()
+            await self.until(lambda: not forwarder._deliverers)
+            await self.happen("a", 2, first=4)
+            await self.spool_is_empty()
+            self.assertEqual(self.good("a"), self.codes(5))
 
         return self.run_async(work())
 

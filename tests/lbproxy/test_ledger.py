@@ -392,6 +392,17 @@ class LeavingTests(LedgerTestCase):
         self.ledger.reschedule(NOW)
         self.assertEqual(self.ledger.sweep(NOW + 10, 10), 1)
 
+    def test_consumers_are_bounded(self) -> None:
+        """There are only so many; those that were not seen for long make room."""
+        self.assertTrue(self.ledger.set_cursor("a", 1, self.now, 2, 100.0))
+        self.assertTrue(self.ledger.set_cursor("b", 1, self.now + 50, 2, 100.0))
+        self.assertFalse(self.ledger.set_cursor("c", 1, self.now + 100, 2, 100.0))
+        self.assertTrue(self.ledger.set_cursor("a", 2, self.now + 60, 2, 100.0))
+        self.assertFalse(self.ledger.set_cursor("c", 1, self.now + 150, 2, 100.0))
+        self.assertTrue(self.ledger.set_cursor("c", 1, self.now + 151, 2, 100.0))
+        names = self.connection.execute("SELECT name FROM consumers ORDER BY name").fetchall()
+        self.assertEqual(names, [("a",), ("c",)])
+
     def test_sweeps_are_bounded(self) -> None:
         """One look takes no more jobs than told."""
         self.keep(0.5)

@@ -1,0 +1,93 @@
+"""
+SQLite itself doing what the LB proxy has it do, in a process of its own.
+
+Run by :mod:`benchmarks.bench_lbproxy`: ``python -m benchmarks.lbproxy_limit DIRECTORY GROUP
+SECONDS`` prints events a second.  The statements are those that the ledger issues for the same
+events in groups of that size, made beforehand.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lbproxy_load import PLACEHOLDER, small_job, unique_parts
+from gridnet.lbproxy import events
+from gridnet.lbproxy.ledger import Ledger, LedgerRules
+from gridnet.lbproxy.store import StoreFile
+
+
+class _Recorder:
+    """A connection that also writes down what is written."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self.statements: list[tuple[str, Sequence[Any], bool]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+        if not sql.startswith(("SELECT", "WITH")):
+            self.statements.append((sql, tuple(parameters), False))
+        return self._connection.execute(sql, parameters)
+
+    def executemany(self, sql: str, rows: Sequence[Any]) -> sqlite3.Cursor:
+        self.statements.append((sql, list(rows), True))
+        return self._connection.executemany(sql, rows)
+
+
+def _parsed(count: int) -> list[events.Event]:
+    """*count* events of jobs that go on side by side, as many clients log them."""
+    lines = small_job()
+    uniques = unique_parts("limit-")
+    found: list[events.Event] = []
+    while len(found) < count:
+        together = [next(uniques) for _ in range(64)]
+        for line in lines:
+            found += [events.parse(line.replace(PLACEHOLDER, unique)) for unique in together]
+    return found[:count]
+
+
+def run(directory: Path, group: int, seconds: float) -> float:
+    """Events a second when only the statements of the ledger are run, *group* events a commit."""
+    count = max(group * 4, min(20_000, int(group * 400 * seconds)))
+    ordered = _parsed(count)
+    with closing(_open(directory / "recorded.sqlite")) as connection:
+        recorder = _Recorder(connection)
+        ledger = Ledger(recorder, LedgerRules())  # type: ignore[arg-type]
+        connection.execute("PRAGMA synchronous = OFF")
+        for start in range(0, count, group):
+            ledger.apply(ordered[start : start + group], time.time())
+    with closing(_open(directory / "limit.sqlite")) as connection:
+        started = time.perf_counter()
+        for sql, parameters, many in recorder.statements:
+            if many:
+                connection.executemany(sql, parameters)
+            else:
+                connection.execute(sql, parameters)
+        return count / (time.perf_counter() - started)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    for suffix in ("", "-wal", "-shm", ".lock"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    store = StoreFile(path)
+    store.open()
+    store.close()
+    return store.connect()
+
+
+def main() -> int:
+    """Run, and print the rate."""
+    print(run(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
