@@ -141,6 +141,7 @@ SHARED = {
     "interfaces",
     "lean",
     "listener",
+    "open_files",
     "quick_machine",
     "signal_service",
     "site",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import resource
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +23,7 @@ from gridnet.dispatch.tls import ClientTls
 from gridnet.dispatch.transport import LeanPort, lean_ports
 from gridnet.dispatch.upstream import Place, UpstreamPool
 from gridnet.lean import Watch
+from gridnet.open_files import raise_file_limit
 from gridnet.table.address_range import AddressRanges
 from gridnet.table.model import ServiceTable
 
@@ -31,19 +31,6 @@ from gridnet.table.model import ServiceTable
 _DRAIN_LOOK_SECONDS = 0.05
 #: Open files beside connections: logs, the table's store, the listener.
 _SPARE_FILES = 64
-
-
-def raise_file_limit(wanted: int) -> int:
-    """
-    Let this process open *wanted* files, or as many as it may; gives how many that is.
-
-    Each relayed connection takes two.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return wanted if soft == resource.RLIM_INFINITY else soft
 
 
 class Front:

@@ -32,8 +32,11 @@ from gridnet.lbproxy.serve_socket import ServeFactory
 from gridnet.lbproxy.store import StoreFile
 from gridnet.lbproxy.store_socket import Identities, StoreFactory
 from gridnet.lean import Watch
+from gridnet.open_files import raise_file_limit
 from gridnet.site import Site
 
+#: Open files beside connections: the store, logs, forwarding.
+_SPARE_FILES = 400
 #: How long connections may take to get their last replies when the service stops.
 STOP_SECONDS = 2.0
 
@@ -122,6 +125,14 @@ class LbproxyService(Service):
         """
         super().startService()
         _ = self._site.state_dir  # made, and closed to others
+        wanted = 2 * self._config.max_connections + _SPARE_FILES
+        allowed = raise_file_limit(wanted)
+        if allowed < wanted:
+            self._log.warn(
+                "only {allowed} files may be open, {wanted} are wanted for max_connections",
+                allowed=allowed,
+                wanted=wanted,
+            )
         try:
             for side, path in self.paths.items():
                 take_over(path, f"lbproxy.{side.name.lower()}_socket")

@@ -12,7 +12,7 @@ from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from gridnet.dispatch.config import DispatchConfig
-from gridnet.dispatch.front import raise_file_limit
+from gridnet.open_files import raise_file_limit
 from tests.dispatch.support import HERE, INFO, Conversation, make_front, make_table
 
 #: Idle clients; each is two open files of this process.
