@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -35,20 +35,36 @@ Owner = "somebody"
 Requirements = (TARGET.Arch == "X86_64")
 """
 
-SHEPHERD_CONFIG = """\
-add_grp_id=20000
-h_rt=01:00:00
-s_rt=INFINITY
-h_cpu=INFINITY
-job_name=serve
+#: What ``qstat -j`` and ``qconf -sq`` of Grid Engine 8.1.9 say, shortened.
+QSTAT = """\
+==============================================================
+job_number:                 1
+hard resource_list:         h_rt=3600,h_vmem=1G,s_rt=3500
+mail_list:                  root@vm
 """
+QCONF = """\
+qname                 all.q
+slots                 20
+s_rt                  INFINITY
+h_rt                  00:30:00,[node1=24:00:00]
+h_cpu                 00:00:10
+"""
+GRID_ENGINE = {
+    "JOB_ID": "1",
+    "QUEUE": "all.q",
+    "SGE_BINARY_PATH": "/ge/bin",
+    "SGE_JOB_SPOOL_DIR": "/spool",
+}
 
 
 class DeadlineTests(SynchronousTestCase):
     """What batch systems tell of the end of a job."""
 
     def find(
-        self, environment: Mapping[str, str], files: Mapping[str, tuple[str, float]] = {}
+        self,
+        environment: Mapping[str, str],
+        files: Mapping[str, tuple[str, float]] = {},
+        programs: Mapping[tuple[str, ...], str] = {},
     ) -> Deadline | None:
         def read(path: str) -> tuple[str, float]:
             try:
@@ -56,7 +72,13 @@ class DeadlineTests(SynchronousTestCase):
             except KeyError:
                 raise FileNotFoundError(path) from None
 
-        return find_deadline(environment, read, NOW)
+        def run(words: Sequence[str]) -> str:
+            try:
+                return programs[tuple(words)]
+            except KeyError:
+                raise FileNotFoundError(words[0]) from None
+
+        return find_deadline(environment, read, run, NOW)
 
     def test_no_batch_system(self) -> None:
         self.assertIsNone(self.find({"PATH": "/bin"}))
@@ -88,35 +110,46 @@ class DeadlineTests(SynchronousTestCase):
         found = self.find({"_CONDOR_JOB_AD": "/ad", "_CONDOR_MACHINE_AD": "/machine"}, files)
         self.assertEqual(found, Deadline(1700000500.0, "HTCondor"))
 
-    def test_grid_engine_has_a_file_as_old_as_the_job(self) -> None:
-        files = {"/spool/config": (SHEPHERD_CONFIG, NOW - 100)}
-        found = self.find({"SGE_JOB_SPOOL_DIR": "/spool"}, files)
-        self.assertEqual(found, Deadline(NOW + 3500, "Grid Engine"))
+    def test_grid_engine_has_a_file_as_old_as_the_job_and_a_master_that_knows_more(self) -> None:
+        files = {"/spool/config": ("h_cpu=INFINITY\n", NOW - 100)}
+        job, queue = ("/ge/bin/qstat", "-j", "1"), ("/ge/bin/qconf", "-sq", "all.q")
+        found = self.find(GRID_ENGINE, files, {job: QSTAT})
+        self.assertEqual(found, Deadline(NOW + 3400, "Grid Engine"))
+        found = self.find(GRID_ENGINE, files, {job: QSTAT, queue: QCONF})
+        self.assertEqual(found, Deadline(NOW + 1700, "Grid Engine"))
         for text, seconds in (("600", 600), ("10:0", 600), ("0:10:00", 600)):
-            files = {"/spool/config": (f"s_rt={text}\nh_rt=9999\n", NOW)}
-            found = self.find({"SGE_JOB_SPOOL_DIR": "/spool"}, files)
-            self.assertEqual(found, Deadline(NOW + seconds, "Grid Engine"))
+            said = {job: f"hard resource_list: s_rt={text}\n"}
+            found = self.find(GRID_ENGINE, files, said)
+            self.assertEqual(found, Deadline(NOW - 100 + seconds, "Grid Engine"))
+        self.assertIsNone(self.find(GRID_ENGINE, {}, {job: QSTAT}))
+        self.assertIsNone(self.find({"JOB_ID": "1"}, files, {job: QSTAT}))
 
     def test_the_earliest_counts_and_what_cannot_be_read_says_nothing(self) -> None:
         environment = {
+            **GRID_ENGINE,
             "SLURM_JOB_END_TIME": "1700009999",
-            "SGE_JOB_SPOOL_DIR": "/spool",
             "_CONDOR_JOB_AD": "/gone",
         }
-        files = {"/spool/config": (SHEPHERD_CONFIG, NOW)}
-        self.assertEqual(self.find(environment, files), Deadline(NOW + 3600, "Grid Engine"))
+        files = {"/spool/config": ("", NOW)}
+        programs = {("/ge/bin/qstat", "-j", "1"): QSTAT}
+        found = self.find(environment, files, programs)
+        self.assertEqual(found, Deadline(NOW + 3500, "Grid Engine"))
         self.assertEqual(self.find(environment), Deadline(1700009999.0, "Slurm"))
 
     @examples(300)
     @given(st.text(max_size=60))
     def test_any_text_is_a_limit_or_none(self, text: str) -> None:
-        files = {"/ad": (text, NOW), "/spool/config": (f"h_rt={text}", NOW)}
+        files = {"/ad": (text, NOW), "/spool/config": ("", NOW)}
+        programs = {
+            ("/ge/bin/qstat", "-j", "1"): f"hard resource_list: h_rt={text}\n{text}",
+            ("/ge/bin/qconf", "-sq", "all.q"): f"h_rt {text}\n{text}",
+        }
         for environment in (
             {"SLURM_JOB_END_TIME": text},
             {"_CONDOR_JOB_AD": "/ad", "_CONDOR_MACHINE_AD": "/ad"},
-            {"SGE_JOB_SPOOL_DIR": "/spool"},
+            GRID_ENGINE,
         ):
-            found = self.find(environment, files)
+            found = self.find(environment, files, programs)
             if found is not None:
                 self.assertGreater(found.at, 0)
 

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,8 @@ _DRAINING = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGHUP", "SIGINT")
 #: Those of them by which, sent again, people say that it is to end now.
 _URGENT = frozenset(["SIGTERM", "SIGINT"])
 _MINUTE = 60.0
+#: A batch system that does not answer for so long tells nothing.
+_PROGRAM_SECONDS = 5.0
 
 
 def _pool(text: str) -> range:
@@ -142,13 +145,25 @@ def _read(path: str) -> tuple[str, float]:
         return file.read(1_000_000), os.fstat(file.fileno()).st_mtime
 
 
+def _run_program(words: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PROGRAM_SECONDS
+        )
+    except subprocess.SubprocessError as error:
+        raise OSError(str(error)) from None
+    if done.returncode:
+        raise OSError(f"{words[0]}: exit status {done.returncode}")
+    return done.stdout.decode("utf-8", "replace")
+
+
 def job_deadline(
     options: argparse.Namespace, environment: Mapping[str, str], now: float
 ) -> Deadline | None:
     """The time limit of this job, if there is one."""
     if options.limit is not None:
         return Deadline(now + options.limit, "--limit")
-    return find_deadline(environment, _read, now)
+    return find_deadline(environment, _read, _run_program, now)
 
 
 def _log_to_stderr() -> None:
