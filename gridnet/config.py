@@ -227,6 +227,8 @@ class SiteSection:
         "192.168/16",
         "fc00::/7",
     )
+    #: file of further ranges, as the released clients have one; empty: there is none
+    local_networks_file: str = ""
     max_services: int = field(default=100_000, validator=at_least(1))  #: entries in the table
 
 

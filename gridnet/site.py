@@ -41,7 +41,7 @@ class Site:
         self.reactor: Any = reactor
         self.table = ServiceTable(max_entries=config.site.max_services)
         self.status = StatusBoard()
-        self.local_networks = AddressRanges.from_texts(config.site.local_networks)
+        self.local_networks = _local_networks(config)
         self.addresses: dict[str, Any] = {}
         self._offers = Components()
         self._starting: list[Deferred[Any]] = []
@@ -93,6 +93,21 @@ class Site:
         """Fires with :attr:`addresses` once every component answers; call it after the start."""
         waiting = gatherResults(self._starting, consumeErrors=True)
         return waiting.addCallback(lambda _: self.addresses)
+
+
+def _local_networks(config: SiteConfig) -> AddressRanges:
+    """The ranges of ``local_networks``, then those of ``local_networks_file``."""
+    listed = AddressRanges.from_texts(config.site.local_networks)
+    if not config.site.local_networks_file:
+        return listed
+    path = config.path(config.site.local_networks_file)
+    try:
+        text = path.read_text("latin-1")
+    except OSError as error:
+        fault = Fault("site.local_networks_file", f"{path}: {error.strerror}")
+        raise ConfigError([fault]) from None
+    filed = AddressRanges.from_file_text(text, where=str(path))
+    return AddressRanges((*listed.ranges, *filed.ranges))
 
 
 def make_site(

@@ -290,14 +290,6 @@ class HttpConnection(TwistedProtocol):
         if self._ended and self._exchange is not None:
             self._exchange.body_ended()
 
-    def end_tunnel_output(self) -> None:
-        """Nothing more goes to the client of the tunnel."""
-        if self._ended or self.secure:
-            self._finish_exchange()
-            self._close()
-        else:
-            self.transport.loseWriteConnection()
-
     def finish(self, keep: bool) -> None:
         """
         The reply is whole.

@@ -125,18 +125,13 @@ def _stand_ins(info: ServerInfo) -> Sequence[tuple[object, object, object]]:
     return ((info.host, info.port, kind), (info.host, info.port, 0), ("", 0, kind), ("", 0, 0))
 
 
-def same_server(told: ServerInfo, info: ServerInfo) -> bool:
+def is_named_by(identity: tuple[object, ...], info: ServerInfo) -> bool:
     """
-    Whether *told*, which a client says, names the server *info*.
+    Whether *identity*, of what a client says, names the server *info*.
 
     FIREWALL entries keep the hidden server's place, so one names that server; without a place it
     names all of its type.
     """
-    return is_named_by(told.identity, info)
-
-
-def is_named_by(identity: tuple[object, ...], info: ServerInfo) -> bool:
-    """As :func:`same_server`, of what a client says no more than the identity."""
     kind, host, port, _, hidden_type = identity
     if kind == ServerType.FIREWALL.value:
         return (host, port, hidden_type) in _stand_ins(info)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from email.utils import formatdate
 from http import HTTPStatus
 
@@ -96,8 +95,3 @@ def failure(
     lines += b"Content-Type: text/plain; charset=utf-8\r\n"
     body = text.encode("utf-8") + b"\n"
     return complete(status, lines, body, minor=minor, keep=keep, headless=headless)
-
-
-def epoch_seconds(now: float | None = None) -> int:
-    """Whole seconds since the epoch."""
-    return int(time.time() if now is None else now)

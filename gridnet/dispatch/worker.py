@@ -41,7 +41,7 @@ from gridnet.dispatch.tls import ClientTls, ServerTls, client_context, server_co
 from gridnet.dispatch.upstream import Place
 from gridnet.errors import GridnetError, LocalProtocolError
 from gridnet.listener import ListeningReactor
-from gridnet.table.address_range import AddressRanges
+from gridnet.table.address_range import AddressRange, AddressRanges
 from gridnet.table.model import ServiceTable
 
 CHANNEL_DESCRIPTOR = 3
@@ -134,7 +134,7 @@ class Duty(TwistedProtocol):
             config,
             self._reactor,
             self._table,
-            AddressRanges.from_texts(site["local_networks"]),
+            AddressRanges(_CONVERTER.structure(site["local_networks"], tuple[AddressRange, ...])),
             ClientTls(client_context(authorities), self._reactor),
             site["address"],
             lambda: None,

@@ -312,7 +312,7 @@ class Crew(Service):
             config=_CONVERTER.unstructure(self._config),
             site={
                 "address": site.section.address,
-                "local_networks": site.section.local_networks,
+                "local_networks": _CONVERTER.unstructure(site.local_networks.ranges),
                 "max_services": site.section.max_services,
                 "certificate": certificate,
                 "certificate_key": key,

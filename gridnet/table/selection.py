@@ -24,9 +24,9 @@ from gridnet.table.server_info import STANDBY_RATE, Algorithm
 #: Status of a host that a base rate of 1000 turns into the status of a server.
 NORMAL_STATUS = 1000.0
 
-#: Factor on the status of a server on the client's own host, by who maps.
+#: Factor on the status of a server on the client's own host.  Clients apply 1.2 to what a
+#: dispatcher has told them.
 LOCAL_BONUS_TABLE = 1.1
-LOCAL_BONUS_DISPATCHER = 1.2
 
 #: The preferred host or none.
 LATCH = -1.0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.dispatch.dispatcher import Answer, Dispatcher
-from gridnet.dispatch.model import same_server
+from gridnet.dispatch.model import is_named_by
 from gridnet.dispatch.request import DispatchRequest
 from gridnet.dispatch.wire import parse_request
 from gridnet.table.address_range import AddressRanges
@@ -444,7 +444,7 @@ class SkipTests(ModelCase):
         """As the clients' own table reads it."""
         self.put("STANDALONE 10.1.1.1:1", "HTTP 10.1.1.1:3 /x")
         self.assertEqual(self.ports(Skip_Info_1="FIREWALL :0 STANDALONE"), {3})
-        self.assertTrue(same_server(parse("FIREWALL :0"), parse("HTTP 10.1.1.1:3 /x")))
+        self.assertTrue(is_named_by(parse("FIREWALL :0").identity, parse("HTTP 10.1.1.1:3 /x")))
 
     def test_servers_of_one_place_are_told_apart_by_their_hidden_type(self) -> None:
         """Beside type and place a FIREWALL entry has nothing to tell them by."""

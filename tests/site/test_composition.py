@@ -93,6 +93,30 @@ class SiteTests(SynchronousTestCase):
         _, service = self.make("[status]\nlisten = 'tcp:1'")
         self.assertEqual(list(service.namedServices), ["status"])
 
+    def test_local_networks_of_a_file(self) -> None:
+        """They are added to those of the site file; a faulty line is a fault with its place."""
+        path = Path(self.mktemp()).absolute()
+        path.write_text("# ours\n[lab]\n130.14.8-9  ! two blocks\n2001:db8::/32\n")
+        text = f"[site]\nlocal_networks = ['10/8']\nlocal_networks_file = '{path}'"
+        site, _ = self.make(text)
+        for address, inside in (
+            ("10.1.1.1", True),
+            ("130.14.9.255", True),
+            ("130.14.10.0", False),
+            ("2001:db8::7", True),
+            ("192.168.1.1", False),
+        ):
+            self.assertEqual((address, site.local_networks.contains(address)), (address, inside))
+        self.assertEqual(site.local_networks.domain("130.14.8.1"), "lab")
+        path.write_text("10.1.1.1\n130.14\n")
+        with self.assertRaises(ConfigError) as caught:
+            self.make(text)
+        self.assertEqual(caught.exception.faults[0].where, f"{path}:2")
+        path.unlink()
+        with self.assertRaises(ConfigError) as caught:
+            self.make(text)
+        self.assertEqual(caught.exception.faults[0].where, "site.local_networks_file")
+
     def test_a_component_alone_brings_what_it_needs(self) -> None:
         """The daemon that fills the table comes with the dispatcher, and nothing else does."""
         servrc = Path(self.mktemp()).absolute()

@@ -16,7 +16,6 @@ from twisted.trial.unittest import SynchronousTestCase
 from gridnet.table.model import Host
 from gridnet.table.selection import (
     LATCH,
-    LOCAL_BONUS_DISPATCHER,
     LOCAL_BONUS_TABLE,
     Candidate,
     Lottery,
@@ -171,7 +170,7 @@ class ShareTests(SynchronousTestCase):
         self.assert_share(self.share([here, there]), 110 / 410)
         equal = [Candidate(1000.0, on_preferred_host=True), Candidate(1000.0)]
         self.assert_share(self.share(equal), 1.1 / 2.1)
-        self.assert_share(self.share(equal, bonus=LOCAL_BONUS_DISPATCHER), 1.2 / 2.2)
+        self.assert_share(self.share(equal, bonus=1.2), 1.2 / 2.2)
 
     def test_a_positive_coefficient_takes_the_bonus_s_place(self) -> None:
         self.assert_share(self.share([evolve(here, bonus=2.0), there]), 0.4)
