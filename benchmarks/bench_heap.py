@@ -71,6 +71,10 @@ def _in_c(options: Options) -> Iterable[Figure]:
     if not library or unshare is None:
         say("skipped: GRIDNET_NCBI_CONNECT names no NCBI library with shared memory")
         return
+    namespaces = [unshare, "--ipc", "--mount", "true"]
+    if subprocess.run(namespaces, capture_output=True).returncode:
+        say("skipped: no IPC and mount namespaces can be made")
+        return
     values = []
     for _ in range(options.runs):
         command = [

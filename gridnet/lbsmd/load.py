@@ -56,7 +56,6 @@ class SystemSampler:
     def __init__(self) -> None:
         self._page = os.sysconf("SC_PAGE_SIZE")
         self._processors = psutil.cpu_count() or 1
-        clock = psutil.cpu_freq()
         numbers = [int(each) for each in re.findall("[0-9]+", os.uname().release)[:3]]
         major, minor, patch = (*numbers, 0, 0, 0)[:3]
         self._fixed = HostFacts(
@@ -64,7 +63,7 @@ class SystemSampler:
             booted_at=psutil.boot_time(),
             kernel=(major, minor, patch),
             page_octets=self._page,
-            clock_ghz=0.0 if clock is None else (clock.max or clock.current) / 1000.0,
+            clock_ghz=_clock_ghz(),
             processors=self._processors,
             processor_units=psutil.cpu_count(logical=False) or self._processors,
         )
@@ -91,6 +90,15 @@ class SystemSampler:
             tasks=len(psutil.pids()),
         )
         return Sample(LoadFigures(average, instant, self._processors), facts)
+
+
+def _clock_ghz() -> float:
+    """Of the processors; 0: the system does not say."""
+    try:
+        clock = psutil.cpu_freq()
+    except (OSError, NotImplementedError):
+        return 0.0
+    return 0.0 if clock is None else (clock.max or clock.current) / 1000.0
 
 
 def _processor_seconds() -> tuple[float, float]:

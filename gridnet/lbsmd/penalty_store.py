@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from gridnet.durable import write_durably
 from gridnet.lbsmd.dependencies import Key
 from gridnet.lbsmd.penalty import Penalty
+from gridnet.table.server_info import MAX_RATE
 
 #: Octets of a file that is read.
 MAX_OCTETS = 64 * 1024 * 1024
@@ -66,7 +67,13 @@ def decode(octets: bytes) -> Mapping[Key, Kept]:
 
     :raises ValueError: it is something else.
     """
-    document = json.loads(octets.decode("ascii"))
+    try:
+        return _kept(json.loads(octets.decode("ascii")))
+    except (KeyError, TypeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def _kept(document: Any) -> Mapping[Key, Kept]:
     if not isinstance(document, dict) or document.get("version") != _VERSION:
         raise ValueError(f"expected an object of version {_VERSION}")
     found: dict[Key, Kept] = {}
@@ -80,7 +87,7 @@ def decode(octets: bytes) -> Mapping[Key, Kept]:
         )
         found[(str(name), tuple(identity))] = Kept(
             penalty,
-            None if rate is None else float(rate),
+            None if rate is None else _number(rate, MAX_RATE, -MAX_RATE),
             bool(record["reserved"]),
             *(
                 str(record[name])
@@ -90,9 +97,9 @@ def decode(octets: bytes) -> Mapping[Key, Kept]:
     return found
 
 
-def _number(value: Any, most: float = 1e12) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-        raise ValueError(f"found {value!r}; expected a number from 0 to {most:g}")
+def _number(value: Any, most: float = 1e12, least: float = 0.0) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ValueError(f"found {value!r}; expected a number from {least:g} to {most:g}")
     return float(value)
 
 
@@ -124,7 +131,7 @@ class PenaltyStore:
             return decode(octets)
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             self._log.error(
                 "the penalties in {file} are lost: {reason}",
                 file=str(self.path),

@@ -298,11 +298,8 @@ class PortSocket(Service):
                         trial.connect(str(self.path))
                     except ConnectionRefusedError:
                         self.path.unlink(missing_ok=True)
-            before = os.umask(0o777 & ~self._mode)
-            try:
-                opened.bind(str(self.path))
-            finally:
-                os.umask(before)
+            opened.bind(str(self.path))
+            os.chmod(self.path, self._mode)
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         except OSError as error:
             opened.close()

@@ -22,14 +22,65 @@ import gridnet
 ROOT = Path(gridnet.__file__).parent.parent
 
 
-class ReleasedClientTests(SynchronousTestCase):
-    def test_no_look_up_is_torn_and_a_killed_daemon_harms_nobody(self) -> None:
+#: What reads the table of a demo under the keys that every client knows.
+_READ_PUBLIC = """\
+import sys, time
+from gridnet.table.heap_segment import HeapReader
+from tests.integration.demo_process import DemoProcess, free_block
+demo = DemoProcess(free_block(), sys.argv[1:])
+try:
+    print(demo.ready["lbsmd"]["shared_memory"]["semaphores"])
+    found = HeapReader().read(time.time())
+    print("none" if found is None else len(found.entries("Echo")))
+finally:
+    demo.stop()
+print(HeapReader().read(time.time()))
+"""
+
+
+def can_unshare(*namespaces: str) -> str:
+    """The program that makes *namespaces*; empty: they cannot be made here."""
+    unshare = shutil.which("unshare") or ""
+    if unshare and subprocess.run([unshare, *namespaces, "true"], capture_output=True).returncode:
+        return ""
+    return unshare
+
+
+class DemoTests(SynchronousTestCase):
+    """``gridnet demo``, in a namespace where nobody else has the keys."""
+
+    def read_public(self, *options: str) -> list[str]:
+        """The key of a demo's semaphores, and how many servers a client finds, also after it."""
         unshare = shutil.which("unshare")
-        namespaces = ["--ipc", "--mount"]
         if (
             unshare is None
-            or subprocess.run([unshare, *namespaces, "true"], capture_output=True).returncode
+            or subprocess.run([unshare, "--ipc", "true"], capture_output=True).returncode
         ):
+            raise SkipTest("no IPC namespace can be made")
+        done = subprocess.run(
+            [unshare, "--ipc", sys.executable, "-c", _READ_PUBLIC, *options],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        return done.stdout.split()
+
+    def test_with_heap_it_has_the_real_keys(self) -> None:
+        self.assertEqual(self.read_public("--heap"), ["0x0130dfb2", "1", "None"])
+
+    def test_without_it_has_keys_of_its_own(self) -> None:
+        key, *found = self.read_public()
+        self.assertNotEqual(key, "0x0130dfb2")
+        self.assertEqual(found, ["none", "None"])
+
+
+class ReleasedClientTests(SynchronousTestCase):
+    def test_no_look_up_is_torn_and_a_killed_daemon_harms_nobody(self) -> None:
+        namespaces = ["--ipc", "--mount"]
+        unshare = can_unshare(*namespaces)
+        if not unshare:
             raise SkipTest("no IPC and mount namespaces can be made")
         library = os.environ.get("GRIDNET_NCBI_CONNECT", "")
         if not library:

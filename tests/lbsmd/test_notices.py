@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from email import message_from_bytes
+import socket
+from email import message_from_bytes, policy
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor
@@ -14,7 +16,11 @@ from twisted.mail.smtp import ESMTP, IMessage, IMessageDelivery, SMTPFactory, Us
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 
+from gridnet.config import SiteConfig, SiteSection
+from gridnet.lbsmd.config import LbsmdConfig
 from gridnet.lbsmd.notices import Notice, Postman, compose, smtp_sender
+from gridnet.lbsmd.service import make_lbsmd
+from gridnet.site import Site
 
 
 def notice(number: int = 0, service: str = "x") -> Notice:
@@ -231,7 +237,7 @@ class MailHost(SMTPFactory):  # type: ignore[misc]
 class SmtpTests(TestCase):
     """Over loopback."""
 
-    timeout = 10
+    timeout = 30
 
     def test_a_message_arrives_whole(self) -> None:
         """Envelope, headers, and a line that begins with a dot."""
@@ -246,6 +252,42 @@ class SmtpTests(TestCase):
             await mailbox.gone
             self.assertIn(b"Subject: hello\n\n.first\nsecond\n", received)
             self.assertEqual(mailbox.envelope, ["lbsmd@a.b", "ann@a.b"])
+
+        return Deferred.fromCoroutine(drive())
+
+    def test_a_server_that_dies_is_mailed(self) -> Deferred[None]:
+        """From a daemon that checks it to the contact's mail host."""
+        mailbox = Mailbox()
+        port = reactor.listenTCP(0, MailHost(mailbox), interface="127.0.0.1")  # type: ignore[attr-defined]
+        self.addCleanup(port.stopListening)
+        directory = Path(self.mktemp()).absolute()
+        directory.mkdir()
+        # Nobody listens there: the port was free a moment ago.
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            dead = free.getsockname()[1]
+        (directory / "servrc.cfg").write_text(f"Blast [1,ops@a.b] STANDALONE 127.0.0.1:{dead}\n")
+        config = LbsmdConfig(
+            servrc="servrc.cfg",
+            control="",
+            ports_socket="",
+            mail_domain="a.b",
+            smtp_host="127.0.0.1",
+            smtp_port=port.getHost().port,
+            mail_batch_seconds=0.1,
+            check_spread_seconds=0.0,
+        )
+        daemon = make_lbsmd(config, Site(SiteConfig(SiteSection(), {}, directory), reactor))
+        daemon.startService()
+        self.addCleanup(daemon.stopService)
+
+        async def drive() -> None:
+            received = await mailbox.arrived
+            await mailbox.gone
+            self.assertEqual(mailbox.envelope, ["lbsmd@a.b", "ops@a.b"])
+            message = message_from_bytes(received, policy=policy.default)
+            text = message.get_content()  # type: ignore[attr-defined]
+            self.assertIn(f"Blast STANDALONE 127.0.0.1:{dead} is down now: connecting", text)
 
         return Deferred.fromCoroutine(drive())
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -26,9 +29,10 @@ from gridnet.lbsmd.orders import (
     encode_order,
 )
 from gridnet.lbsmd.penalties import Outcome, Penalties, fits
-from gridnet.lbsmd.penalty_store import PenaltyStore
+from gridnet.lbsmd.penalty_store import PenaltyStore, decode, encode
 from gridnet.table.model import Entry, Host, ServiceTable
 from gridnet.table.server_info import ServerInfo, ServerType
+from tests.hypothesis_profile import examples
 from tests.lbsmd.support import loaded
 
 DEFINITIONS = """\
@@ -41,6 +45,62 @@ Static STANDALONE 10.9.9.9:7
 Home STANDALONE localhost:99
 """
 ROOT = Asker("root")
+
+
+#: Values that a member of a JSON object may have by mistake.
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**400), 10**400),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.integers(), max_size=2),
+    st.just({}),
+)
+
+
+def orders() -> st.SearchStrategy[bytes]:
+    """Orders of other hosts, most of them with one odd member."""
+    texts = st.sampled_from(
+        ["a ANY 10.0.0.1 5", "a RERATE HTTP :80 -5", "*x? DNS ::1 100 9", "a b"]
+    )
+    good = st.fixed_dictionaries(
+        {
+            "request": texts,
+            "user": st.text(max_size=5),
+            "groups": st.lists(st.text(max_size=3), max_size=70),
+            "host": st.just("10.0.0.9"),
+            "reason": st.text(max_size=300),
+        }
+    )
+    names = ["request", "user", "groups", "host", "reason", "new"]
+    odd = st.dictionaries(st.sampled_from(names), ODD, max_size=1)
+    return st.builds(lambda one, two: json.dumps({**one, **two}).encode(), good, odd)
+
+
+def kept_files() -> st.SearchStrategy[bytes]:
+    """Files of penalties, most of them with one odd member."""
+    good = st.fixed_dictionaries(
+        {
+            "server": st.sampled_from([["a", [2, "10.0.0.1", 80, "", 0]], ["b", []]]),
+            "percent": st.floats(0, 100),
+            "hold_seconds": st.integers(0, 10**7),
+            "set_at": st.floats(0, 1e10),
+            "rate": st.one_of(st.none(), st.floats(-100000, 100000)),
+            "reserved": st.booleans(),
+            "penalized_by": st.text(max_size=5),
+            "penalty_reason": st.just("x"),
+            "rerated_by": st.just(""),
+            "rerate_reason": st.just(""),
+        }
+    )
+    names = ["server", "percent", "hold_seconds", "set_at", "rate", "rerated_by"]
+    odd = st.dictionaries(st.sampled_from(names), ODD, max_size=1)
+
+    def build(one: dict[str, object], two: dict[str, object], version: object) -> bytes:
+        return json.dumps({"version": version, "kept": [{**one, **two}]}).encode()
+
+    return st.builds(build, good, odd, st.sampled_from([1, 1, 1, 2, None]))
 
 
 class PenaltyCase(SynchronousTestCase):
@@ -349,7 +409,30 @@ class StoreTests(PenaltyCase):
 
 
 class CodecTests(SynchronousTestCase):
-    """Orders between hosts."""
+    """Orders between hosts, and penalties on disk."""
+
+    @examples(5000)
+    @given(st.one_of(st.binary(max_size=80), orders()))
+    def test_any_octets_are_an_order_or_an_error(self, octets: bytes) -> None:
+        """Damaged ones too; what is taken reads back the same."""
+        try:
+            order = decode_order(octets)
+        except FeedbackError:
+            return
+        try:
+            self.assertEqual(decode_order(encode_order(order)), order)
+        except FeedbackError as error:
+            self.assertIn("too long", str(error))
+
+    @examples(3000)
+    @given(st.one_of(st.binary(max_size=80), kept_files()))
+    def test_any_file_is_penalties_or_an_error(self, octets: bytes) -> None:
+        """What is taken is written and read the same."""
+        try:
+            kept = decode(octets)
+        except ValueError:
+            return
+        self.assertEqual(decode(encode(kept)), kept)
 
     def test_an_order_reads_back(self) -> None:
         """With its asker and reason."""
