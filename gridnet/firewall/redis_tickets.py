@@ -46,6 +46,7 @@ class RedisTickets:
         self._max_waiting = config.max_waiting
         self._max_per_client = config.max_waiting_per_client
         self._issued: OrderedDict[int, Ticket] = OrderedDict()
+        self._storing = 0
         self._per_client: Counter[str] = Counter()
         self._heard: OrderedDict[str, float] = OrderedDict()
 
@@ -65,26 +66,37 @@ class RedisTickets:
         return issuing
 
     async def _issue(self, passage: Passage, now: float) -> Ticket:
-        if len(self._issued) >= self._max_waiting:
+        client = passage.client
+        if len(self._issued) + self._storing >= self._max_waiting:
             raise TicketError("Too many connections are waited for; try again later")
-        if passage.client and self._per_client[passage.client] >= self._max_per_client:
+        if client and self._per_client[client] >= self._max_per_client:
             raise TicketError("Too many of your connections are waited for; use them first")
+        # Those that are being stored count, or many at once would pass together.
+        self._storing += 1
+        self._per_client[client] += 1
+        try:
+            ticket = await self._store(passage, now)
+        except BaseException as error:
+            self._forget_client(client)
+            if isinstance(error, RedisUnavailableError):
+                self._log.error("no ticket issued, {reason}", reason=str(error))
+                raise TicketError("No connection can be reserved now") from None
+            raise
+        finally:
+            self._storing -= 1
+        self._issued[ticket.number] = ticket
+        return ticket
+
+    async def _store(self, passage: Passage, now: float) -> Ticket:
         milliseconds = int((self._ttl + _AFTERLIFE_SECONDS) * 1000)
         while True:
             ticket = Ticket(draw_number(self._chance), passage, now + self._ttl)
             record = json.dumps({**asdict(passage), "expires_at": ticket.expires_at})
-            try:
-                stored = await self._redis.call(
-                    "SET", self._key(ticket.number), record, "NX", "PX", milliseconds
-                )
-            except RedisUnavailableError as error:
-                self._log.error("no ticket issued, {reason}", reason=str(error))
-                raise TicketError("No connection can be reserved now") from None
+            stored = await self._redis.call(
+                "SET", self._key(ticket.number), record, "NX", "PX", milliseconds
+            )
             if stored:
-                break
-        self._issued[ticket.number] = ticket
-        self._per_client[passage.client] += 1
-        return ticket
+                return ticket
 
     # -- redeeming
 
@@ -113,11 +125,13 @@ class RedisTickets:
     def _forget(self, number: int) -> Ticket | None:
         ticket = self._issued.pop(number, None)
         if ticket is not None:
-            client = ticket.passage.client
-            self._per_client[client] -= 1
-            if self._per_client[client] <= 0:
-                del self._per_client[client]
+            self._forget_client(ticket.passage.client)
         return ticket
+
+    def _forget_client(self, client: str) -> None:
+        self._per_client[client] -= 1
+        if self._per_client[client] <= 0:
+            del self._per_client[client]
 
     # -- the end
 

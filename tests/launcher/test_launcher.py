@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
+from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyObject
 
@@ -439,6 +440,43 @@ class LimitTests(LauncherTestCase):
             _, reason, http_status = await output.over
             self.assertIn("too long", reason)
             self.assertEqual(http_status, 413)
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_complaints_are_logged_with_the_request(self) -> Deferred[None]:
+        events: list[Any] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        command = self.script("import sys; print('alas\\nand alack', file=sys.stderr)")
+
+        async def scenario() -> None:
+            await self.result(command, request_id="42ab")
+            lines = [
+                (each["service"], each["request_id"], each["line"])
+                for each in events
+                if "line" in each
+            ]
+            self.assertEqual(lines, [("Filter", "42ab", "alas"), ("Filter", "42ab", "and alack")])
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_programs_may_be_somebody_elses(self) -> Deferred[None]:
+        """For which the site needs the privilege; without it nothing is run as oneself instead."""
+        self.launcher.config = evolve(self.config, user="nobody", memory_octets=0)
+        command = "/usr/bin/id -un"
+
+        async def scenario() -> None:
+            if os.geteuid() == 0:
+                heard, *_ = await self.result(command)
+                self.assertEqual(heard, b"nobody\n")
+                heard, *_ = await self.result("/usr/bin/id -Gn")
+                self.assertEqual(heard, b"nogroup\n")
+            else:
+                with self.assertRaises(LaunchError):
+                    self.run_program(command)
+            self.launcher.config = evolve(self.config, user="nobody-of-that-name")
+            with self.assertRaises(LaunchError):
+                self.run_program(command)
 
         return Deferred.fromCoroutine(scenario())
 

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 import gridnet
+from gridnet.errors import LaunchError
 from gridnet.launcher.launcherd.command import main
 from gridnet.launcher.launcherd.lock import AlreadyRunningError, ServiceLock
 from gridnet.launcher.launcherd.log import LaunchLog
@@ -183,6 +184,16 @@ class LockTests(SynchronousTestCase):
         lock.release()
         self.assertFalse(lock.path.exists())
         ServiceLock(self.directory, "Echo").release()
+
+    def test_a_directory_that_others_could_have_made_is_refused(self) -> None:
+        self.directory.mkdir()
+        self.directory.chmod(0o777)
+        self.assertRaises(LaunchError, ServiceLock, self.directory, "Echo")
+        self.directory.chmod(0o755)
+        if os.geteuid() == 0:
+            os.chown(self.directory, 12345, 12345)
+            self.patch(os, "geteuid", lambda: 54321)
+            self.assertRaises(LaunchError, ServiceLock, self.directory, "Echo")
 
     def test_a_leftover_is_taken_over(self) -> None:
         self.directory.mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from pathlib import Path
 
 from gridnet.errors import LaunchError
@@ -32,6 +33,21 @@ def run_directory() -> Path:
     return Path(runtime) / "gridnet" if runtime else Path(f"/tmp/gridnet-{os.geteuid()}")
 
 
+def _check_directory(directory: Path) -> None:
+    """
+    See whether nobody else can have put *directory* there, or can put anything into it.
+
+    :raises LaunchError: somebody could.
+    :raises OSError: it cannot be looked at.
+    """
+    ours = (0, os.geteuid())
+    found = directory.lstat()
+    if found.st_uid not in ours or directory.stat().st_uid not in ours:
+        raise LaunchError(f"{directory}: belongs to somebody else")
+    if directory.stat().st_mode & stat.S_IWOTH:
+        raise LaunchError(f"{directory}: anybody may write to it")
+
+
 class ServiceLock:
     """
     The lock of *service*, with the holder's process number inside.
@@ -46,9 +62,7 @@ class ServiceLock:
         self.path = directory / f"launcherd.{service.lower()}.pid"
         try:
             directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-            found = directory.stat()
-            if found.st_uid not in (0, os.geteuid()):
-                raise LaunchError(f"{directory}: belongs to somebody else")
+            _check_directory(directory)
             self._fd = self._take()
         except OSError as error:
             raise LaunchError(f"{error.filename}: {error.strerror}") from None
