@@ -184,8 +184,9 @@ class Acceptance:
 
     def part_and_heal(self) -> float:
         """The same; seconds until all tables agree."""
-        half = self.count // 2
-        self.site.switch.is_cut = lambda source, target: (source < half) != (target < half)
+        half, switch = self.count // 2, self.site.switch
+        assert switch is not None
+        switch.is_cut = lambda source, target: (source < half) != (target < half)
         sides = self.site.hosts[:half], self.site.hosts[half:]
         for side in sides:
             self.site.wait(
@@ -198,7 +199,7 @@ class Acceptance:
             host.define(_definitions(host, self.services, self.version))
         for side in sides:
             self.site.wait(lambda side=side: self.site.agree(len(side), side), "agreement", 0.2)
-        self.site.switch.is_cut = lambda source, target: False
+        switch.is_cut = lambda source, target: False
         return self.site.wait(lambda: self.site.agree(self.count), "agreement of all", 0.1)
 
     def dead_service(self) -> Finding:

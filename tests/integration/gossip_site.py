@@ -153,26 +153,34 @@ class RealHost:
             self.process.wait()
             self.process = None
 
-    def memory_octets(self) -> int:
-        """Resident, and not shared with other processes."""
+    @property
+    def pid(self) -> int:
+        """Of the process, which runs."""
         assert self.process is not None
-        text = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text()
-        fields = dict(line.split(":", 1) for line in text.splitlines()[1:])
-        return 1024 * sum(
-            int(fields[name].split()[0]) for name in ("Private_Clean", "Private_Dirty")
-        )
+        return self.process.pid
 
-    def resident_octets(self) -> int:
-        """Resident, all of it."""
-        assert self.process is not None
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGESIZE")
+    def has_found_dead(self, address: str) -> bool:
+        """Whether its log says that the host *address* is down."""
+        return f"{address} is down" in (self.directory / "log").read_text("utf-8", "replace")
 
-    def processor_seconds(self) -> float:
-        """That it has used so far."""
-        assert self.process is not None
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+def proportional_octets(pid: int) -> int:
+    """Resident memory of a process; of what it shares with others only its part."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    fields = dict(line.split(":", 1) for line in text.splitlines()[1:])
+    return 1024 * int(fields["Pss"].split()[0])
+
+
+def resident_octets(pid: int) -> int:
+    """Resident memory of a process, all of it."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE")
+
+
+def processor_seconds(pid: int) -> float:
+    """That a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class GossipSite:
@@ -181,11 +189,22 @@ class GossipSite:
 
     :param base: first of ``2 * count`` UDP ports.
     :param gossip: further keys of ``[lbsmd.gossip]``.
+    :param with_switch: whether they talk through one; without it they talk directly.
     """
 
-    def __init__(self, count: int, base: int, gossip: dict[str, Any] | None = None) -> None:
+    switch: Switch | None = None
+
+    def __init__(
+        self,
+        count: int,
+        base: int,
+        gossip: dict[str, Any] | None = None,
+        with_switch: bool = True,
+    ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="gridnet-gossip-"))
-        self.switch = Switch(count, base)
+        if with_switch:
+            self.switch = Switch(count, base)
+        first = base + count if with_switch else base
         write_private(self.directory / "key", new_key_line())
         self.hosts = [
             RealHost(
@@ -200,7 +219,7 @@ class GossipSite:
                         "control": str(self.directory / str(number) / "c"),
                         "gossip": {
                             "interface": "127.0.0.1",
-                            "port": base + count + number,
+                            "port": first + number,
                             "advertise": f"127.0.0.1:{base + number}",
                             "seeds": [f"127.0.0.1:{base}"],
                             "key_file": str(self.directory / "key"),
@@ -211,7 +230,8 @@ class GossipSite:
             )
             for number in range(count)
         ]
-        self.switch.start()
+        if with_switch:
+            self.switch.start()
 
     def start(self) -> None:
         """All of them; a few at a time, since each start takes a processor."""
@@ -226,7 +246,8 @@ class GossipSite:
         """Whatever they do."""
         for host in self.hosts:
             host.kill()
-        self.switch.end()
+        if self.switch is not None:
+            self.switch.end()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def running(self) -> Sequence[RealHost]:

@@ -17,7 +17,10 @@ def facts(
 ) -> Mapping[str, Any]:
     """Figures for the status page."""
     standings = Counter(host.standing.name.lower() for host in membership.hosts.values())
+    mine = membership.hosts[membership.me]
     return {
+        "address": mine.address[0],
+        "port": mine.address[1],
         "hosts": dict(standings),
         "up": sum(host.is_up for host in membership.hosts.values()),
         "fingerprint": f"{membership.fingerprint:016x}",
