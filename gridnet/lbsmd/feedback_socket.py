@@ -7,6 +7,7 @@ the line stands in the log.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from twisted.internet.interfaces import IAddress, ITransport
@@ -19,6 +20,7 @@ from twisted.python.failure import Failure
 from gridnet.control import peer_uid
 from gridnet.lbsmd.feedback import FeedbackError, parse_line
 from gridnet.lbsmd.order_routing import OrderRouting
+from gridnet.lbsmd.repeats import Repeats
 
 #: Where the clients of the toolkit look for it; they cannot be told another place.
 TOOLKIT_PATH = "/opt/machine/lbsm/run/.lbsmd"
@@ -26,6 +28,8 @@ MAX_LINE_OCTETS = 1024
 #: Seconds that a client may take for its line.
 LINE_SECONDS = 10.0
 MAX_CONNECTIONS = 64
+#: Between two refusals of one user that are logged.
+REFUSAL_SECONDS = 1.0
 
 
 class FeedbackProtocol(LineOnlyReceiver, TimeoutMixin):
@@ -77,6 +81,7 @@ class FeedbackFactory(Factory):
 
     def __init__(self, routing: OrderRouting) -> None:
         self._routing = routing
+        self._refusals = Repeats(REFUSAL_SECONDS)
         self.connections = 0
 
     def buildProtocol(self, address: IAddress | None) -> FeedbackProtocol | None:
@@ -113,4 +118,11 @@ class FeedbackFactory(Factory):
 
     def refuse(self, uid: int, reason: str) -> None:
         """Note that nothing comes of it: the client gets no answer."""
-        self._log.warn("feedback of user {uid} is refused: {reason}", uid=uid, reason=reason)
+        left_out = self._refusals.left_out(uid, time.monotonic())
+        if left_out is not None:
+            self._log.warn(
+                "feedback of user {uid} is refused: {reason}",
+                uid=uid,
+                reason=reason,
+                left_out=left_out,
+            )

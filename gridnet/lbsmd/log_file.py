@@ -12,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, cast
 
-from attrs import define
 from twisted.application.service import MultiService
 from twisted.logger import (
     ILogObserver,
@@ -24,6 +23,7 @@ from twisted.logger import (
 )
 from zope.interface import implementer
 
+from gridnet.lbsmd.repeats import Repeats
 from gridnet.signal_service import SignalService
 
 KIB = 1024
@@ -35,8 +35,6 @@ _FULL = "the log ends: this file has come to its limit"
 _Identity = tuple[int, int]
 #: Seconds in which warnings that say the same count as one, unless all are wanted.
 REPEAT_SECONDS = 60.0
-#: Different warnings that are told apart; more are all logged.
-_MAX_WARNINGS = 1000
 
 
 class SizedLog:
@@ -138,14 +136,6 @@ def _identity_of(handle: int) -> _Identity:
     return found.st_dev, found.st_ino
 
 
-@define
-class _Repeats:
-    """Of one warning."""
-
-    logged_at: float
-    left_out: int = 0
-
-
 @implementer(ILogObserver)
 class Verbosity:
     """
@@ -158,7 +148,7 @@ class Verbosity:
     def __init__(self, observer: ILogObserver) -> None:
         self.all_warnings = False
         self._observer = observer
-        self._warnings: dict[tuple[str, str], _Repeats] = {}
+        self._warnings = Repeats(REPEAT_SECONDS)
 
     def toggle(self) -> None:
         """Less, or all warnings."""
@@ -184,15 +174,7 @@ class Verbosity:
     def _left_out(self, event: LogEvent) -> int | None:
         """How many like this were left out since the last that was logged; None: so is this."""
         kind = (str(event.get("log_namespace")), str(event.get("log_format")))
-        now = float(event.get("log_time", 0.0))
-        known = self._warnings.get(kind)
-        if known is not None and 0.0 <= now - known.logged_at < REPEAT_SECONDS:
-            known.left_out += 1
-            return None
-        if known is None and len(self._warnings) >= _MAX_WARNINGS:
-            self._warnings.clear()
-        self._warnings[kind] = _Repeats(now)
-        return 0 if known is None else known.left_out
+        return self._warnings.left_out(kind, float(event.get("log_time", 0.0)))
 
 
 class DaemonLog(MultiService):

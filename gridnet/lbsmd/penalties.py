@@ -33,11 +33,14 @@ from gridnet.lbsmd.local_services import LocalService, LocalServices
 from gridnet.lbsmd.orders import Order, RefusedError
 from gridnet.lbsmd.penalty import ANNOUNCED_STEP, Penalty
 from gridnet.lbsmd.penalty_store import Kept, PenaltyStore
+from gridnet.lbsmd.repeats import Repeats
 from gridnet.table.address import is_loopback
 from gridnet.table.model import Entry
 
 #: A step is announced this late at most, so that many that fall together make one timer.
 _NOT_BEFORE_SECONDS = 0.05
+#: Between two refusals of one asker that are logged.
+REFUSAL_SECONDS = 1.0
 
 
 @frozen
@@ -91,6 +94,7 @@ class Penalties(Service):
         self._due_at: dict[Key, float] = {}
         self._ticket = count()
         self._timer: IDelayedCall | None = None
+        self._refused = Repeats(REFUSAL_SECONDS)
         self.orders = 0  #: carried out
         self.refusals = 0
         local.subscribe(self._loaded)
@@ -155,12 +159,15 @@ class Penalties(Service):
             outcome = self._carry_out(order)
         except RefusedError as error:
             self.refusals += 1
-            self._log.warn(
-                "{asker} may not have {request}: {reason}",
-                asker=str(order.asker),
-                request=format_argument(order.request),
-                reason=str(error),
-            )
+            left_out = self._refused.left_out(order.asker, self._clock.seconds())
+            if left_out is not None:
+                self._log.warn(
+                    "{asker} may not have {request}: {reason}",
+                    asker=str(order.asker),
+                    request=format_argument(order.request),
+                    reason=str(error),
+                    left_out=left_out,
+                )
             return fail(error)
         if self._store is None:
             return succeed(outcome)

@@ -35,6 +35,7 @@ from gridnet.lbsmd.port_posts import (
     format_answer,
     parse_post,
 )
+from gridnet.lbsmd.repeats import Repeats
 
 #: A host's load message has room for so many ports.
 TOLD_PORTS = 4
@@ -48,6 +49,8 @@ MAX_WAITING = 256
 #: Users whose right to post on a port is remembered, and how long.
 _MAX_REMEMBERED = 1024
 _REMEMBER_SECONDS = 30.0
+#: Between two refusals of one user that are logged.
+_REFUSAL_SECONDS = 1.0
 _FORBIDDEN = "user {user} may not post the capacity of port {port}"
 _CREDENTIALS = struct.Struct("3i")
 
@@ -258,6 +261,7 @@ class PortSocket(Service):
         self._is_listening = is_listening
         self._socket: socket.socket | None = None
         self._waiting = 0
+        self._refusals = Repeats(_REFUSAL_SECONDS)
         #: (uid, port) -> whether that user may, and until when that is remembered
         self._remembered: dict[tuple[int, int], tuple[bool, float]] = {}
 
@@ -409,7 +413,14 @@ class PortSocket(Service):
 
     def _refuse(self, letter: _Letter, reason: str) -> None:
         self._capacity.refused += 1
-        self._log.warn("a post of user {uid} is refused: {reason}", uid=letter.uid, reason=reason)
+        left_out = self._refusals.left_out(letter.uid, self._clock.seconds())
+        if left_out is not None:
+            self._log.warn(
+                "a post of user {uid} is refused: {reason}",
+                uid=letter.uid,
+                reason=reason,
+                left_out=left_out,
+            )
         self._answer(letter, reason)
 
     def _answer(self, letter: _Letter, refusal: str) -> None:

@@ -17,6 +17,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
+from twisted.logger import LogEvent, globalLogPublisher
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
 from gridnet.errors import ConfigError
@@ -294,6 +295,28 @@ class SocketTests(TestCase):
                     client.send(octets)
             await self.post(81, 10, 5, 5)
             self.assertEqual((self.capacity.refused, self.rate("A")), (4, 1000.0))
+
+        return Deferred.fromCoroutine(drive())
+
+    def test_a_flood_is_refused_without_flooding_the_log(self) -> Deferred[None]:
+        """And what comes after it is heard."""
+        events: list[LogEvent] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+
+        def flood() -> int:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+                client.connect(str(self.path))
+                for _ in range(2000):
+                    client.send(b"PORT 9999 1 1 0")
+            return 2000
+
+        async def drive() -> None:
+            sent = await deferToThread(flood)
+            await self.post(81, 10, 5, 5)
+            self.assertEqual(self.capacity.refused, sent)
+            told = [each for each in events if "is refused" in str(each.get("log_format"))]
+            self.assertLess(len(told), 100)
 
         return Deferred.fromCoroutine(drive())
 
