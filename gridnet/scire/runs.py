@@ -131,7 +131,8 @@ def note(
     seq: int = 0,
     detail: str = "",
 ) -> None:
-    """Write one row of history."""
+    """Write one row of history, and tell who follows the runs of this server."""
+    tx.event("run", run=run_id)
     tx.later(
         "INSERT INTO history (run_id, from_state, to_state, by_whom, at, attempt, seq, detail)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",

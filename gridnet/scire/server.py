@@ -29,6 +29,7 @@ from gridnet.scire.metrics import Metrics
 from gridnet.scire.pushing import Pusher
 from gridnet.scire.rights import Rights
 from gridnet.scire.rpc import Call, RpcListener
+from gridnet.scire.run_list import RunSource
 from gridnet.scire.runs import Dispatch, Server
 from gridnet.scire.slots import Rates
 from gridnet.scire.store.database import Database, Event, Notice, Transaction
@@ -101,6 +102,8 @@ class JobServer:
         self._looked_at_all = 0.0
         self._pruned = 0.0
         self._sweeping: Deferred[None] = succeed(None)
+        #: the open runs, for mirrors
+        self.run_list = RunSource(database.read)
         database.told = self._happened
         database.noticed = self._noticed
         database.doubtful = self._doubtful
@@ -229,6 +232,9 @@ class JobServer:
         deferred.addErrback(failed)
 
     def _happened(self, event: Event) -> None:
+        if event.kind == "run":
+            self.run_list.note(event.facts["run"])
+            return
         self.metrics.events.labels(event.kind).inc()
         if event.kind == "push_wanted":
             self.pusher.want(event.facts["client"])

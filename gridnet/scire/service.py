@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gridnet.errors import ConfigError, Fault
+from gridnet.interfaces import IObjectSource
 from gridnet.listener import Listener, listener
 from gridnet.scire import calls, enrol, system
 from gridnet.scire.admin import clients as admin_clients
@@ -304,6 +305,7 @@ def make_scire(config: ScireConfig, site: Site) -> IService:
         )
     service = ScireService(config, site, server, fronts)
     site.starting(service.ready)
+    site.provide(IObjectSource, server.run_list, server.run_list.object_type)
     site.status.pages[b"scire"] = RunsPage(server)
     site.status.facts["scire"] = server.facts
     site.status.checks["scire"] = server.check

@@ -33,8 +33,12 @@ FINAL = frozenset(
         "finished",
         "failed",
         "expired",
-        "timed_out",
-        "killed",
+        "succeeded",
+        "timedout",
+        "refused",
+        "skipped",
+        "undeliverable",
+        "lost",
     }
 )
 _JOB_ADD, _JOB_DELETE = 32, 33
