@@ -108,6 +108,7 @@ PURE = (
     "lbproxy/xml.py",
     "mirror/catalogue.py",
     "mirror/client.py",
+    "mirror/feed.py",
     "mirror/filters.py",
     "mirror/lists.py",
     "mirror/master.py",

@@ -12,8 +12,9 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from gridnet.mirror.catalogue import Catalogue
+from gridnet.mirror.feed import Client, ClientPort
 from gridnet.mirror.lists import Applied
-from gridnet.mirror.master import Client, ClientPort, EventMaster, MasterLimits
+from gridnet.mirror.master import EventMaster, MasterLimits
 from gridnet.mirror.model import Element, ElementList, Event, Registration
 
 #: A round is never further away than this, whatever the master thinks.

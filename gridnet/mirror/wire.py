@@ -17,8 +17,8 @@ from attrs import frozen
 
 from gridnet.errors import RemoteProtocolError
 from gridnet.mirror.catalogue import OBLIGATORY, OwnCatalogue
+from gridnet.mirror.feed import Run
 from gridnet.mirror.filters import Chosen, Operator, What, Where
-from gridnet.mirror.master import Run
 from gridnet.mirror.model import (
     Action,
     Element,

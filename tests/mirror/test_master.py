@@ -15,11 +15,10 @@ from gridnet.mirror.catalogue import (
     TIMED_OUT,
     OwnCatalogue,
 )
+from gridnet.mirror.feed import Client, ClientState
 from gridnet.mirror.filters import Chosen, Operator, What, Where
 from gridnet.mirror.lists import ApplyError
 from gridnet.mirror.master import (
-    Client,
-    ClientState,
     EventMaster,
     MasterLimits,
     RegistrationError,

@@ -16,8 +16,8 @@ from gridnet.mirror.catalogue import (
     OBLIGATORY,
 )
 from gridnet.mirror.client import Acknowledge
+from gridnet.mirror.feed import ClientState
 from gridnet.mirror.filters import Operator, What, Where
-from gridnet.mirror.master import ClientState
 from gridnet.mirror.mirror import Resync
 from gridnet.mirror.model import BusyPolicy, Element, ElementList, Event, Registration, Report
 from tests.hypothesis_profile import examples
