@@ -106,6 +106,7 @@ PURE = (
     "lbproxy/stream.py",
     "lbproxy/ulm.py",
     "lbproxy/xml.py",
+    "mirror/admission.py",
     "mirror/catalogue.py",
     "mirror/client.py",
     "mirror/feed.py",

@@ -18,9 +18,9 @@ from attrs import define, evolve, field, frozen
 from automat import TypeMachineBuilder
 
 from gridnet.errors import LocalProtocolError
+from gridnet.mirror.admission import MAX_DELIVERY_SECONDS, TIMEOUT_DELIVERY_TIMES
 from gridnet.mirror.catalogue import MASTER_GOES_DOWN, OBLIGATORY, SHUTDOWN, TIMED_OUT
 from gridnet.mirror.filters import What, Where
-from gridnet.mirror.master import MAX_DELIVERY_SECONDS, TIMEOUT_DELIVERY_TIMES
 from gridnet.mirror.model import BusyPolicy, Event, Registration, Subscribed
 from gridnet.quick_machine import quick
 

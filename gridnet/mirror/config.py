@@ -8,8 +8,12 @@ from attrs import field, frozen
 
 from gridnet.config import at_least, more_than
 from gridnet.mirror import wire
+from gridnet.mirror.admission import (
+    MAX_DELIVERY_SECONDS,
+    MAX_TIMEOUT_SECONDS,
+    MIN_TIMEOUT_SECONDS,
+)
 from gridnet.mirror.gridengine.server_session import MAX_REQUEST_OCTETS
-from gridnet.mirror.master import MAX_DELIVERY_SECONDS, MAX_TIMEOUT_SECONDS, MIN_TIMEOUT_SECONDS
 
 
 @frozen

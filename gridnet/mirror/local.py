@@ -10,10 +10,10 @@ from attrs import evolve
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
+from gridnet.mirror.admission import RegistrationError
 from gridnet.mirror.catalogue import Catalogue
 from gridnet.mirror.keeper import MasterService
 from gridnet.mirror.link import Link, LinkUser
-from gridnet.mirror.master import RegistrationError
 from gridnet.mirror.model import Registration, Report
 
 _instances = count(1)

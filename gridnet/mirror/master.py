@@ -15,7 +15,18 @@ from math import inf
 
 from attrs import evolve, frozen
 
-from gridnet.errors import JobError, LocalProtocolError
+from gridnet.errors import LocalProtocolError
+from gridnet.mirror.admission import (
+    FIRST_DYNAMIC_ID,
+    MAX_TIMEOUT_SECONDS,
+    MIN_TIMEOUT_SECONDS,
+    SCHEDULER_ID,
+    TIMEOUT_DELIVERY_TIMES,
+    RegistrationError,
+    UnknownClient,
+    check_modification,
+    check_wish,
+)
 from gridnet.mirror.catalogue import (
     MASTER_GOES_DOWN,
     OBLIGATORY,
@@ -26,7 +37,6 @@ from gridnet.mirror.catalogue import (
     Shape,
 )
 from gridnet.mirror.feed import Client, ClientPort, ClientState, Feed
-from gridnet.mirror.filters import MAX_PARTS
 from gridnet.mirror.lists import Applied, ObjectLists
 from gridnet.mirror.model import (
     Action,
@@ -38,34 +48,6 @@ from gridnet.mirror.model import (
     Subscribed,
 )
 from gridnet.mirror.narrow import Change, has_conditions, narrowed, reduced_rows
-
-#: A native connection lives 600 s without traffic; the sign of life must come before that.
-MAX_DELIVERY_SECONDS = 595
-#: Ids below are asked for, from here on they are given out.
-FIRST_DYNAMIC_ID = 11
-SCHEDULER_ID = 1
-#: A client is heard from within ten delivery times, but the wait is at least and at most this.
-TIMEOUT_DELIVERY_TIMES = 10
-MIN_TIMEOUT_SECONDS = 600
-MAX_TIMEOUT_SECONDS = 1200
-
-
-class RegistrationError(JobError):
-    """
-    A registration or modification is refused; the peer gets status and text.
-
-    :ivar status: Grid Engine's status code, 7 for most.
-    :ivar going_down: the master ends; worth another try later.
-    """
-
-    def __init__(self, text: str, status: int = 7, going_down: bool = False) -> None:
-        super().__init__(text)
-        self.status = status
-        self.going_down = going_down
-
-
-class UnknownClient(RegistrationError):
-    """There is no client of that id (any more): it has to register again."""
 
 
 @frozen
@@ -374,18 +356,7 @@ class EventMaster:
         return found.union(*(client.blocked for client in self.clients.values()))
 
     def _check(self, wish: Registration, fixed_ids: bool) -> None:
-        if not wish.name or not wish.name.isprintable() or len(wish.name) > 512:
-            raise RegistrationError(f"invalid event client name {wish.name!r}")
-        if wish.id >= FIRST_DYNAMIC_ID:
-            raise RegistrationError(f"invalid event client id {wish.id}")
-        self._check_times(wish)
-        self._check_subscriptions(wish.subscriptions or ())
-        if wish.busy_policy not in tuple(BusyPolicy):
-            raise RegistrationError(f"invalid busy handling {wish.busy_policy}")
-        if wish.session and (not wish.session.isprintable() or len(wish.session) > 512):
-            raise RegistrationError("invalid session key")
-        if wish.changed and not wish.subscriptions:
-            raise RegistrationError("a changed subscription without any event")
+        check_wish(wish, self.catalogue.highest_event)
         if self.going_down:
             raise RegistrationError(
                 "do not accept new event clients. Qmaster is going down", going_down=True
@@ -398,29 +369,6 @@ class EventMaster:
             raise RegistrationError(
                 f"no more than {self.limits.max_clients} event clients may register"
             )
-
-    def _check_times(self, wish: Registration) -> None:
-        if not 1 <= wish.delivery_seconds <= MAX_DELIVERY_SECONDS:
-            raise RegistrationError(
-                f"invalid event delivery time {wish.delivery_seconds}. "
-                f"It has to be between 1 and {MAX_DELIVERY_SECONDS}"
-            )
-        if wish.flush_delay_seconds > wish.delivery_seconds:
-            raise RegistrationError(
-                f"invalid flush delay {wish.flush_delay_seconds}, above the delivery time"
-            )
-
-    def _check_subscriptions(self, subscriptions: Iterable[Subscribed]) -> None:
-        for each in subscriptions:
-            if not 1 <= each.event <= self.catalogue.highest_event:
-                raise RegistrationError(
-                    f"invalid event id {each.event} in event client subscription"
-                )
-            for part in (each.where, each.what):
-                if part is not None and part.size > MAX_PARTS:
-                    raise RegistrationError(
-                        f"the filter of event {each.event} has more than {MAX_PARTS} parts"
-                    )
 
     def _free_id(self) -> int:
         identifier = self._lowest_free
@@ -449,15 +397,7 @@ class EventMaster:
         :raises RegistrationError: refused; nothing is changed.
         """
         client = self.client(wish.id)
-        self._check_times(wish)
-        if wish.busy_policy not in tuple(BusyPolicy):
-            raise RegistrationError(f"invalid busy handling {wish.busy_policy}")
-        if wish.changed:
-            self._check_subscriptions(wish.subscriptions or ())
-            if not wish.subscriptions:
-                raise RegistrationError("a changed subscription without any event")
-        elif wish.subscriptions:
-            raise RegistrationError("a subscription in a modification that is not marked changed")
+        check_modification(wish, self.catalogue.highest_event)
         old = client.registration
         client.next_send += wish.delivery_seconds - old.delivery_seconds
         client.busy = wish.busy

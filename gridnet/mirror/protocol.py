@@ -15,10 +15,10 @@ from twisted.python.failure import Failure
 
 from gridnet.errors import RemoteProtocolError
 from gridnet.mirror import wire
+from gridnet.mirror.admission import RegistrationError
 from gridnet.mirror.catalogue import OwnCatalogue
 from gridnet.mirror.keeper import MasterService
 from gridnet.mirror.link import Link, LinkUser
-from gridnet.mirror.master import RegistrationError
 from gridnet.mirror.model import Registration, Report
 from gridnet.mirror.outflow import Outflow
 from gridnet.table.address_range import AddressRanges

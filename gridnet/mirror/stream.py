@@ -20,9 +20,9 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from gridnet.mirror import wire
+from gridnet.mirror.admission import RegistrationError
 from gridnet.mirror.catalogue import OBLIGATORY, ObjectType, OwnCatalogue
 from gridnet.mirror.keeper import MasterService
-from gridnet.mirror.master import RegistrationError
 from gridnet.mirror.model import Action, BusyPolicy, Event, Registration, Report, Subscribed
 from gridnet.mirror.outflow import Outflow
 

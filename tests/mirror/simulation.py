@@ -6,9 +6,10 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+from gridnet.mirror.admission import RegistrationError, UnknownClient
 from gridnet.mirror.catalogue import GRID_ENGINE, Catalogue
 from gridnet.mirror.client import Acknowledge, ClientTimes, EventClient
-from gridnet.mirror.master import EventMaster, MasterLimits, RegistrationError, UnknownClient
+from gridnet.mirror.master import EventMaster, MasterLimits
 from gridnet.mirror.mirror import Mirror, Resync
 from gridnet.mirror.model import (
     BusyPolicy,

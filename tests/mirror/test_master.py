@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
+from gridnet.mirror.admission import RegistrationError, UnknownClient
 from gridnet.mirror.catalogue import (
     GRID_ENGINE,
     MASTER_GOES_DOWN,
@@ -18,12 +19,7 @@ from gridnet.mirror.catalogue import (
 from gridnet.mirror.feed import Client, ClientState
 from gridnet.mirror.filters import Chosen, Operator, What, Where
 from gridnet.mirror.lists import ApplyError
-from gridnet.mirror.master import (
-    EventMaster,
-    MasterLimits,
-    RegistrationError,
-    UnknownClient,
-)
+from gridnet.mirror.master import EventMaster, MasterLimits
 from gridnet.mirror.model import (
     BusyPolicy,
     Element,

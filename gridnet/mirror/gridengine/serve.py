@@ -13,12 +13,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gridnet.errors import LocalProtocolError, RemoteProtocolError
+from gridnet.mirror.admission import RegistrationError
 from gridnet.mirror.gridengine import commlib, gdi
 from gridnet.mirror.gridengine.commlib import Connect
 from gridnet.mirror.gridengine.dialect import dialect
 from gridnet.mirror.gridengine.server_session import MAX_REQUEST_OCTETS, ServerSession
 from gridnet.mirror.keeper import MasterService
-from gridnet.mirror.master import RegistrationError
 from gridnet.mirror.model import Registration, Report
 from gridnet.mirror.outflow import Outflow
 from gridnet.table.address_range import AddressRanges
