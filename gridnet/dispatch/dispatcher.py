@@ -263,6 +263,14 @@ class Dispatcher:
             address, inside = peer, self.local_networks.contains(peer)
         return Asker(address, inside and not request.external)
 
+    def view(self, asker: Asker) -> View:
+        """From where *asker* looks at the table."""
+        return View(asker.inside, self._suitability.around(asker.address))
+
+    def is_for(self, entry: Entry, request: DispatchRequest, peer: str) -> bool:
+        """Whether who sent *request* may know of *entry*."""
+        return self._suitability.is_visible(entry, self.view(self.asker(request, peer)))
+
     # --- look-ups ---------------------------------------------------------------------------
 
     def answer(self, request: DispatchRequest, peer: str, now: float) -> Answer:
@@ -367,7 +375,7 @@ class Dispatcher:
     ) -> list[bytes]:
         """Each server swapped for the DNS entry that shares its place."""
         skips = SkipList(request)
-        view = View(asker.inside, self._suitability.around(asker.address))
+        view = self.view(asker)
         limit = self._limit(request, plan)
         lines: dict[object, bytes] = {}
         for index, each in enumerate(plan.found):

@@ -256,9 +256,10 @@ class Suitability:
             return False
         if request.stateless and info.stateful:
             return False
-        return self._is_visible(entry, view)
+        return self.is_visible(entry, view)
 
-    def _is_visible(self, entry: Entry, view: View) -> bool:
+    def is_visible(self, entry: Entry, view: View) -> bool:
+        """Whether a client with that *view* may know of *entry*."""
         info = entry.info
         client = info.host if info.host in view.nearby else ""
         return in_zone(entry.zone, self._zone(), info.interzone) and is_visible(
@@ -318,7 +319,7 @@ class Suitability:
             allowed = request.include_down
         else:
             allowed = request.include_suppressed or not is_suppressed(other)
-        return allowed and self._is_visible(other, view) and _is_sayable(other.info, request.legacy)
+        return allowed and self.is_visible(other, view) and _is_sayable(other.info, request.legacy)
 
 
 def as_told(request: DispatchRequest, info: ServerInfo, inside: bool) -> ServerInfo:

@@ -58,10 +58,7 @@ def find_program(offices: Offices, request: DispatchRequest, peer: str) -> Entry
         (each for each in entries if all(w in told for w in each.info.arguments.split("&"))),
         entries[0],
     )
-    asker = offices.dispatcher.asker(request, peer)
-    if (entry.info.local and not asker.inside) or (
-        entry.info.private and asker.address != entry.info.host
-    ):
+    if not offices.dispatcher.is_for(entry, request, peer):
         raise Refused(403, "the service is for clients inside")
     if entry.info.stateful and request.connection_mode is ConnectionMode.STATELESS:
         raise Refused(403, "the service is stateful")

@@ -398,6 +398,7 @@ class NcbidTests(Base):
             (b"inner", (), "192.0.2.1", Launcher(), b"403"),
             (b"inner", (b"NCBI-External: Y",), HERE, Launcher(), b"403"),
             (b"mine", (), "10.0.0.5", Launcher(), b"403"),
+            (b"mine", (b"NCBI-External: Y",), HERE, Launcher(), b"403"),
             (b"talk", (), HERE, Launcher(), b"403"),
             (b"filter", (), HERE, None, b"503"),
             (b"filter", (b"Connection-Mode: STATEFUL",), HERE, None, b"503"),
@@ -409,6 +410,13 @@ class NcbidTests(Base):
             first, found, _ = split(transport.value())
             self.assertTrue(first.startswith(b"HTTP/1.1 " + status), (query, lines, peer, first))
             self.assertIn(b"dispatcher-failures", found)
+
+    def test_a_private_program_for_this_host(self) -> None:
+        """Whichever of its addresses the client comes from."""
+        launcher = Launcher()
+        connection, transport = self.connect(launcher=launcher, peer="::1")
+        self.ncbid(connection, b"mine")
+        self.assertEqual(len(launcher.programs), 1, transport.value())
 
     def test_programs_of_one_name(self) -> None:
         """The arguments tell which; the first when they do not."""
