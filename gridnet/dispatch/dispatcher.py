@@ -42,12 +42,10 @@ from gridnet.table.selection import (
     is_suppressed,
     standby_order,
 )
-from gridnet.table.server_info import (
-    KEYWORDS,
+from gridnet.table.server_info import KEYWORDS, ServerInfo, ServerType
+from gridnet.table.server_text import (
     DescriptorWriter,
     LegacyDescriptorWriter,
-    ServerInfo,
-    ServerType,
     format_connection_point,
 )
 

@@ -16,6 +16,7 @@ from gridnet.dispatch.request import DispatchRequest, Kind, Preference, Skip
 from gridnet.errors import DescriptorError
 from gridnet.table.affinity import Fit, best_class, fit
 from gridnet.table.model import DEFAULT_TIME_SECONDS, Entry, ServiceTable
+from gridnet.table.numbers import MAX_RATE, MIN_RATE, STANDBY_RATE
 from gridnet.table.selection import (
     Candidate,
     is_down,
@@ -24,16 +25,8 @@ from gridnet.table.selection import (
     status,
     usable_band,
 )
-from gridnet.table.server_info import (
-    MAX_RATE,
-    MIN_RATE,
-    STANDBY_RATE,
-    LegacyDescriptorWriter,
-    ServerInfo,
-    ServerType,
-    behind_firewall,
-    is_http,
-)
+from gridnet.table.server_info import ServerInfo, ServerType, is_http
+from gridnet.table.server_text import LegacyDescriptorWriter, behind_firewall
 from gridnet.table.visibility import in_zone, is_visible
 
 #: ``T`` of what is handed out, seconds: some clients refuse more than 33.

@@ -22,17 +22,13 @@ from gridnet.site import Site
 from gridnet.status.report import entry_report, host_report
 from gridnet.table.address import canonical_address
 from gridnet.table.affinity import Affinity
+from gridnet.table.descriptor_words import split_connection_point
 from gridnet.table.explain import Factors, Question, candidate, explain
 from gridnet.table.heap import HEAP_VERSION
 from gridnet.table.model import Entry
 from gridnet.table.selection import Lottery, is_standby, standby_order
-from gridnet.table.server_info import (
-    TYPES,
-    Algorithm,
-    ServerType,
-    split_connection_point,
-    write,
-)
+from gridnet.table.server_info import TYPES, Algorithm, ServerType
+from gridnet.table.server_text import write
 
 
 class Answers:

@@ -10,7 +10,7 @@ from enum import Enum, Flag
 
 from attrs import evolve, frozen
 
-from gridnet.table.server_info import MIN_RATE, STANDBY_RATE
+from gridnet.table.numbers import MIN_RATE, STANDBY_RATE
 
 #: Base rate of a server that its script puts on standby.
 SCRIPT_STANDBY_RATE = 0.005

@@ -35,7 +35,8 @@ from gridnet.lbsmd.schedule import in_schedule
 from gridnet.lbsmd.script import ScriptRun, run_script, script_arguments
 from gridnet.lbsmd.servrc.check_list import CheckPlan
 from gridnet.table.model import ServiceTable
-from gridnet.table.server_info import KEYWORDS, ServerType, format_connection_point
+from gridnet.table.server_info import KEYWORDS, ServerType
+from gridnet.table.server_text import format_connection_point
 
 #: Connects to (host, port) within (seconds).
 Connect = Callable[[str, int, float], Deferred[socket.socket]]

@@ -14,18 +14,10 @@ from enum import Enum
 from attrs import frozen
 
 from gridnet.errors import DescriptorError, GridnetError
-from gridnet.table.server_info import (
-    KEYWORDS,
-    MAX_RATE,
-    TYPES,
-    ServerType,
-    clamp_rate,
-    format_connection_point,
-    format_number,
-    parse_number,
-    resolve_host,
-    split_connection_point,
-)
+from gridnet.table.descriptor_words import resolve_host, split_connection_point
+from gridnet.table.numbers import MAX_RATE, clamp_rate, format_number, parse_number
+from gridnet.table.server_info import KEYWORDS, TYPES, ServerType
+from gridnet.table.server_text import format_connection_point
 
 RERATE = "RERATE"
 ANY_TYPE = "ANY"

@@ -14,7 +14,8 @@ from typing import Any
 
 from attrs import frozen
 
-from gridnet.table.server_info import format_connection_point, format_number, format_rate
+from gridnet.table.numbers import format_number, format_rate
+from gridnet.table.server_text import format_connection_point
 
 #: Marks behind a name that is cut, has more to tell, or both; of a server whose host is not in the
 #: table, or that is stored with an error; before the times of hosts: was away, of a past year.

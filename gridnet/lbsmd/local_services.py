@@ -21,7 +21,7 @@ from gridnet.lbsmd.loading import Loaded
 from gridnet.lbsmd.servrc.configuration import PlacedRecord
 from gridnet.table.address import is_loopback
 from gridnet.table.model import Entry, Host, HostFacts, ServiceTable
-from gridnet.table.server_info import MIN_RATE, STANDBY_RATE
+from gridnet.table.numbers import MIN_RATE, STANDBY_RATE
 
 
 @frozen

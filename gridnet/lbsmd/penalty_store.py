@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from gridnet.durable import write_durably
 from gridnet.lbsmd.dependencies import Key
 from gridnet.lbsmd.penalty import Penalty
-from gridnet.table.server_info import MAX_RATE
+from gridnet.table.numbers import MAX_RATE
 
 #: Octets of a file that is read.
 MAX_OCTETS = 64 * 1024 * 1024

@@ -29,7 +29,8 @@ from gridnet.lbsmd.servrc.configuration import PlacedRecord
 from gridnet.lbsmd.servrc.fault import LineFault
 from gridnet.lbsmd.servrc.grammar import parse_line
 from gridnet.lbsmd.servrc.records import ServiceRecord
-from gridnet.table.server_info import ServerType, is_http, write
+from gridnet.table.server_info import ServerType, is_http
+from gridnet.table.server_text import write
 
 #: How often leases are looked at.
 EXPIRE_SECONDS = 0.5

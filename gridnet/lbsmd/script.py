@@ -24,7 +24,7 @@ from zope.interface import implementer
 
 from gridnet.lbsmd.check_codes import ScriptHistory
 from gridnet.lbsmd.servrc.check_list import Script
-from gridnet.table.server_info import format_connection_point
+from gridnet.table.server_text import format_connection_point
 
 #: What a shell says of a program that cannot be run, or is not there.
 _NOT_RUNNABLE, _NOT_FOUND = 126, 127

@@ -40,7 +40,7 @@ from gridnet.lbsmd.shared_table import daemon_version, make_shared_table
 from gridnet.listener import Listener
 from gridnet.site import Site
 from gridnet.table.model import HostFacts
-from gridnet.table.server_info import format_connection_point
+from gridnet.table.server_text import format_connection_point
 
 _log = Logger()
 

@@ -19,7 +19,8 @@ from typing import Generic, TypeVar
 from attrs import frozen
 
 from gridnet.table.model import Entry, Host
-from gridnet.table.server_info import STANDBY_RATE, Algorithm
+from gridnet.table.numbers import STANDBY_RATE
+from gridnet.table.server_info import Algorithm
 
 #: Status of a host that a base rate of 1000 turns into the status of a server.
 NORMAL_STATUS = 1000.0

@@ -7,32 +7,37 @@ here and the caller says what it counts.
 
 Texts are sequences of octets decoded as ISO 8859-1, so no character is above U+00FF.
 
-The pieces (words, host and port, numbers, content types) are public, because the
-configuration language has the same words but other defaults.
+Here are the value and its reader.  What they are made of is in
+:mod:`gridnet.table.descriptor_words` and :mod:`gridnet.table.numbers`, the writers are in
+:mod:`gridnet.table.server_text`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import Enum, IntFlag
-from math import floor
-from typing import NamedTuple
 
 from attrs import evolve, frozen
 
 from gridnet.errors import DescriptorError, shown
-from gridnet.table.address import UNKNOWN_ADDRESS, canonical_address
+from gridnet.table.descriptor_words import (
+    FOREIGN,
+    MAX_VHOST_OCTETS,
+    PUNCTUATION,
+    Word,
+    canonical_content_type,
+    check_characters,
+    clean_arguments,
+    clean_path,
+    resolve_host,
+    split_connection_point,
+    words,
+)
+from gridnet.table.numbers import clamp_bonus, clamp_rate, parse_number, parse_time
 
-#: Rates below this in magnitude mark a standby server.
-STANDBY_RATE = 0.01
-MAX_RATE = 100_000.0
-MIN_RATE = 0.001
-MAX_BONUS = 100.0
-MIN_BONUS = 0.01
 #: ``T`` of a server that never goes stale.
 INFINITE_TIME = 0xFFFFFFFF
-MAX_VHOST_OCTETS = 255
 
 
 class ServerType(IntFlag):
@@ -132,280 +137,12 @@ def is_http(kind: ServerType) -> bool:
     return kind in _HTTP
 
 
-# --- words -------------------------------------------------------------------------------------
-
-
-class Word(NamedTuple):
-    """A word of a text and where it begins."""
-
-    text: str
-    column: int  #: of its first character, from 1
-
-
-_WORD = re.compile(r"[^ \t]+")
-#: Neither control characters (a tab is a blank) nor what is more than one octet.
-_FOREIGN = re.compile("[^\t\x20-\x7e\x80-\xff]")
-
-
-def words(text: str) -> Iterator[Word]:
-    """The words of *text*, which blanks and tabs part."""
-    for match in _WORD.finditer(text):
-        yield Word(match[0], match.start() + 1)
-
-
-def check_characters(text: str) -> None:
-    """
-    See that *text* can be a descriptor at all.
-
-    :raises DescriptorError: a control character (also a line end) or one above U+00FF.
-    """
-    match = _FOREIGN.search(text)
-    if match is not None:
-        raise DescriptorError(
-            f"character {match[0]!r}", "printable ISO 8859-1 text", match.start() + 1
-        )
-
-
-# --- numbers -----------------------------------------------------------------------------------
-
-_NUMBER = re.compile(r"([+-]?)(?:([0-9]+)(?:\.([0-9]*))?|\.([0-9]+))")
-_INTEGER = re.compile(r"([+-]?)([0-9]+)")
-_U64_MAX = (1 << 64) - 1
-#: Fraction digits that the released reader scales as written; it is off by ten beyond.
-_EXACT_FRACTION_DIGITS = 7
-
-
-def _u64(digits: str) -> int:
-    """The value of *digits*, at most the largest 64-bit number."""
-    if len(digits) > 20:
-        digits = digits.lstrip("0")
-        if len(digits) > 20:
-            return _U64_MAX
-    return min(int(digits or "0"), _U64_MAX)
-
-
-def parse_number(text: str) -> float | None:
-    """
-    Read a rate or coefficient as the released clients do (``ncbi_ansi_ext.c``).
-
-    No exponents, no hexadecimal.  A fraction of eight digits or more counts a tenth of what it
-    says: that is how every client in the field reads it.
-
-    :returns: None when *text* is not a number.
-    """
-    match = _NUMBER.fullmatch(text)
-    if match is None:
-        return None
-    sign, whole, fraction, bare_fraction = match.groups()
-    value = float(_u64(whole or "0"))
-    fraction = fraction or bare_fraction
-    if fraction:
-        places = len(fraction)
-        if places > _EXACT_FRACTION_DIGITS:
-            places += 1
-        if places <= 300:
-            value += _u64(fraction) / 10.0**places
-    return -value if sign == "-" and value else value
-
-
-def parse_time(text: str) -> int | None:
-    """
-    Read the value of ``T=``: an integer, kept modulo 2**32 (so ``-1`` is the largest).
-
-    :returns: None when *text* is not an integer.
-    """
-    match = _INTEGER.fullmatch(text)
-    if match is None:
-        return None
-    value = _u64(match[2])
-    if match[1] == "-" and value != _U64_MAX:
-        value = -value
-    return value & 0xFFFFFFFF
-
-
-def _clamp(value: float, least: float, most: float) -> float:
-    magnitude = abs(value)
-    if magnitude < least / 2:
-        return 0.0
-    magnitude = min(max(magnitude, least), most)
-    return magnitude if value > 0 else -magnitude
-
-
-def clamp_rate(value: float) -> float:
-    """*value* as a rate can hold it: 0, or 0.001 to 100000 in magnitude."""
-    return _clamp(value, MIN_RATE, MAX_RATE)
-
-
-def clamp_bonus(value: float) -> float:
-    """*value* as a locality coefficient can hold it: 0, or 0.01 to 100 in magnitude."""
-    return _clamp(value, MIN_BONUS, MAX_BONUS)
-
-
-def format_number(value: float, decimals: int) -> str:
-    """
-    Write *value* with that many decimals, halves of the binary value away from zero.
-
-    :param decimals: 1..7.
-    """
-    magnitude = abs(value)
-    scale = 10**decimals
-    whole = floor(magnitude + 0.5 / scale)
-    fraction = floor(scale * (magnitude - whole) + 0.5)
-    # Just under a whole number the remainder may come out as -0: it is 0 then.
-    fraction = max(fraction, 0)
-    sign = "-" if value < 0 and (whole or fraction) else ""
-    return f"{sign}{whole}.{fraction:0{decimals}d}"
-
-
-def format_rate(rate: float) -> str:
-    """Write *rate* as ``R=`` wants it: two decimals, three below 0.01 in magnitude."""
-    return format_number(rate, 3 if abs(rate) < STANDBY_RATE else 2)
-
-
-# --- content types -----------------------------------------------------------------------------
-
-#: Known content types, in the order of their numbers in the shared-memory table.
-CONTENT_TYPES = ("x-ncbi-data", "text", "application", "unknown")
-CONTENT_SUBTYPES = (
-    "x-dispatch",
-    "x-asn-text",
-    "x-asn-binary",
-    "x-fasta",
-    "x-www-form",
-    "html",
-    "plain",
-    "xml",
-    "xml+soap",
-    "octet-stream",
-    "x-unknown",
-)
-CONTENT_ENCODINGS = ("", "urlencoded")
-
-
-def canonical_content_type(text: str) -> str | None:
-    """
-    The canonical spelling of ``type/subtype[-encoding]``; what is not known becomes unknown.
-
-    :returns: None when there is no ``/``.
-    """
-    kind, slash, subtype = text.lower().partition("/")
-    if not slash:
-        return None
-    if kind not in CONTENT_TYPES:
-        kind = "unknown"
-    encoding = ""
-    stem, dash, suffix = subtype.rpartition("-")
-    if dash and suffix in ("urlencoded", "encoded"):
-        subtype = stem
-        encoding = "-urlencoded" if suffix == "urlencoded" else ""
-    if subtype not in CONTENT_SUBTYPES:
-        subtype = "x-unknown"
-    return f"{kind}/{subtype}{encoding}"
-
-
-# --- connection points -------------------------------------------------------------------------
-
-_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
-_BRACKETED = re.compile(r"\[([^\[\]]*)\]:([0-9]+)")
-#: Begins with a letter or digit; with a letter somewhere, else it is a mistyped address.
-_HOST_NAME = re.compile(r"(?=[^A-Za-z]*[A-Za-z])[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-
-class ConnectionText(NamedTuple):
-    """A connection point as it is written."""
-
-    host: str  #: without brackets; empty: the default host
-    port: int | None  #: None: not given
-
-
 def is_connection_point(word: str) -> bool:
     """Whether the word after the type is a connection point, and not yet a parameter or tag."""
     first = word[0]
     if first in ":[":
         return True
-    return first not in _PUNCTUATION and "=" not in word and word.lower() not in ALGORITHM_WORDS
-
-
-def parse_port(text: str) -> int | None:
-    """
-    Read a port, 0..65535; leading zeros do not matter.
-
-    :returns: None when *text* is not one.
-    """
-    if not (text.isascii() and text.isdigit()):
-        return None
-    text = text.lstrip("0")
-    if len(text) > 5:
-        return None
-    port = int(text or "0")
-    return port if port <= 0xFFFF else None
-
-
-def split_connection_point(word: str, column: int = 0) -> ConnectionText:
-    """
-    Part ``host[:port]``, ``:port``, ``[ipv6]:port`` or a bare IPv6 address.
-
-    :param column: where *word* stands, for the error.
-    :raises DescriptorError: none of these.
-    """
-    if word.startswith("["):
-        match = _BRACKETED.fullmatch(word)
-        if match is None:
-            raise DescriptorError(
-                f"connection point {shown(word)}", "[address]:port after a bracket", column
-            )
-        host, port_text = match[1], match[2]
-        if canonical_address(host) is None:
-            raise DescriptorError(f"address {shown(host)}", "an IP address in the brackets", column)
-    elif word.count(":") > 1:
-        if canonical_address(word) is None:
-            raise DescriptorError(
-                f"connection point {shown(word)}",
-                "host, host:port, :port or an IPv6 address",
-                column,
-            )
-        return ConnectionText(word, None)
-    else:
-        host, colon, port_text = word.partition(":")
-        if not colon:
-            return ConnectionText(host, None)
-    port = parse_port(port_text)
-    if port is None:
-        raise DescriptorError(
-            f"port {shown(port_text)}",
-            "a number from 0 to 65535",
-            column and column + len(host) + 1,
-        )
-    return ConnectionText(host, port)
-
-
-def resolve_host(
-    host: str, resolve: Callable[[str], str] | None, column: int = 0
-) -> tuple[str, str]:
-    """
-    The address behind *host*, a numeric address or a name.
-
-    :param resolve: as for :func:`parse`.
-    :returns: canonical address (empty for address 0), and the name if it was one with a dot
-        that can stand for a virtual host, else an empty text.
-    :raises DescriptorError: not a host name, or unknown.
-    """
-    address = canonical_address(host)
-    if address is not None:
-        return ("" if address == "0.0.0.0" else address), ""
-    if _HOST_NAME.fullmatch(host) is None:
-        raise DescriptorError(f"host {shown(host)}", "an IP address or a host name", column)
-    if resolve is None:
-        address = UNKNOWN_ADDRESS
-    else:
-        try:
-            address = canonical_address(resolve(host))
-        except OSError:
-            address = None
-        if address is None:
-            raise DescriptorError(f"host {shown(host)}, which is unknown", "a known host", column)
-    implicit = host if "." in host and 2 <= len(host) <= MAX_VHOST_OCTETS else ""
-    return ("" if address == "0.0.0.0" else address), implicit
+    return first not in PUNCTUATION and "=" not in word and word.lower() not in ALGORITHM_WORDS
 
 
 def default_port(kind: ServerType, secure: bool) -> int:
@@ -418,26 +155,6 @@ def default_port(kind: ServerType, secure: bool) -> int:
     if kind in (ServerType.STANDALONE, ServerType.FIREWALL, ServerType.DNS):
         return 0
     return 443 if secure else 80
-
-
-# --- parameters --------------------------------------------------------------------------------
-
-
-def clean_arguments(word: str) -> str:
-    """The arguments that the NCBID parameter *word* stands for."""
-    return "" if word == "''" else word.partition("#")[0]
-
-
-def clean_path(word: str) -> str:
-    """
-    The ``path[?args]`` that the HTTP parameter *word* stands for.
-
-    :returns: empty when there is no path in it.
-    """
-    path, question, arguments = word.partition("#")[0].partition("?")
-    if not path:
-        return ""
-    return f"{path}{question}{arguments}" if arguments else path
 
 
 # --- parsing -----------------------------------------------------------------------------------
@@ -661,7 +378,7 @@ def parse_advisory(text: str) -> ServerInfo | None:
         return parse(stripped, _refuse_name)
     except DescriptorError:
         pass
-    if _FOREIGN.search(stripped) is not None:
+    if FOREIGN.search(stripped) is not None:
         return None
     all_words = list(words(stripped))
     kept = _identifying_words(all_words)
@@ -706,185 +423,3 @@ def _identifying_words(all_words: list[Word]) -> list[str] | None:
     ):
         count += 1
     return texts[:count]
-
-
-# --- writing -----------------------------------------------------------------------------------
-
-
-def format_connection_point(host: str, port: int) -> str:
-    """``host:port``, ``:port`` for the default host, ``[ipv6]:port``; port 0 is left out."""
-    if not host:
-        return f":{port}"
-    if not port:
-        return host
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _check_writable(info: ServerInfo) -> None:
-    """
-    See that the text of *info* would be read back.
-
-    :raises DescriptorError: a field holds what the grammar cannot say.
-    """
-    for what, text in (
-        ("host", info.host),
-        ("arguments", info.arguments),
-        ("content type", info.content_type),
-        ("virtual host", info.vhost),
-    ):
-        if " " in text or "\t" in text or _FOREIGN.search(text) is not None:
-            raise DescriptorError(f"{what} {shown(text)}", "one printable word")
-    refused = FORBIDDEN_TAGS[info.type]
-    for letter, given in (
-        ("C", info.content_type),
-        ("H", info.vhost),
-        ("P", info.private),
-        ("S", info.stateful),
-        ("$", info.secure),
-    ):
-        if given and letter in refused:
-            raise DescriptorError(f"{letter}= on {KEYWORDS[info.type]}", "a type that takes it")
-    if info.vhost and info.type is ServerType.STANDALONE and not info.secure:
-        raise DescriptorError("H= without $=yes", "a virtual host only on secure STANDALONE")
-    if info.type in _HTTP:
-        if not info.arguments or info.arguments != clean_path(info.arguments):
-            raise DescriptorError(
-                f"path {shown(info.arguments)}", "path[?arguments] without fragment"
-            )
-    elif info.type is ServerType.NCBID:
-        if info.arguments != clean_arguments(info.arguments):
-            raise DescriptorError(
-                f"arguments {shown(info.arguments)}", "arguments without fragment"
-            )
-    elif info.arguments:
-        raise DescriptorError(f"arguments on {KEYWORDS[info.type]}", "none")
-    if info.hidden_type is not None and info.type is not ServerType.FIREWALL:
-        raise DescriptorError(f"a hidden type on {KEYWORDS[info.type]}", "none")
-    if not info.port and info.type not in (ServerType.FIREWALL, ServerType.DNS):
-        raise DescriptorError("port 0", "a port from 1 to 65535")
-
-
-def _opening(info: ServerInfo) -> str:
-    """Type, connection point and parameter."""
-    _check_writable(info)
-    text = f"{KEYWORDS[info.type]} {format_connection_point(info.host, info.port)}"
-    if info.type is ServerType.NCBID:
-        return f"{text} {info.arguments or chr(39) * 2}"
-    if info.arguments:
-        return f"{text} {info.arguments}"
-    if info.hidden_type is not None:
-        return f"{text} {KEYWORDS[info.hidden_type]}"
-    return text
-
-
-def _has_state(kind: ServerType) -> bool:
-    return "S" not in FORBIDDEN_TAGS[kind]
-
-
-def _yes_no(flag: bool) -> str:
-    return "yes" if flag else "no"
-
-
-class DescriptorWriter:
-    """
-    Writes one server again and again with another rate and time, at little cost.
-
-    :raises DescriptorError: (when made) a field holds what the grammar cannot say.
-    """
-
-    __slots__ = ("_after_time", "_before_rate", "_before_time")
-
-    def __init__(self, info: ServerInfo) -> None:
-        head = [_opening(info)]
-        if info.algorithm is Algorithm.BLAST:
-            head.append("A=B")
-        if info.bonus:
-            head.append(f"B={format_number(info.bonus, 2)}")
-        if info.content_type:
-            head.append(f"C={info.content_type}")
-        if info.vhost:
-            head.append(f"H={info.vhost}")
-        head.append(f"L={_yes_no(info.local)}")
-        if info.private:
-            head.append("P=yes")
-        self._before_rate = " ".join((*head, "R="))
-        middle = ""
-        if _has_state(info.type):
-            middle += f" S={_yes_no(info.stateful)}"
-        if info.secure:
-            middle += " $=yes"
-        self._before_time = middle
-        self._after_time = " X=yes" if info.interzone else ""
-
-    def text(self, rate: float, time: int) -> str:
-        """The canonical descriptor with this rate and this time."""
-        moment = f" T={time}" if time else ""
-        return (
-            f"{self._before_rate}{format_rate(rate)}{self._before_time}{moment}{self._after_time}"
-        )
-
-
-def write(info: ServerInfo) -> str:
-    """
-    The canonical descriptor of *info* (docs/protocols/descriptor.rst).
-
-    :raises DescriptorError: a field holds what the grammar cannot say.
-    """
-    return DescriptorWriter(info).text(info.rate, info.time)
-
-
-class LegacyDescriptorWriter:
-    """
-    As :class:`DescriptorWriter`, in the dialect of clients before revision 7.
-
-    Use :func:`write_legacy` or :meth:`of`: not every server can be told to such clients.
-    """
-
-    __slots__ = ("_before_rate", "_before_time")
-
-    def __init__(self, info: ServerInfo) -> None:
-        head = [
-            _opening(info),
-            "Blast" if info.algorithm is Algorithm.BLAST else "Regular",
-            f"B={format_number(info.bonus, 2)}",
-        ]
-        if info.content_type:
-            head.append(f"C={info.content_type}")
-        head.append(f"L={_yes_no(info.local)}")
-        if info.private:
-            head.append("P=yes")
-        self._before_rate = " ".join((*head, "R="))
-        self._before_time = f" S={_yes_no(info.stateful)}" if _has_state(info.type) else ""
-
-    @classmethod
-    def of(cls, info: ServerInfo) -> LegacyDescriptorWriter | None:
-        """A writer; None when *info* needs IPv6 or a tag that such clients refuse."""
-        if info.vhost or info.secure or info.interzone or ":" in info.host:
-            return None
-        return cls(info)
-
-    def text(self, rate: float, time: int) -> str:
-        """The descriptor with this rate and this time."""
-        return f"{self._before_rate}{format_rate(rate)}{self._before_time} T={time}"
-
-
-def write_legacy(info: ServerInfo) -> str | None:
-    """
-    The descriptor for clients whose ``Client-Revision`` is below 7, or missing.
-
-    :returns: None when *info* needs IPv6 or a tag that such clients refuse.
-    :raises DescriptorError: a field holds what the grammar cannot say.
-    """
-    writer = LegacyDescriptorWriter.of(info)
-    return None if writer is None else writer.text(info.rate, info.time)
-
-
-def behind_firewall(info: ServerInfo) -> ServerInfo:
-    """
-    The ``FIREWALL`` entry that stands for *info*: same host and port, its type hidden inside.
-
-    Arguments and virtual host are left out, since that type does not take them.
-    """
-    if info.type is ServerType.FIREWALL:
-        return info
-    return evolve(info, type=ServerType.FIREWALL, hidden_type=info.type, arguments="", vhost="")

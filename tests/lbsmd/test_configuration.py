@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.lbsmd.entries import host_names, make_entry
 from gridnet.lbsmd.servrc.configuration import MAX_FAULTS, Configuration, Rules
-from gridnet.table.server_info import write
+from gridnet.table.server_text import write
 from tests.hypothesis_profile import examples
 from tests.lbsmd.support import DOMAIN, RULES, read_set
 

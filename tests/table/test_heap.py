@@ -21,7 +21,8 @@ from gridnet.table.heap import (
     read_stamp,
 )
 from gridnet.table.model import Entry, Host, HostFacts, ServiceTable
-from gridnet.table.server_info import ServerType, parse, write
+from gridnet.table.server_info import ServerType, parse
+from gridnet.table.server_text import write
 from tests.hypothesis_profile import examples
 from tests.table.support import entry, server
 from tests.table.test_server_info import servers

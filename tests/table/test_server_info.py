@@ -13,30 +13,36 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.errors import DescriptorError
 from gridnet.table.address import canonical_address
-from gridnet.table.server_info import (
+from gridnet.table.descriptor_words import (
     CONTENT_ENCODINGS,
     CONTENT_SUBTYPES,
     CONTENT_TYPES,
-    FORBIDDEN_TAGS,
-    KEYWORDS,
-    TYPES,
-    Algorithm,
-    DescriptorWriter,
-    LegacyDescriptorWriter,
-    ServerInfo,
-    ServerType,
-    behind_firewall,
     canonical_content_type,
+)
+from gridnet.table.numbers import (
     clamp_bonus,
     clamp_rate,
     format_number,
     format_rate,
+    parse_number,
+    parse_time,
+)
+from gridnet.table.server_info import (
+    FORBIDDEN_TAGS,
+    KEYWORDS,
+    TYPES,
+    Algorithm,
+    ServerInfo,
+    ServerType,
     is_http,
     parse,
     parse_advisory,
     parse_identity,
-    parse_number,
-    parse_time,
+)
+from gridnet.table.server_text import (
+    DescriptorWriter,
+    LegacyDescriptorWriter,
+    behind_firewall,
     write,
     write_legacy,
 )

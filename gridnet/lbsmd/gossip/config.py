@@ -12,7 +12,7 @@ from attrs import Attribute, Factory, field, frozen
 from gridnet.config import at_least, between, more_than
 from gridnet.errors import DescriptorError
 from gridnet.table.address import canonical_address
-from gridnet.table.server_info import split_connection_point
+from gridnet.table.descriptor_words import split_connection_point
 
 if TYPE_CHECKING:
     from gridnet.lbsmd.gossip.orders import OrderBounds

@@ -19,7 +19,7 @@ from gridnet.lbsmd.gossip.membership import Membership
 from gridnet.lbsmd.gossip.messages import Address
 from gridnet.lbsmd.reload import RunInThread
 from gridnet.table.address import canonical_address
-from gridnet.table.server_info import split_connection_point
+from gridnet.table.descriptor_words import split_connection_point
 
 #: Seconds between two attempts to join while nobody is known, at the beginning.
 _FIRST_SECONDS = 0.5

@@ -19,7 +19,9 @@ import attrs
 from gridnet.config import structure
 from gridnet.errors import ConfigError, DescriptorError, RemoteProtocolError
 from gridnet.table.model import Entry, Host, HostFacts
-from gridnet.table.server_info import MAX_RATE, parse, write
+from gridnet.table.numbers import MAX_RATE
+from gridnet.table.server_info import parse
+from gridnet.table.server_text import write
 
 #: Host fields that do not travel with the host: known otherwise, or of the receiver alone.
 _APART = frozenset({"address", "environment", "expires_at"})

@@ -10,7 +10,7 @@ from attrs import frozen
 from gridnet.errors import DescriptorError, shown
 from gridnet.lbsmd.schedule import ScheduleElement, parse_element
 from gridnet.lbsmd.servrc.fault import MAX_LINE_FAULTS, Found, LineFault
-from gridnet.table.server_info import resolve_host, split_connection_point
+from gridnet.table.descriptor_words import resolve_host, split_connection_point
 
 #: Seconds between checks when the list does not say.
 DEFAULT_PERIOD_SECONDS = 15

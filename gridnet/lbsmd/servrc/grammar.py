@@ -21,24 +21,26 @@ from gridnet.lbsmd.servrc.records import (
     ServiceRecord,
     Zone,
 )
+from gridnet.table.descriptor_words import (
+    ConnectionText,
+    Word,
+    check_characters,
+    clean_arguments,
+    resolve_host,
+    split_connection_point,
+    words,
+)
 from gridnet.table.server_info import (
     ALGORITHM_WORDS,
     INFINITE_TIME,
     KEYWORDS,
     TYPES,
     Algorithm,
-    ConnectionText,
     ServerType,
     Tags,
-    Word,
-    check_characters,
-    clean_arguments,
     default_port,
     is_connection_point,
     is_http,
-    resolve_host,
-    split_connection_point,
-    words,
 )
 
 NAMEHOLD = "NAMEHOLD"

@@ -6,15 +6,8 @@ from attrs import frozen
 
 from gridnet.lbsmd.servrc.check_list import Check
 from gridnet.table.address import canonical_address
-from gridnet.table.server_info import (
-    KEYWORDS,
-    STANDBY_RATE,
-    Algorithm,
-    ServerType,
-    format_number,
-    is_http,
-    parse_number,
-)
+from gridnet.table.numbers import STANDBY_RATE, format_number, parse_number
+from gridnet.table.server_info import KEYWORDS, Algorithm, ServerType, is_http
 
 #: Base rate of a server whose line gives none.
 DEFAULT_RATE = 1000.0
