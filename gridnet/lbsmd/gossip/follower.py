@@ -63,17 +63,21 @@ class Follower:
     :param site_bits: zones of this site; what can be seen in none of them is left out.
     :ivar refused: values that made no sense, counted.
     :ivar faults: (host, reason) of the latest of them, to be taken by the log.
-    :ivar left_out: entries that found no room.
+    :ivar left_out: entries that find no room; they come in when there is some.
     """
 
     def __init__(self, table: ServiceTable, me: str, site_bits: int) -> None:
         self.refused = 0
-        self.left_out = 0
         self.faults: list[tuple[str, str]] = []
         self._table = table
         self._me = me
         self._site_bits = site_bits
         self._parts: dict[str, _Part] = {}
+        self._left_out: dict[tuple[str, tuple[object, ...]], Entry] = {}
+
+    @property
+    def left_out(self) -> int:
+        return len(self._left_out)
 
     def apply(self, events: Iterable[Event], members: Mapping[str, Member], now: float) -> None:
         """
@@ -193,6 +197,13 @@ class Follower:
         self._put(part, said.key, entry, step)
 
     def _carry_out(self, step: _Step) -> None:
+        waiting = self._left_out
+        if waiting:
+            for entry in step.withdrawn:
+                waiting.pop((entry.owner, entry.key), None)
+            if len(self._table) - len(step.withdrawn) < self._table.max_entries:
+                step.entries = {**waiting, **step.entries}
+                waiting.clear()
         entries = list(step.entries.values())
         try:
             self._table.step(entries, step.withdrawn, step.hosts.values(), step.gone)
@@ -205,7 +216,7 @@ class Follower:
             try:
                 self._table.put(entry)
             except TableError:
-                self.left_out += 1
+                waiting[entry.owner, entry.key] = entry
 
     def forget_all(self) -> None:
         """Take all parts of other hosts out of the table."""
@@ -214,4 +225,5 @@ class Follower:
             step.withdrawn.extend(part.entries.values())
             step.gone.add(name)
         self._parts.clear()
+        self._left_out.clear()
         self._carry_out(step)

@@ -20,7 +20,7 @@ from zope.interface import implementer
 from gridnet.errors import ConfigError, Fault, GridnetError, LocalProtocolError, RemoteProtocolError
 from gridnet.interfaces import IConfigurationHolder
 from gridnet.lbsmd.feedback import FeedbackError
-from gridnet.lbsmd.gossip.config import GossipConfig
+from gridnet.lbsmd.gossip.config import GossipConfig, is_loopback
 from gridnet.lbsmd.gossip.follower import Follower
 from gridnet.lbsmd.gossip.identity import SigningIdentity
 from gridnet.lbsmd.gossip.joining import Joining, KeptHosts
@@ -45,6 +45,8 @@ IDENTITY_FILE, HOSTS_FILE = "gossip.identity", "gossip.hosts"
 _VERSION_BITS = 20
 #: Seconds between saying that we leave and closing the socket; it is said twice.
 _LEAVE_SECONDS = 0.1
+#: Between two lines about what was refused, and how many values one of them names.
+_REFUSALS_SECONDS, _FAULTS = 10.0, 10
 #: Orders sent before this daemon began, by this much, may be replays of its earlier life.
 _ORDER_SKEW_SECONDS = 30.0
 
@@ -77,9 +79,14 @@ def site_keys(config: GossipConfig, site: Site) -> Sequence[bytes]:
 
     :raises ConfigError: the key file is not as it must be, or there must be one.
     """
+    because = config.leaves_loopback()
+    own = canonical_address(site.section.address)
+    if because in ("interface", "advertise") and (own is None or is_loopback(own)):
+        found = site.section.address
+        what = f"found {found!r}, but gossip leaves loopback; expected an address that others know"
+        raise ConfigError([Fault("site.address", what)])
     if config.key_file:
         return read_keys(site.config.path(config.key_file))
-    because = config.leaves_loopback()
     if because:
         raise ConfigError(
             [
@@ -166,6 +173,8 @@ class Gossip(Service):
         self._wall_ahead = 0.0
         self._started_at = 0.0
         self._refresh_at = 0.0
+        self._tell_refused_at = self._tell_faults_at = 0.0
+        self._is_full = False
         self._impersonated: dict[str, int] = {}
         self._asking: dict[int, Deferred[None]] = {}
         self._watching = False
@@ -415,9 +424,17 @@ class Gossip(Service):
                 self._log_impersonation(event.host)
         with self._log.failuresHandled("merging what other hosts say"):
             self.follower.apply(events, self.membership.hosts, self._clock.seconds())
-        for host, reason in self.follower.faults:
-            self._log.warn("{host}: value refused, {reason}", host=host, reason=reason)
+        if self.follower.faults and self.clock_seconds() >= self._tell_faults_at:
+            self._tell_faults_at = self.clock_seconds() + _REFUSALS_SECONDS
+            for host, reason in self.follower.faults[:_FAULTS]:
+                self._log.warn("{host}: value refused, {reason}", host=host, reason=reason)
         self.follower.faults.clear()
+        left_out = self.follower.left_out
+        if left_out and not self._is_full:
+            self._log.error(
+                "the table is full: {count} entries of other hosts are left out", count=left_out
+            )
+        self._is_full = left_out > 0
 
     def _log_standing(self, event: StandingChanged) -> None:
         host = self.membership.hosts.get(event.host)
@@ -455,9 +472,21 @@ class Gossip(Service):
             packet = self._seal.open(datagram, self._clock.seconds())
         except RemoteProtocolError as error:
             self.counts["refused"] += 1
-            self._log.debug("{peer}: datagram refused, {reason}", peer=source[0], reason=str(error))
+            self._log_refused(source, str(error))
             return None
         return None if packet.sender == self._me else packet
+
+    def _log_refused(self, source: Address, reason: str) -> None:
+        # Anybody can send anything: only now and then does it cost a line.
+        now = self.clock_seconds()
+        if now >= self._tell_refused_at:
+            self._tell_refused_at = now + _REFUSALS_SECONDS
+            self._log.warn(
+                "{peer}: datagram refused, {reason} ({count} refused since the start)",
+                peer=source[0],
+                reason=reason,
+                count=self.counts["refused"],
+            )
 
     def _received(self, datagram: bytes, source: Address) -> None:
         packet = self._open(datagram, source)

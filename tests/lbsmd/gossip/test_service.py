@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from attrs import evolve
 from twisted.internet.defer import maybeDeferred
+from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.component import config_classes
@@ -38,11 +40,19 @@ class SiteCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.network = MemoryNetwork()
+        self.events: list[Mapping[str, Any]] = []
+        globalLogPublisher.addObserver(self.events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
         self.directory = Path(self.mktemp()).absolute()
         self.hosts: dict[str, HostDaemon] = {}
         for address, text in TEXTS.items():
             self.start(address, text)
         self.network.run(3.0)
+
+    def logged(self, part: str) -> list[str]:
+        """Formats of the log events so far that contain *part*."""
+        formats = (str(event.get("log_format")) for event in self.events)
+        return [each for each in formats if part in each]
 
     def start(self, address: str, text: str, **keys: Any) -> HostDaemon:
         host = start_host(self.network, self.directory / address, address, text, keys)
@@ -208,6 +218,37 @@ class GossipTests(SiteCase):
         for host in self.hosts.values():
             self.assertEqual(len(host.services()), 5)
 
+    def test_a_full_table_takes_what_it_can_and_the_rest_when_there_is_room(self) -> None:
+        one = self.hosts[ONE]
+        one.site.table.max_entries = 6
+        self.hosts[THREE].define("".join(f"D{n} [0] STANDALONE :{n}\n" for n in range(1, 5)))
+        self.network.run(3.0)
+        self.assertEqual(len(one.site.table), 6)
+        self.assertEqual(one.gossip.facts()["entries left out"], 2)
+        self.assertTrue(self.logged("the table is full"))
+        self.hosts[TWO].define("")
+        self.network.run(3.0)
+        self.assertEqual(one.gossip.facts()["entries left out"], 0)
+        self.assertEqual(len(one.site.table.owned_by(THREE)), 4)
+
+    def test_values_without_sense_are_left_out_and_told_of(self) -> None:
+        gossip = self.hosts[TWO].gossip
+        for key, value in (("s77", b"[]"), ("h", b"{"), ("l", b"1"), ("e0", b"[3]"), ("x", b"?")):
+            gossip.membership.publish(key, value)
+        gossip._soon()
+        self.network.run(3.0)
+        one = self.hosts[ONE]
+        self.assertEqual(one.gossip.facts()["values refused"], 4)
+        self.assertEqual(len(one.site.table.owned_by(TWO)), 2)
+        self.assertTrue(self.logged("value refused"))
+
+    def test_strangers_cost_a_line_now_and_then(self) -> None:
+        port = self.network.ports[ONE, 21000]
+        for _ in range(500):
+            port.protocol.datagramReceived(b"?" * 50, ("10.6.6.6", 6))
+        self.assertEqual(self.hosts[ONE].gossip.counts["refused"], 500)
+        self.assertEqual(len(self.logged("datagram refused")), 1)
+
     def test_keys_differ_by_host_and_stay(self) -> None:
         keys = {host.gossip._identity.key for host in self.hosts.values()}
         self.assertEqual(len(keys), 3)
@@ -310,10 +351,8 @@ class KeyTests(SynchronousTestCase):
         self.directory.mkdir()
         (self.directory / "servrc.cfg").write_text("")
 
-    def make(self, **keys: Any) -> None:
-        site = Site(
-            SiteConfig(SiteSection(address="10.0.0.1"), {}, self.directory), MemoryNetwork()
-        )
+    def make(self, address: str = "10.0.0.1", **keys: Any) -> None:
+        site = Site(SiteConfig(SiteSection(address=address), {}, self.directory), MemoryNetwork())
         config = LbsmdConfig(
             servrc="servrc.cfg", directory=".", control="", gossip=GossipConfig(**keys)
         )
@@ -337,6 +376,14 @@ class KeyTests(SynchronousTestCase):
     def test_with_a_key_it_does(self) -> None:
         write_private(self.directory / "key", new_key_line())
         self.make(interface="0.0.0.0", key_file="key", seeds=("10.0.0.2",))
+
+    def test_off_loopback_it_needs_an_address_that_others_know(self) -> None:
+        write_private(self.directory / "key", new_key_line())
+        for address in ("127.0.0.1", "::1"):
+            error = self.assertRaises(
+                ConfigError, self.make, address, interface="0.0.0.0", key_file="key"
+            )
+            self.assertIn("site.address", str(error))
 
     def test_a_key_file_must_be_closed_and_sound(self) -> None:
         path = self.directory / "key"
