@@ -21,9 +21,10 @@ from twisted.python.failure import Failure
 from gridnet.dispatch import wire
 from gridnet.dispatch.config import DispatchConfig
 from gridnet.dispatch.dispatcher import Dispatcher
+from gridnet.dispatch.forwarding import Forwarding
 from gridnet.dispatch.head import ReplyHead, RequestHead, values
 from gridnet.dispatch.http import HttpConnection
-from gridnet.dispatch.relay import Forwarding, place_of
+from gridnet.dispatch.relay import place_of
 from gridnet.dispatch.reply import complete, failure
 from gridnet.dispatch.request import ConnectionMode, DispatchRequest
 from gridnet.dispatch.upstream import Attempt, HttpLink, Link, UpstreamPool

@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from gridnet.dispatch.config import DispatchConfig
 from gridnet.dispatch.dedicated import Offices
 from gridnet.dispatch.dispatcher import Dispatcher
-from gridnet.dispatch.http import SWEEP_SECONDS, HttpFactory
+from gridnet.dispatch.http_factory import SWEEP_SECONDS, HttpFactory
 from gridnet.dispatch.relay import Relays
 from gridnet.dispatch.routes import Router
 from gridnet.dispatch.tally import Tally

@@ -2,21 +2,18 @@
 HTTP/1.x as the dispatcher's listener speaks it (docs/protocols/dispatcher.rst, Transport).
 
 One connection is one :class:`HttpConnection`.  Its hot path is short: a segment that is exactly
-one request head without a body, seen before, is a key of :class:`HeadCache` and is answered with
-one write.  Everything else (heads in pieces, pipelines, bodies, TLS) takes the long way through
-the same objects, so that it means the same however it is cut.
+one request head without a body, seen before, is a key of the listener's
+:class:`~gridnet.dispatch.http_factory.HeadCache` and is answered with one write.  Everything else
+(heads in pieces, pipelines, bodies, TLS) takes the long way through the same objects, so that it
+means the same however it is cut.
 
 A request that cannot be answered at once becomes an :class:`Exchange`.  Requests behind it wait,
 so replies keep their order; their octets are bounded, then the client is no longer read.
-
-Nobody has a timer of his own: :meth:`HttpFactory.sweep` looks at every connection once a second.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from twisted.internet.interfaces import (
     IAddress,
@@ -24,26 +21,22 @@ from twisted.internet.interfaces import (
     IHandshakeListener,
     IPushProducer,
 )
-from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.protocol import Protocol as TwistedProtocol
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gridnet.dispatch.body import BodyReader, request_body
-from gridnet.dispatch.config import DispatchConfig
-from gridnet.dispatch.head import HttpError, RequestHead, find_end, parse_request
+from gridnet.dispatch.head import HttpError, find_end
 from gridnet.dispatch.reply import CONTINUE, failure
-from gridnet.dispatch.tls import HANDSHAKE_OCTET, ServerTls
+from gridnet.dispatch.tls import HANDSHAKE_OCTET
 from gridnet.table.address import canonical_address
 
-#: How often deadlines are looked at, seconds.
-SWEEP_SECONDS = 1.0
-#: Part of the idle connections that makes room when there are too many.
-_EVICTED_PART = 0.05
+if TYPE_CHECKING:
+    from gridnet.dispatch.http_factory import HttpFactory, Prepared
+
 LOCAL_PEER = "127.0.0.1"
-#: Endpoints behind a proxy that says in the PROXY protocol who connects.
-PROXY_ENDPOINT = "haproxy:"
 
 
 class Exchange(Protocol):
@@ -66,58 +59,6 @@ class Exchange(Protocol):
 
     def client_lost(self) -> None:
         """The client is gone, or has broken the rules; nothing can be written any more."""
-
-
-class Prepared(Protocol):
-    """One request head, ready to be answered as often as it comes."""
-
-    head: RequestHead
-    lone: bool  #: no body follows
-    keep: bool  #: the connection stays open behind a reply at once
-
-    def respond(self, connection: HttpConnection) -> bytes | Exchange:
-        """The whole reply to this client, or what becomes of its request."""
-
-
-class HeadCache:
-    """
-    Request heads as prepared, by their octets: at least the latest *size*, at most twice as many.
-
-    Two generations instead of a chain of uses: a look-up in the young one costs one hash.
-    """
-
-    def __init__(
-        self, prepare: Callable[[bytes], Prepared], size: int, longest_octets: int
-    ) -> None:
-        self._prepare = prepare
-        self._size = size
-        self._longest = longest_octets
-        self._old: dict[bytes, Prepared] = {}
-        self.young: dict[bytes, Prepared] = {}
-
-    def __len__(self) -> int:
-        return len(self.young) + len(self._old)
-
-    def get(self, raw: bytes) -> Prepared:
-        """
-        The head *raw* as prepared, now or before.
-
-        :raises HttpError: it is not to be answered.
-        """
-        found = self.young.get(raw)
-        if found is None:
-            found = self._old.get(raw)
-            if found is None:
-                found = self._prepare(raw)
-            if len(raw) <= self._longest:
-                self._keep(raw, found)
-        return found
-
-    def _keep(self, raw: bytes, prepared: Prepared) -> None:
-        if len(self.young) >= self._size:
-            self._old = self.young
-            self.young = {}
-        self.young[raw] = prepared
 
 
 @implementer(IHalfCloseableProtocol, IHandshakeListener, IPushProducer)
@@ -397,7 +338,7 @@ class HttpConnection(TwistedProtocol):
             self._fresh = False
             if not self._introduced:
                 self._introduced = True
-                self.address = _address_of(self.transport.getPeer())
+                self.address = peer_address(self.transport.getPeer())
             if data[0] == HANDSHAKE_OCTET and self._below is None and self.factory.tls is not None:
                 self._start_tls(data)
                 return
@@ -668,145 +609,7 @@ class HttpConnection(TwistedProtocol):
         layer.dataReceived(data)
 
 
-class HttpFactory(Factory):
-    """
-    Makes the connections of one listener, and bounds what they may take together.
-
-    :ivar now: a clock that moves with :meth:`sweep`, seconds.
-    :ivar held_octets: of unfinished heads and waiting requests, of all connections.
-    :ivar refused: reason -> how often.
-    :ivar replies: (kind, status) -> how many.
-    :ivar accepted: connections taken so far.
-    :ivar open: connections there are.
-    """
-
-    noisy = False
-
-    def __init__(
-        self,
-        config: DispatchConfig,
-        reactor: Any,
-        prepare: Callable[[RequestHead], Prepared],
-        tls: ServerTls | None = None,
-    ) -> None:
-        self.config = config
-        self.reactor = reactor
-        self.tls = tls
-        self.now: float = reactor.seconds()
-        self.held_octets = 0
-        self.refused: Counter[str] = Counter()
-        self.replies: Counter[tuple[str, int]] = Counter()
-        self.connections: set[HttpConnection] = set()
-        self.accepted = 0
-        self.open = 0
-        self._leaving = 0  # of them, those already sent away
-        self._per_address: Counter[str] = Counter()
-
-        def parsed(raw: bytes) -> Prepared:
-            return prepare(parse_request(raw, config.max_headers))
-
-        self.heads = HeadCache(parsed, config.cached_heads, config.cached_head_octets)
-
-    def buildProtocol(self, addr: IAddress | None) -> Any:
-        """Called by Twisted for each connection that it accepts itself."""
-        connection = self.admit(_address_of(addr))
-        if connection is not None and self.config.listen.startswith(PROXY_ENDPOINT):
-            connection.introduce_later()
-        return connection
-
-    def admit(self, host: str) -> HttpConnection | None:
-        """
-        A connection for a client at *host*, IP address text, or None to turn it away.
-        """
-        address = plain_address(host)
-        config = self.config
-        if self.open - self._leaving >= config.max_connections and not self._make_room(None):
-            self.refused["connections"] += 1
-            return None
-        if self._per_address[address] >= config.max_connections_per_address and (
-            not self._make_room(address)
-        ):
-            self.refused["connections per address"] += 1
-            return None
-        self.accepted += 1
-        return HttpConnection(self, address)
-
-    def opened(self, connection: HttpConnection) -> None:
-        """Called by a connection as it begins."""
-        self.connections.add(connection)
-        if not connection.secure:
-            self.open += 1
-            self._per_address[connection.counted_address] += 1
-
-    def closed(self, connection: HttpConnection) -> None:
-        """Called by a connection as it ends."""
-        self.connections.discard(connection)
-        if connection.secure:
-            return
-        self.open -= 1
-        if connection.evicted:
-            self._leaving -= 1
-        else:
-            self._forget(connection.counted_address)
-
-    def count(self, kind: str, status: int) -> None:
-        """Count a reply."""
-        self.replies[kind, status] += 1
-
-    def sweep(self) -> None:
-        """End what takes too long; called every :data:`SWEEP_SECONDS`."""
-        self.now = now = self.reactor.seconds()
-        for connection in tuple(self.connections):
-            connection.sweep(now)
-
-    @property
-    def busy(self) -> int:
-        """Requests under way."""
-        return sum(1 for connection in self.connections if connection.busy)
-
-    def stop(self) -> None:
-        """Close what is idle; called again and again until nothing is open."""
-        for connection in tuple(self.connections):
-            connection.stop()
-
-    def abort(self) -> None:
-        """Cut off whatever is left."""
-        for connection in tuple(self.connections):
-            connection.evict()
-
-    def _forget(self, address: str) -> None:
-        left = self._per_address[address] - 1
-        if left > 0:
-            self._per_address[address] = left
-        else:
-            del self._per_address[address]
-
-    def _make_room(self, address: str | None) -> bool:
-        """
-        Send away the longest idle connections (of *address*, or of anybody).
-
-        Several at once: looking for them costs a walk through all.
-        """
-        idle = [
-            connection
-            for connection in self.connections
-            if connection.idle
-            and not connection.socket_side.evicted
-            and (address is None or connection.counted_address == address)
-        ]
-        idle.sort(key=lambda connection: connection.touched)
-        leaving = idle[: max(1, int(len(idle) * _EVICTED_PART))]
-        for connection in leaving:
-            side = connection.socket_side
-            side.evicted = True
-            self._leaving += 1
-            self._forget(side.counted_address)
-            self.refused["evicted"] += 1
-            connection.evict()
-        return bool(leaving)
-
-
-def _address_of(address: IAddress | None) -> str:
+def peer_address(address: IAddress | None) -> str:
     """IP address text of a peer; one that has none, such as a UNIX socket, is on this host."""
     host = getattr(address, "host", None)
     return LOCAL_PEER if host is None else plain_address(host)

@@ -15,60 +15,21 @@ from functools import lru_cache
 
 from gridnet.dispatch.body import LAST_CHUNK, chunk
 from gridnet.dispatch.config import DispatchConfig
-from gridnet.dispatch.dispatcher import Dispatcher, relay_path
-from gridnet.dispatch.head import HOP_BY_HOP, ReplyHead, RequestHead, end_to_end, values
+from gridnet.dispatch.dispatcher import Dispatcher
+from gridnet.dispatch.forwarding import VIA, Forwarding, passed_on
+from gridnet.dispatch.head import ReplyHead, values
 from gridnet.dispatch.http import HttpConnection
 from gridnet.dispatch.reply import DateLine, connection_line, failure, status_line
-from gridnet.dispatch.request import ConnectionMode, DispatchRequest
 from gridnet.dispatch.upstream import Attempt, HttpLink, Link, Place, UpstreamPool
-from gridnet.dispatch.wire import header, messages, parse_target
+from gridnet.dispatch.wire import header, messages
 from gridnet.table.address import canonical_address
 from gridnet.table.model import Entry
 from gridnet.table.server_info import ServerInfo, ServerType
 
 DEFAULT_CONTENT_TYPE = "x-ncbi-data/x-unknown"
-#: What we call ourselves in ``Via``.
-PSEUDONYM = b"gridnet"
-_VIA = b"1.1 " + PSEUDONYM
 
 #: Methods that a server may see twice without harm (RFC 9110, 9.2.2).
 _IDEMPOTENT = frozenset(["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"])
-_READING = frozenset(["GET", "HEAD"])
-
-#: Request headers that we write ourselves, or that were meant for us; see :func:`_cgi_name`.
-_OWN_REQUEST_HEADERS = frozenset(
-    [
-        b"host",
-        b"content-length",
-        b"expect",
-        b"via",
-        b"x-forwarded-for",
-        b"x-forwarded-host",
-        b"x-forwarded-proto",
-        b"client-host",
-        b"accepted-server-types",
-        b"client-mode",
-        b"connection-mode",
-        b"dispatch-mode",
-        b"ncbi-firewall-ports",
-        b"preference",
-        b"server-count",
-        b"used-server-info",
-    ]
-)
-_SKIP_PREFIX = b"skip-info-"
-#: Request headers that say who the client is: nothing that an outsider may say of himself.
-_INSIDERS_HEADERS = frozenset([b"forwarded", b"proxied-ip", b"x-fwd-ip-addr", b"x-real-ip"])
-_INSIDERS_PREFIX = b"caf-"
-#: Reply headers that only a dispatcher may write.
-_OWN_REPLY_HEADERS = frozenset(
-    [b"connection-info", b"content-length", b"relay-path", b"service", b"via"]
-)
-_OWN_REPLY_PREFIXES = (b"server-info", b"used-server-info")
-
-
-#: Heads for servers that one client head keeps made, for as many servers and peers.
-MAX_MADE_HEADS = 16
 
 
 class Relays:
@@ -103,197 +64,6 @@ class Relays:
         for relay in tuple(self.active):
             relay.sweep(now)
         self.pool.sweep(now)
-
-
-class Forwarding:
-    """The request head that servers get, but for what depends on server and client."""
-
-    def __init__(self, head: RequestHead, request: DispatchRequest) -> None:
-        self.head = head
-        self.request = request
-        self.hops = sum(
-            entry.strip().lower().endswith(b" " + PSEUDONYM)
-            for value in values(head.headers, b"via")
-            for entry in value.split(b",")
-        )
-        self.service_line = header("Service", request.service)
-        self._own_lines: dict[tuple[object, ...], bytes] = {}
-        self._lines: dict[bool, bytes] = {}
-        self._made: dict[tuple[object, ...], bytes] = {}
-        self._forwarded_for = b", ".join(values(head.headers, b"x-forwarded-for"))
-        self._typed = bool(values(head.headers, b"content-type"))
-        self._upgrade = b", ".join(values(head.headers, b"upgrade")) if head.upgrade else b""
-        own: list[tuple[str, str]] = []
-        others: list[tuple[str, str]] = []
-        for name, _, word in parse_target(head.target.decode("latin-1"))[1]:
-            (own if name in ("service", "address", "platform") else others).append((name, word))
-        self._own = own
-        self._others = others
-
-    def octets(
-        self,
-        info: ServerInfo,
-        config: DispatchConfig,
-        client: str,
-        connection: HttpConnection,
-        inside: bool,
-        mode: ConnectionMode = ConnectionMode.STATELESS,
-    ) -> bytes:
-        """
-        The head for the server *info* as asked on *connection*.
-
-        :param client: IP address text of who asks, which may stand behind the peer.
-        :param inside: whether the peer is inside the site, and so believed.
-        :param mode: how an NCBID server is to run its program.
-        """
-        key = (
-            info.identity,
-            info.vhost,
-            info.secure,
-            info.content_type,
-            client,
-            connection.address,
-            connection.secure,
-            inside,
-            mode,
-        )
-        made = self._made.get(key)
-        if made is None:
-            made = self._make(info, config, client, connection, inside, mode)
-            if len(self._made) >= MAX_MADE_HEADS:
-                self._made.clear()
-            self._made[key] = made
-        return made
-
-    def _make(
-        self,
-        info: ServerInfo,
-        config: DispatchConfig,
-        client: str,
-        connection: HttpConnection,
-        inside: bool,
-        mode: ConnectionMode,
-    ) -> bytes:
-        head = self.head
-        peer = connection.address.encode("ascii")
-        if info.type is ServerType.NCBID:
-            target = self._target(config.ncbid_path, info.arguments)
-            special = header("Connection-Mode", mode.value)
-        else:
-            path, _, arguments = info.arguments.partition("?")
-            target = self._target(path if path.startswith("/") else f"/{path}", arguments)
-            special = b""
-        forwarded = self._forwarded_for
-        lines = [
-            b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (head.method.encode(), target, _host(info)),
-            self._end_to_end(inside),
-            special,
-            b"Client-Host: %b\r\n" % client.encode("ascii"),
-            b"X-Forwarded-For: %b\r\n"
-            % (b"%b, %b" % (forwarded, peer) if inside and forwarded else peer),
-            b"X-Forwarded-Proto: %b\r\n" % (b"https" if connection.secure else b"http"),
-        ]
-        if head.host:
-            lines.append(b"X-Forwarded-Host: %b\r\n" % head.host)
-        if not self._typed and info.content_type and not head.framing.empty:
-            lines.append(header("Content-Type", info.content_type))
-        if self._upgrade:
-            lines.append(b"Connection: upgrade\r\nUpgrade: %b\r\n" % self._upgrade)
-        if head.framing.chunked:
-            lines.append(b"Transfer-Encoding: chunked\r\n")
-        elif head.framing.content_length is not None:
-            lines.append(b"Content-Length: %d\r\n" % head.framing.content_length)
-        elif head.method not in _READING:
-            lines.append(b"Content-Length: 0\r\n")
-        lines.append(b"\r\n")
-        return b"".join(lines)
-
-    def _target(self, path: str, arguments: str) -> bytes:
-        """
-        Path and query as the client would have sent them itself.
-
-        Its own three arguments first, then the server's, then what is left; of a name given
-        twice the first counts.
-        """
-        words = [word for _, word in self._own]
-        names = {name for name, _ in self._own}
-        for word in arguments.split("&"):
-            if word:
-                words.append(word)
-                names.add(word.partition("=")[0])
-        words += [word for name, word in self._others if name not in names]
-        query = "&".join(words)
-        return (f"{path}?{query}" if query else path).encode("latin-1", "replace")
-
-    def own_lines(self, entry: Entry) -> bytes:
-        """What the reply that *entry* made says of where it comes from."""
-        key = entry.info.identity
-        lines = self._own_lines.get(key)
-        if lines is None:
-            if len(self._own_lines) >= MAX_MADE_HEADS:
-                self._own_lines.clear()
-            lines = self._own_lines[key] = self.service_line + relay_path(entry)
-        return lines
-
-    def _end_to_end(self, inside: bool) -> bytes:
-        found = self._lines.get(inside)
-        if found is None:
-            via = []
-            lines = []
-            for name, value in end_to_end(self.head.headers, self.head.connection):
-                if name.lower() == b"via":
-                    via.append(value)
-                known = _cgi_name(name)
-                if (
-                    known in _OWN_REQUEST_HEADERS
-                    or known in HOP_BY_HOP
-                    or known.startswith(_SKIP_PREFIX)
-                ):
-                    continue
-                if not inside and (
-                    known in _INSIDERS_HEADERS or known.startswith(_INSIDERS_PREFIX)
-                ):
-                    continue
-                lines.append(b"%b: %b\r\n" % (name, value))
-            lines.append(b"Via: %b\r\n" % b", ".join([*via, _VIA]))
-            found = self._lines[inside] = b"".join(lines)
-        return found
-
-
-def _cgi_name(name: bytes) -> bytes:
-    """
-    The header *name* as programs behind CGI know it, lower case.
-
-    To them ``Client_Host`` and ``Client-Host`` are one (RFC 3875, 4.1.18): what is held back under
-    one spelling is held back under the other.
-    """
-    return name.lower().replace(b"_", b"-")
-
-
-@lru_cache(maxsize=512)
-def _passed_on(head: ReplyHead) -> tuple[bytes, bytes, bytes]:
-    """Status line and headers of a server's reply as clients get them; its path; its ``Via``."""
-    lines = [status_line(head.status, head.reason)]
-    path = b""
-    via = b""
-    for name, value in end_to_end(head.headers, head.connection):
-        lower = name.lower()
-        if lower == b"relay-path":
-            path = value
-        elif lower == b"via":
-            via += value + b", "
-        elif lower not in _OWN_REPLY_HEADERS and not lower.startswith(_OWN_REPLY_PREFIXES):
-            lines.append(b"%b: %b\r\n" % (name, value))
-    return b"".join(lines), path, via
-
-
-def _host(info: ServerInfo) -> bytes:
-    """``Host`` for a server: its virtual host, else its place."""
-    if info.vhost:
-        return info.vhost.encode("latin-1", "replace")
-    host = f"[{info.host}]" if ":" in info.host else info.host
-    default = 443 if info.secure else 80
-    return (host if info.port == default else f"{host}:{info.port}").encode("latin-1", "replace")
 
 
 def place_of(info: ServerInfo) -> Place:
@@ -646,7 +416,7 @@ class Relay:
 
     def _reply_lines(self, head: ReplyHead) -> list[bytes]:
         """The head for the client, but for framing."""
-        passed, path, via = _passed_on(head)
+        passed, path, via = passed_on(head)
         lines = [passed]
         own = self._service_lines(self._entry)
         if path:
@@ -655,7 +425,7 @@ class Relay:
             line, _, rest = rest.partition(b"\r\n")
             own = b"%bRelay-Path: %b -> %b\r\n%b" % (start, line, path, rest)
         lines.append(own)
-        lines.append(b"Via: %b%b\r\n" % (via, _VIA))
+        lines.append(b"Via: %b%b\r\n" % (via, VIA))
         if head.status == 101:
             kind = b", ".join(values(head.headers, b"upgrade"))
             lines.append(b"Connection: upgrade\r\nUpgrade: %b\r\n" % kind)
@@ -736,62 +506,3 @@ class Relay:
         self._leave()
         self._kept.clear()
         self._relays.active.discard(self)
-
-
-#: Headers that a worker and the site's own process use between themselves.
-CLIENT_HEADER = b"gridnet-client"
-ASKED_AT_HEADER = b"gridnet-asked-at"
-
-
-class Errand(Relay):
-    """
-    A request that a worker has no means to answer: the site's own process does.
-
-    It goes there as it is, with a note of who asks, and the reply comes back as it is.
-    """
-
-    def __init__(
-        self, relays: Relays, forwarding: Forwarding, office: Place, connection: HttpConnection
-    ) -> None:
-        super().__init__(relays, forwarding, connection, (), 1)
-        self._office = office
-        self._sent_out = False
-
-    def _next(self) -> None:
-        if self._sent_out or not self._relays.pool.enter(self._office):
-            self._status, self._reason = 503, self._reason or "too much to do"
-            self._give_up()
-            return
-        self._sent_out = True
-        self._open(self._office, False)
-
-    def _request_head(self) -> bytes:
-        head = self._head
-        connection = self._connection
-        host, port = connection.local_place()
-        own = (b"content-length", b"expect", CLIENT_HEADER, ASKED_AT_HEADER)
-        lines = [b"%b %b HTTP/1.1\r\n" % (head.method.encode("ascii"), head.target)]
-        lines += [
-            b"%b: %b\r\n" % (name, value)
-            for name, value in end_to_end(head.headers, head.connection)
-            if name.lower() not in own
-        ]
-        if head.minor == 0 and not values(head.headers, b"host"):
-            lines.append(b"Host: %b\r\n" % head.host)
-        lines.append(b"%b: %b\r\n" % (CLIENT_HEADER, connection.address.encode("ascii")))
-        lines.append(b"%b: %b %d\r\n" % (ASKED_AT_HEADER, host.encode("ascii"), port))
-        if head.framing.chunked:
-            lines.append(b"Transfer-Encoding: chunked\r\n")
-        elif head.framing.content_length is not None:
-            lines.append(b"Content-Length: %d\r\n" % head.framing.content_length)
-        lines.append(b"\r\n")
-        return b"".join(lines)
-
-    def _reply_lines(self, head: ReplyHead) -> list[bytes]:
-        lines = [status_line(head.status, head.reason)]
-        lines += [
-            b"%b: %b\r\n" % (name, value)
-            for name, value in end_to_end(head.headers, head.connection)
-            if name.lower() != b"content-length"
-        ]
-        return lines

@@ -17,17 +17,13 @@ from gridnet.dispatch import pages
 from gridnet.dispatch.config import DispatchConfig
 from gridnet.dispatch.dedicated import Dedicated, Offices
 from gridnet.dispatch.dispatcher import Dispatcher
+from gridnet.dispatch.errand import ASKED_AT_HEADER, CLIENT_HEADER, Errand
+from gridnet.dispatch.forwarding import Forwarding
 from gridnet.dispatch.head import RequestHead, values
-from gridnet.dispatch.http import LOCAL_PEER, Exchange, HttpConnection, Prepared
+from gridnet.dispatch.http import LOCAL_PEER, Exchange, HttpConnection
+from gridnet.dispatch.http_factory import Prepared
 from gridnet.dispatch.program import program_exchange
-from gridnet.dispatch.relay import (
-    ASKED_AT_HEADER,
-    CLIENT_HEADER,
-    Errand,
-    Forwarding,
-    Relay,
-    Relays,
-)
+from gridnet.dispatch.relay import Relay, Relays
 from gridnet.dispatch.reply import DateLine, complete, connection_line, failure, status_line
 from gridnet.dispatch.request import DispatchRequest, Kind
 from gridnet.dispatch.side_page import SidePage

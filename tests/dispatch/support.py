@@ -18,7 +18,8 @@ from twisted.python.failure import Failure
 from gridnet.dispatch.config import DispatchConfig
 from gridnet.dispatch.front import Front
 from gridnet.dispatch.head import RequestHead
-from gridnet.dispatch.http import Exchange, HttpConnection, HttpFactory
+from gridnet.dispatch.http import Exchange, HttpConnection
+from gridnet.dispatch.http_factory import HttpFactory
 from gridnet.dispatch.tls import ClientTls, client_context
 from gridnet.table.address_range import AddressRanges
 from gridnet.table.model import Entry, ServiceTable

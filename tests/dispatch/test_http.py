@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.dispatch.body import LAST_CHUNK, chunk
-from gridnet.dispatch.http import HeadCache
+from gridnet.dispatch.http_factory import HeadCache
 from tests.dispatch.support import Bench, FakePrepared, cuts
 from tests.hypothesis_profile import examples
 

@@ -21,7 +21,7 @@ from zope.interface import implementer
 from gridnet.dispatch.body import LAST_CHUNK, ChunkedBody, chunk
 from gridnet.dispatch.config import DispatchConfig
 from gridnet.dispatch.front import Front
-from gridnet.dispatch.http import HttpFactory
+from gridnet.dispatch.http_factory import HttpFactory
 from tests.dispatch.support import HERE, Conversation, make_front, make_table, serving
 
 RELAY = b"Client-Mode: STATELESS_ONLY\r\nClient-Revision: 7.0\r\n"
