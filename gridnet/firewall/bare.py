@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gridnet.firewall.config import FirewallConfig
-from gridnet.firewall.splice import ENDED, READABLE, WRITABLE, Pump
+from gridnet.firewall.pump import ENDED, READABLE, WRITABLE, Pump
 
 DONE = Failure(ConnectionDone())
 ABORTED = Failure(ConnectionAborted())

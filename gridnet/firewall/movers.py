@@ -23,6 +23,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -30,7 +31,8 @@ from zope.interface import implementer
 from gridnet.firewall.bare import ABORTED, DONE, BareTransport, close, set_options
 from gridnet.firewall.config import FirewallConfig
 from gridnet.firewall.meter import Meter
-from gridnet.firewall.splice import Connecting, Pump, SpliceRelay
+from gridnet.firewall.pump import Pump
+from gridnet.firewall.splice import Connecting, SpliceRelay
 from gridnet.firewall.tickets import Passage
 
 Meters = tuple[tuple[Meter, ...], tuple[Meter, ...]]
@@ -82,6 +84,19 @@ def can_splice(transport: object) -> bool:
     if isinstance(transport, BareTransport):
         return True
     return isinstance(transport, tcp.Connection) and not transport.TLS
+
+
+def ends_alone(transport: Any) -> bool:
+    """
+    Whether one direction of *transport* can be ended, and the other go on.
+
+    Twisted's TLS cannot; what its layers pass on to the socket below them would cut it off.
+    """
+    while isinstance(transport, ProtocolWrapper):
+        if isinstance(transport, TLSMemoryBIOProtocol):
+            return False
+        transport = transport.transport
+    return hasattr(transport, "loseWriteConnection")
 
 
 class SpliceMover:
@@ -399,7 +414,7 @@ class CopyMover:
         self._back_open = False
         if self._over or self._from_front is None:
             return
-        if not self._front_open or isinstance(self._front.transport, TLSMemoryBIOProtocol):
+        if not self._front_open or not ends_alone(self._front.transport):
             self._finish()
         else:
             _end_output(self._front.transport)

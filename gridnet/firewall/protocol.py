@@ -20,14 +20,23 @@ from gridnet.firewall import wire
 from gridnet.firewall.bare import BareTransport, set_options
 from gridnet.firewall.config import FirewallConfig
 from gridnet.firewall.machine import Leg, LegCore, Wait, make_leg
-from gridnet.firewall.movers import CopyMover, Mover, SpliceMover, can_splice
+from gridnet.firewall.movers import CopyMover, Mover, SpliceMover, can_splice, ends_alone
 from gridnet.firewall.office import ControlRefusedError, TicketOffice
+from gridnet.firewall.pump import AVAILABLE, PipePool, Pump
 from gridnet.firewall.sessions import CannotOpenError, Session, Sessions
-from gridnet.firewall.splice import AVAILABLE, PipePool, Pump
 from gridnet.firewall.tickets import Passage, Ticket, block_of
 from gridnet.table.address_range import AddressRanges
 
 _IPV4_IN_IPV6 = "::ffff:"
+
+
+def address_of(peer: object) -> str:
+    """IP address text of *peer*, as it is written everywhere else; empty: it has none."""
+    host = getattr(peer, "host", "")
+    if isinstance(host, bytes):
+        # Twisted's PROXY protocol keeps what stood on the wire.
+        host = host.decode("ascii", "replace")
+    return str(host.removeprefix(_IPV4_IN_IPV6))
 
 
 @define
@@ -111,6 +120,8 @@ class FrontLeg(TwistedProtocol):
         if self._mover is not None:
             self._mover.front_received(data)
         elif self._reader is not None:
+            if not self._reader.started:
+                self._learn_peer()
             self._open(self._reader, data)
         elif self._record is not None:
             self._read_record(self._record, data)
@@ -134,6 +145,15 @@ class FrontLeg(TwistedProtocol):
         self._leg.connection_lost()
 
     # -- what the client says
+
+    def _learn_peer(self) -> None:
+        """Behind a proxy that tells whose connection it is, that is known only now."""
+        if isinstance(self.transport, BareTransport):
+            return
+        peer = address_of(self.transport.getPeer())
+        if peer != self._peer:
+            self._factory.readdressed(self._peer, peer)
+            self._peer = peer
 
     def _open(self, reader: wire.OpeningReader, data: bytes) -> None:
         opening = reader.receive(data)
@@ -318,7 +338,7 @@ class FrontLeg(TwistedProtocol):
         self._excess = b""
         self._resume()
         self.transport.write(self._words)
-        if self._ended or not hasattr(self.transport, "loseWriteConnection"):
+        if self._ended or not ends_alone(self.transport):
             self.transport.loseConnection()
         else:
             self.transport.loseWriteConnection()
@@ -438,9 +458,7 @@ class FirewallFactory(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> FrontLeg | None:
         """Called by Twisted; None: the connection is closed at once."""
-        peer = getattr(addr, "host", "")
-        if peer.startswith(_IPV4_IN_IPV6):
-            peer = peer[len(_IPV4_IN_IPV6) :]
+        peer = address_of(addr)
         block = block_of(peer)
         if (
             self._unticketed_total >= self.config.max_unticketed
@@ -477,6 +495,12 @@ class FirewallFactory(Factory):
         self._unticketed[block] -= 1
         if self._unticketed[block] <= 0:
             del self._unticketed[block]
+
+    def readdressed(self, before: str, after: str) -> None:
+        """A connection without a ticket is not *before*'s but *after*'s."""
+        self.ticketed(before)
+        self._unticketed_total += 1
+        self._unticketed[block_of(after)] += 1
 
     def note_end(self, session: Session | None, reason: str) -> None:
         """*session* ends, and why."""

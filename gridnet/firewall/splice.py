@@ -3,12 +3,7 @@ Moving octets between two sockets by the cheaper way, inside the reactor.
 
 Bulk goes through a pipe with splice(2): the kernel hands pages over and Python never sees an
 octet.  What one small read takes is copied instead, since that is two system calls, not two
-and a pipe (docs/protocols/firewall.rst, 7).  Pipes are lent to a direction only while octets are in
-one, so a few serve thousands of connections.
-
-Sockets that are relayed live in an epoll set of their own, which is one reader of the reactor.
-It is edge triggered: a socket is put in once and taken out once, however often one side must
-wait for the other, and nothing between the kernel and :meth:`Flow.run` looks at it.
+and a pipe (docs/protocols/firewall.rst, 7).
 """
 
 from __future__ import annotations
@@ -21,31 +16,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.interfaces import IReactorFDSet, IReactorTime, IReadDescriptor
-from twisted.logger import Logger
-from twisted.python.failure import Failure
-from zope.interface import implementer
-
 from gridnet.firewall.meter import Meter
+from gridnet.firewall.pump import AVAILABLE, ENDED, READABLE, WRITABLE, Pipe, Pump
 
-#: Whether this system has what it takes.
-AVAILABLE = hasattr(os, "splice") and hasattr(select, "epoll")
-
-_SET_PIPE_OCTETS = 1031  # F_SETPIPE_SZ
 #: Turns of one direction before others get theirs.
 _ROUNDS = 16
-#: Turns of the pump before the rest of the reactor gets its.
-_TURNS = 8
-_EVENTS_A_TURN = 256
-#: Pipes kept when nobody needs them.
-_IDLE_PIPES = 16
 _UNSENT_POLL_SECONDS = 0.02
 
 if AVAILABLE:
-    _WATCHED = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
-    ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-    WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
-    READABLE = select.EPOLLIN | ENDED
     _FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 
 
@@ -61,190 +39,6 @@ def unsent(sock: socket.socket) -> int:
     except OSError:
         return 0
     return int.from_bytes(count, sys.byteorder)
-
-
-class Pipe:
-    """A pipe, and what it holds at most."""
-
-    __slots__ = ("octets", "reader", "writer")
-
-    def __init__(self, octets: int) -> None:
-        self.reader, self.writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        # Imported here: not every system has it.
-        import fcntl
-
-        try:
-            self.octets = fcntl.fcntl(self.writer, _SET_PIPE_OCTETS, octets)
-        except OSError:
-            # Above the user's share of pipe memory: as large as the kernel gives.
-            self.octets = 65_536
-
-    def close(self) -> None:
-        """Give both ends back."""
-        os.close(self.reader)
-        os.close(self.writer)
-
-
-class PipePool:
-    """
-    Pipes that nobody uses right now, most recently used (so: cached) first.
-
-    :param octets: capacity to ask for.
-    :param limit: pipes at once, lent ones included.
-    """
-
-    def __init__(self, octets: int, limit: int) -> None:
-        self._octets = octets
-        self._limit = limit
-        self._idle: list[Pipe] = []
-        self.lent = 0
-
-    def borrow(self) -> Pipe | None:
-        """An empty pipe; None: there is no more to be had."""
-        if self._idle:
-            self.lent += 1
-            return self._idle.pop()
-        if self.lent >= self._limit:
-            return None
-        try:
-            pipe = Pipe(self._octets)
-        except OSError:
-            return None
-        self.lent += 1
-        return pipe
-
-    def give_back(self, pipe: Pipe) -> None:
-        """Return *pipe*, which is empty."""
-        self.lent -= 1
-        if len(self._idle) < _IDLE_PIPES:
-            self._idle.append(pipe)
-        else:
-            pipe.close()
-
-    def discard(self, pipe: Pipe) -> None:
-        """Return *pipe*, in which octets were left."""
-        self.lent -= 1
-        pipe.close()
-
-    def close(self) -> None:
-        """Close what is not lent."""
-        while self._idle:
-            self._idle.pop().close()
-
-    @property
-    def idle(self) -> int:
-        """Pipes that wait to be borrowed."""
-        return len(self._idle)
-
-
-@implementer(IReadDescriptor)
-class Pump:
-    """
-    Watches sockets and runs whoever is interested in them.
-
-    :ivar pool: the pipes.
-    :ivar scratch: where small reads go, one after the other.
-    """
-
-    _log = Logger()
-
-    def __init__(self, reactor: Any, pool: PipePool, bulk_octets: int) -> None:
-        self.pool = pool
-        self.bulk_octets = bulk_octets
-        self.clock = IReactorTime(reactor)
-        self.scratch = memoryview(bytearray(max(bulk_octets, 65_536)))
-        self._reactor = IReactorFDSet(reactor)
-        self._epoll = select.epoll()
-        self._watchers: dict[int, Callable[[int], None]] = {}
-        self._again: list[Callable[[], None]] = []
-        #: doRead runs, or will be called: what is in the list above will not be forgotten
-        self._awake = False
-        self._added = False
-        self._running = False
-        self._closed = False
-
-    def watch(self, fd: int, watcher: Callable[[int], None]) -> None:
-        """
-        Call ``watcher(events)`` whenever something changed about *fd*.
-
-        The first call comes with what is true from the beginning, unless *fd* was watched already
-        and is only handed over.
-        """
-        if fd not in self._watchers:
-            if not self._added:
-                self._added = True
-                self._reactor.addReader(self)
-            self._epoll.register(fd, _WATCHED)
-        self._watchers[fd] = watcher
-
-    def forget(self, fd: int) -> None:
-        """Call nobody for *fd* any more, which is about to be closed and so leaves the set."""
-        self._watchers.pop(fd, None)
-
-    def run_again(self, run: Callable[[], None]) -> None:
-        """Call *run* soon, when others have had their turn."""
-        self._again.append(run)
-        if not self._awake:
-            self._awake = True
-            self.clock.callLater(0, self.doRead)
-
-    def close(self) -> None:
-        """Give everything back; nothing may be watched any more."""
-        self._closed = True
-        if self._added:
-            self._added = False
-            self._reactor.removeReader(self)
-        if not self._running:
-            self._epoll.close()
-        self.pool.close()
-
-    # -- the reactor's side
-
-    def fileno(self) -> int:
-        """Called by the reactor."""
-        return -1 if self._epoll.closed else self._epoll.fileno()
-
-    def logPrefix(self) -> str:
-        """Called by the reactor."""
-        return "firewall"
-
-    def connectionLost(self, reason: Failure) -> None:
-        """Called by the reactor at its end."""
-
-    def doRead(self) -> None:
-        """Called by the reactor when something changed about a watched socket."""
-        if self._closed:
-            return
-        self._awake = self._running = True
-        poll = self._epoll.poll
-        watchers = self._watchers
-        for _ in range(_TURNS):
-            if self._again:
-                again, self._again = self._again, []
-                for run in again:
-                    try:
-                        run()
-                    except Exception:
-                        self._log.failure("a relayed connection failed")
-            events = poll(0, _EVENTS_A_TURN)
-            if (not events and not self._again) or self._closed:
-                break
-            for fd, what in events:
-                watcher = watchers.get(fd)
-                if watcher is None:
-                    continue
-                try:
-                    watcher(what)
-                except Exception:
-                    self._log.failure("a relayed connection failed")
-        self._running = False
-        if self._closed:
-            # By what the last connection's end set off.
-            self._epoll.close()
-            return
-        self._awake = bool(self._again)
-        if self._awake:
-            self.clock.callLater(0, self.doRead)
 
 
 class Flow:

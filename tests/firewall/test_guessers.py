@@ -55,9 +55,10 @@ class GuesserTests(SynchronousTestCase):
 
     def present(self, number: int, address: str) -> bool:
         """Whether *number*, shown by the client at *address*, is let through."""
-        protocol = self.factory.buildProtocol(IPv4Address("TCP", address, 4))
+        peer = IPv4Address("TCP", address, 4)
+        protocol = self.factory.buildProtocol(peer)
         assert protocol is not None
-        transport = StringTransport()
+        transport = StringTransport(peerAddress=peer)
         protocol.makeConnection(transport)
         protocol.dataReceived(ticket_octets(number))
         rejected = transport.value() == reject_text(self.config.help_url)
@@ -94,9 +95,10 @@ class GuesserTests(SynchronousTestCase):
 
     def test_probes_are_no_guesses(self) -> None:
         for _ in range(100):
-            protocol = self.factory.buildProtocol(IPv4Address("TCP", "198.51.100.9", 4))
+            peer = IPv4Address("TCP", "198.51.100.9", 4)
+            protocol = self.factory.buildProtocol(peer)
             assert protocol is not None
-            protocol.makeConnection(StringTransport())
+            protocol.makeConnection(StringTransport(peerAddress=peer))
             protocol.dataReceived(b"\r\n")
             protocol.connectionLost()
         self.assertEqual(self.factory.office.refusal("198.51.100.9"), "")

@@ -51,7 +51,7 @@ servrc = "servrc.cfg"
 listen = "tcp:{http}:interface=127.0.0.1"
 
 [firewall]
-listen = "tcp:{{port}}:interface=127.0.0.1"
+listen = "{listen}"
 ports = "{firewall}"
 relay_ports = "{relay}"
 fallback_ports = "{fallback}"
@@ -93,6 +93,7 @@ class SiteTestCase(TestCase):
 
     timeout = 30
     more = ""
+    listen = "tcp:{port}:interface=127.0.0.1"
 
     def setUp(self) -> Deferred[None]:
         self.directory = Path(self.mktemp()).absolute()
@@ -112,6 +113,7 @@ class SiteTestCase(TestCase):
             relay=" ".join(map(str, self.relay)),
             fallback=" ".join(map(str, self.fallback)),
             more=self.more,
+            listen=self.listen,
         )
         config = parse(text, config_classes(), self.directory)
         self.site: Site
