@@ -13,4 +13,7 @@ class StatusConfig:
 
     listen: str = "tcp:8081:interface=127.0.0.1"  #: endpoint string
     idle_timeout_seconds: float = field(default=60.0, validator=more_than(0))  #: a silent client
+    max_connections: int = field(default=1024, validator=at_least(1))  #: more are turned away
+    #: longest body of a request; the pages have no use for one
+    max_body_octets: int = field(default=65_536, validator=at_least(0))
     max_rows: int = field(default=2000, validator=at_least(1))  #: services on the human page

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from prometheus_client import Counter
+from twisted.internet import reactor
+from twisted.internet.protocol import ClientCreator
 from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.http_headers import Headers
 from twisted.web.resource import Resource, getChildForRequest
 from twisted.web.server import NOT_DONE_YET
@@ -18,8 +21,10 @@ from gridnet.config import SiteConfig, SiteSection
 from gridnet.site import Site
 from gridnet.status.config import StatusConfig
 from gridnet.status.resource import make_root
+from gridnet.status.service import make_status
 from gridnet.table.model import Entry, Host
 from gridnet.table.server_info import parse
+from tests.dispatch.support import Conversation
 
 
 class PageTests(SynchronousTestCase):
@@ -97,3 +102,54 @@ class PageTests(SynchronousTestCase):
         self.site.status.pages[b"pool"] = Pool()
         self.assertEqual(self.get("pool")[::2], (200, b"wet"))
         self.assertIn(b'href="/pool"', self.get("status")[2])
+
+
+class ListenerTests(TestCase):
+    """The listener on a real socket."""
+
+    timeout = 30
+
+    async def start(self, **config: Any) -> int:
+        """Start a status listener; gives its port."""
+        core: Any = reactor
+        site = Site(SiteConfig(SiteSection(), {}, Path(self.mktemp()).absolute()), core)
+        listen = "tcp:0:interface=127.0.0.1"
+        service: Any = make_status(StatusConfig(listen=listen, **config), site)
+        service.privilegedStartService()
+        service.startService()
+        self.addCleanup(service.stopService)
+        addresses = await site.ready()
+        return urlsplit(addresses["status"]).port or 0
+
+    async def client(self, port: int, data: bytes) -> Conversation:
+        """A client that has said *data*."""
+        creator = ClientCreator(reactor, Conversation)
+        client: Conversation = await creator.connectTCP("127.0.0.1", port)
+        client.write(data)
+        return client
+
+    async def test_connections_are_bounded(self) -> None:
+        """Those over the limit are turned away; who leaves makes room."""
+        port = await self.start(max_connections=2)
+        first, second = [await self.client(port, b"") for _ in range(2)]
+        self.assertEqual(await (await self.client(port, b"")).ended, b"")
+        first.transport.loseConnection()
+        await first.ended
+        again = b""
+        while not again:  # the listener hears of the end a little later
+            client = await self.client(port, b"GET /healthz HTTP/1.0\r\n\r\n")
+            again = await client.ended
+        self.assertIn(b" 200 OK\r\n", again)
+        second.transport.loseConnection()
+        await second.ended
+
+    async def test_bodies_are_bounded(self) -> None:
+        """In chunks or of a length that is told: it is cut off, and fills no disk."""
+        port = await self.start(max_body_octets=1000)
+        for head, body in (
+            (b"Content-Length: 100000000000", b"x" * 1001),
+            (b"Transfer-Encoding: chunked", b"3e9\r\n" + b"x" * 1001),
+        ):
+            request = b"POST /status HTTP/1.1\r\nHost: h\r\n" + head + b"\r\n\r\n"
+            client = await self.client(port, request + body)
+            self.assertEqual(await client.ended, b"")
