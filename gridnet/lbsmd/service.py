@@ -21,8 +21,9 @@ from gridnet.lbsmd.authority import Authority, user_name
 from gridnet.lbsmd.checks import CheckBounds, Checks
 from gridnet.lbsmd.config import LbsmdConfig
 from gridnet.lbsmd.feedback_socket import FeedbackFactory
+from gridnet.lbsmd.gossip.keyring import Secrets
 from gridnet.lbsmd.gossip.messages import Address
-from gridnet.lbsmd.gossip.service import Gossip, Secrets
+from gridnet.lbsmd.gossip.service import Gossip
 from gridnet.lbsmd.instance import InstanceLock
 from gridnet.lbsmd.load import LoadBounds, LoadService, SystemSampler, find_formula
 from gridnet.lbsmd.loading import Resolver, Source

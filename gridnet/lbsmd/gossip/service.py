@@ -8,23 +8,22 @@ from random import Random, SystemRandom
 from secrets import token_bytes
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import evolve
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
-from gridnet.errors import ConfigError, Fault, GridnetError, LocalProtocolError, RemoteProtocolError
+from gridnet.errors import GridnetError, LocalProtocolError, RemoteProtocolError
 from gridnet.interfaces import IConfigurationHolder
 from gridnet.lbsmd.feedback import FeedbackError
-from gridnet.lbsmd.gossip.config import GossipConfig, is_loopback
+from gridnet.lbsmd.gossip.config import GossipConfig
 from gridnet.lbsmd.gossip.follower import Follower
 from gridnet.lbsmd.gossip.identity import SigningIdentity
 from gridnet.lbsmd.gossip.joining import Joining, KeptHosts
-from gridnet.lbsmd.gossip.keys import LOOPBACK_KEY, own_secret, read_keys
+from gridnet.lbsmd.gossip.keyring import KeyRing, Secrets
 from gridnet.lbsmd.gossip.membership import Event, Impersonation, Membership, StandingChanged
 from gridnet.lbsmd.gossip.messages import Address, Belief, Message, Order, Receipt, Standing
 from gridnet.lbsmd.gossip.orders import OrderBook
@@ -40,7 +39,8 @@ from gridnet.site import Site
 from gridnet.table.address import canonical_address
 from gridnet.table.model import Change, Host
 
-IDENTITY_FILE, HOSTS_FILE = "gossip.identity", "gossip.hosts"
+#: In the state directory: whom this host knew before a restart.
+HOSTS_FILE = "gossip.hosts"
 #: A life has room for so many versions until those of one that begins a second later.
 _VERSION_BITS = 20
 #: Seconds between saying that we leave and closing the socket; it is said twice.
@@ -49,82 +49,6 @@ _LEAVE_SECONDS = 0.1
 _REFUSALS_SECONDS, _FAULTS = 10.0, 10
 #: Orders sent before this daemon began, by this much, may be replays of its earlier life.
 _ORDER_SKEW_SECONDS = 30.0
-
-
-@frozen
-class Secrets:
-    """
-    What makes this host one of its site, and itself.
-
-    :ivar keys: of the site; the first seals.
-    :ivar own: what this host signs with.
-    """
-
-    keys: Sequence[bytes]
-    own: bytes
-
-    @classmethod
-    def read(cls, config: GossipConfig, site: Site) -> Secrets:
-        """
-        Those on disk; blocks.
-
-        :raises ConfigError: a file is not as it must be, or a key is missing.
-        """
-        return cls(site_keys(config, site), own_secret(site.state_dir / IDENTITY_FILE))
-
-
-def site_keys(config: GossipConfig, site: Site) -> Sequence[bytes]:
-    """
-    The keys of the site, as on disk now; blocks.
-
-    :raises ConfigError: the key file is not as it must be, or there must be one.
-    """
-    because = config.leaves_loopback()
-    own = canonical_address(site.section.address)
-    if because in ("interface", "advertise") and (own is None or is_loopback(own)):
-        found = site.section.address
-        what = f"found {found!r}, but gossip leaves loopback; expected an address that others know"
-        raise ConfigError([Fault("site.address", what)])
-    if config.key_file:
-        return read_keys(site.config.path(config.key_file))
-    if because:
-        raise ConfigError(
-            [
-                Fault(
-                    "lbsmd.gossip.key_file",
-                    f"empty, but {because} leaves loopback; gossip does so only with a key",
-                )
-            ]
-        )
-    return (LOOPBACK_KEY,)
-
-
-@implementer(IConfigurationHolder)
-class KeyRing:
-    """Reads the keys of the site anew when the process is told to."""
-
-    def __init__(
-        self, config: GossipConfig, site: Site, run_in_thread: RunInThread, seal: Seal
-    ) -> None:
-        self._config = config
-        self._site = site
-        self._run_in_thread = run_in_thread
-        self._seal = seal
-
-    def reload(self) -> Deferred[tuple[Fault, ...]]:
-        """Use the keys on disk from now on; those in use stay when they have a fault."""
-
-        def refused(failure: Failure) -> tuple[Fault, ...]:
-            failure.trap(ConfigError)
-            error = failure.value
-            return tuple(error.faults) if isinstance(error, ConfigError) else ()
-
-        def read(keys: Sequence[bytes]) -> tuple[Fault, ...]:
-            self._seal.take_keys(keys)
-            return ()
-
-        reading: Deferred[Any] = self._run_in_thread(site_keys, self._config, self._site)
-        return reading.addCallbacks(read, refused)
 
 
 class Gossip(Service):
