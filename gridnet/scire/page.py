@@ -15,25 +15,29 @@ from twisted.web.http import SERVICE_UNAVAILABLE
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from gridnet.scire.admin.servers import overview
 from gridnet.scire.faults import ScireFault
 from gridnet.scire.store.database import Row, Transaction
+from gridnet.scire.upkeep import OPEN_PARTS, overview
 
 if TYPE_CHECKING:
     from gridnet.scire.server import JobServer
 
 _ROWS = 100  #: of each table
-_OPEN = """
+_SHOWN = """
     SELECT r.*, j.name AS job_name, j.state AS job_state, c.name AS client_name,
            c.state AS client_state, c.contact_at FROM runs r JOIN jobs j ON j.id = r.job_id
-    JOIN clients c ON c.id = r.client_id
-    WHERE r.state IN ('waiting', 'pending', 'sent', 'received', 'running')
-    ORDER BY r.due, r.id LIMIT ?"""
-_ENDED = """
-    SELECT r.*, j.name AS job_name, j.state AS job_state, c.name AS client_name,
-           c.state AS client_state, c.contact_at FROM runs r JOIN jobs j ON j.id = r.job_id
-    JOIN clients c ON c.id = r.client_id WHERE r.ended_at IS NOT NULL
-    ORDER BY r.ended_at DESC LIMIT ?"""
+    JOIN clients c ON c.id = r.client_id WHERE r."""
+_ENDED = _SHOWN + "ended_at IS NOT NULL ORDER BY r.ended_at DESC LIMIT ?"
+
+
+def _open(tx: Transaction) -> list[Row]:
+    """The open runs that have been due longest."""
+    rows = [
+        row
+        for part in OPEN_PARTS
+        for row in tx.all(f"{_SHOWN}{part} ORDER BY r.due, r.id LIMIT ?", (_ROWS,))
+    ]
+    return sorted(rows, key=lambda row: (row["due"], row["id"]))[:_ROWS]
 
 
 def why(row: Row, now: float) -> str:
@@ -88,7 +92,7 @@ def report(tx: Transaction) -> dict[str, Any]:
     return {
         "time": tx.now,
         "overview": overview(tx),
-        "open": [_run(row, tx.now) for row in tx.all(_OPEN, (_ROWS,))],
+        "open": [_run(row, tx.now) for row in _open(tx)],
         "ended": [_run(row, tx.now) for row in tx.all(_ENDED, (_ROWS,))],
         "clients": [
             {

@@ -104,9 +104,33 @@ class JobServer:
         self._sweeping: Deferred[None] = succeed(None)
         #: the open runs, for mirrors
         self.run_list = RunSource(database.read)
+        self._follow_metrics()
         database.told = self._happened
         database.noticed = self._noticed
         database.doubtful = self._doubtful
+
+    def _follow_metrics(self) -> None:
+        def work(what: Callable[[RpcListener], float]) -> Callable[[], float]:
+            return lambda: what(self.listeners["work"]) if "work" in self.listeners else 0.0
+
+        lanes = self.database.lanes
+        for name, text, value in (
+            ("slots_used", "calls under way that hold a slot", work(lambda w: w.slots.used)),
+            ("calls_waiting", "calls that wait for a slot", work(lambda w: w.slots.waiting)),
+            ("waits", "clients that wait for work", lambda: self.waits.count),
+            ("leader", "whether this server does the duties", lambda: self.database.leading),
+            (
+                "database_queue",
+                "operations that wait for a thread",
+                lambda: sum(lane.waiting for lane in lanes()),
+            ),
+            (
+                "database_seconds",
+                "time in transactions since the start",
+                lambda: sum(lane.seconds for lane in lanes()),
+            ),
+        ):
+            self.metrics.follow(name, text, value)
 
     def seconds(self) -> float:
         """The reactor's clock."""
@@ -337,6 +361,7 @@ class JobServer:
             )
             if self.database.leading:
                 await self.database.write(lambda tx: upkeep.bury(tx, self.config.dead_seconds))
+                self.metrics.show(await self.database.read(upkeep.overview))
         except ScireFault as fault:
             self.log.warn("no heartbeat: {reason}", reason=str(fault))
             return

@@ -8,6 +8,8 @@ at once, without harm: every change is guarded by its row's state.
 
 from __future__ import annotations
 
+from typing import Any
+
 from gridnet.scire.jobcache import JobCache
 from gridnet.scire.jobs import SLICE
 from gridnet.scire.machine import RunState
@@ -18,6 +20,12 @@ S = RunState
 _SELECT = """
     SELECT r.*, j.version AS job_version, j.watched, j.user_id, j.state AS job_state
     FROM runs r JOIN jobs j ON j.id = r.job_id WHERE """
+#: Conditions that partial indexes of the runs have, which together are all that are open.
+OPEN_PARTS = (
+    "state = 'waiting'",
+    "state IN ('pending', 'sent')",
+    "state IN ('received', 'running')",
+)
 _LOCKED = f" LIMIT {SLICE} /*pg FOR UPDATE OF r SKIP LOCKED*/"
 
 
@@ -167,6 +175,50 @@ def to_be_pushed(tx: Transaction) -> list[int]:
         " AND r.created_at > c.contact_at LIMIT 1000"
     )
     return [row["id"] for row in rows]
+
+
+# -- numbers -----------------------------------------------------------------------------------
+
+
+def overview(tx: Transaction) -> dict[str, Any]:
+    """What is in the database now, in numbers."""
+
+    def counts(sql: str, *parameters: object) -> dict[str, int]:
+        return {str(row["name"]): int(row["n"]) for row in tx.all(sql, parameters)}
+
+    oldest = tx.one("SELECT min(due) AS due FROM runs WHERE state = 'pending'")
+    contacts = {
+        name: tx.one(
+            "SELECT count(*) AS n FROM clients WHERE state = 'active' AND contact_at > ?",
+            (tx.now - seconds,),
+        )
+        for name, seconds in (("minute", 90), ("hour", 3600), ("day", 86400))
+    }
+    expiring = tx.one(
+        "SELECT count(*) AS n FROM certificates WHERE revoked_at IS NULL AND not_after > ?"
+        " AND not_after < ?",
+        (tx.now, tx.now + 7 * 86400),
+    )
+    waiting = tx.one("SELECT count(*) AS n FROM enrolments WHERE state = 'requested'")
+    return {
+        # Each part can be read from an index, however many old runs there are.
+        "runs": counts(
+            " UNION ALL ".join(
+                f"SELECT state AS name, count(*) AS n FROM runs WHERE {part} GROUP BY state"
+                for part in (*OPEN_PARTS, "ended_at IS NOT NULL AND ended_at > ?")
+            ),
+            tx.now - 86400,
+        ),
+        "clients": counts("SELECT state AS name, count(*) AS n FROM clients GROUP BY state"),
+        "contact": {name: row["n"] if row else 0 for name, row in contacts.items()},
+        "oldest_pending_seconds": (
+            0.0
+            if oldest is None or oldest["due"] is None
+            else round(max(0.0, tx.now - oldest["due"]), 1)
+        ),
+        "enrolments_waiting": waiting["n"] if waiting else 0,
+        "certificates_expiring": expiring["n"] if expiring else 0,
+    }
 
 
 # -- old rows ----------------------------------------------------------------------------------

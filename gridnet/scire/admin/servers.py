@@ -9,47 +9,10 @@ from gridnet.scire.config import Enrolment
 from gridnet.scire.faults import FaultCode, ScireFault
 from gridnet.scire.methods import Lane, member, method
 from gridnet.scire.store.database import Row, Transaction
+from gridnet.scire.upkeep import overview
 
 if TYPE_CHECKING:
     from gridnet.scire.server import JobServer
-
-
-def overview(tx: Transaction) -> Struct:
-    """What is in the database now, in numbers."""
-
-    def counts(sql: str, *parameters: object) -> dict[str, int]:
-        return {str(row["name"]): int(row["n"]) for row in tx.all(sql, parameters)}
-
-    oldest = tx.one("SELECT min(due) AS due FROM runs WHERE state = 'pending'")
-    contacts = {
-        name: tx.one(
-            "SELECT count(*) AS n FROM clients WHERE state = 'active' AND contact_at > ?",
-            (tx.now - seconds,),
-        )
-        for name, seconds in (("minute", 90), ("hour", 3600), ("day", 86400))
-    }
-    expiring = tx.one(
-        "SELECT count(*) AS n FROM certificates WHERE revoked_at IS NULL AND not_after > ?"
-        " AND not_after < ?",
-        (tx.now, tx.now + 7 * 86400),
-    )
-    waiting = tx.one("SELECT count(*) AS n FROM enrolments WHERE state = 'requested'")
-    return {
-        "runs": counts(
-            "SELECT state AS name, count(*) AS n FROM runs WHERE ended_at IS NULL"
-            " OR ended_at > ? GROUP BY state",
-            tx.now - 86400,
-        ),
-        "clients": counts("SELECT state AS name, count(*) AS n FROM clients GROUP BY state"),
-        "contact": {name: row["n"] if row else 0 for name, row in contacts.items()},
-        "oldest_pending_seconds": (
-            0.0
-            if oldest is None or oldest["due"] is None
-            else round(max(0.0, tx.now - oldest["due"]), 1)
-        ),
-        "enrolments_waiting": waiting["n"] if waiting else 0,
-        "certificates_expiring": expiring["n"] if expiring else 0,
-    }
 
 
 def _server(row: Row) -> Struct:

@@ -1,0 +1,387 @@
+"""Administration: by XML-RPC, by the command line, and what the pages show."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+from urllib.request import urlopen
+
+from gridnet.scire.command import command_name
+from gridnet.scire.service import admin_methods
+from tests.scire.databases import PostgresMixin, SqliteMixin
+from tests.scire.processes import environment, fault_of, page, wait_until
+from tests.scire.test_server import HELLO, ServerCase, script_job, status
+
+
+class RightsCase(ServerCase):
+    """People with few rights, over the wire; mixed with a backend."""
+
+    abstract = True
+
+    def person(self, name: str) -> Any:
+        """A proxy of a new user."""
+        self.root.admin.user_create({"name": name})
+        token = self.root.admin.token_create({"kind": "user", "user": name})["token"]
+        proxy = self.one.root(f"Bearer {token}")
+        self.addCleanup(proxy("close"))
+        return proxy
+
+    def allow(self, effect: str, subject: Any, permission: str, target: Any) -> int:
+        rule = {"effect": effect, "permission": permission, "subject": subject, "object": target}
+        return int(self.root.admin.rule_create(rule)["rule"])
+
+    def test_the_example_of_the_technology_group(self) -> None:
+        """Update on the print servers, and not on an image server outside that group."""
+        admin = self.root.admin
+        for name in ("printer1.example.org", "image1.example.org"):
+            self.one.machine(name)
+        sam = self.person("sam")
+        technology = admin.group_create("user-group", "Technology")["group"]
+        printers = admin.group_create("client-group", "Print servers")["group"]
+        admin.member_add(technology, "sam")
+        admin.member_add(printers, "printer1.example.org")
+        subject, target = {"group": "Technology"}, {"group": "Print servers"}
+        self.allow("allow", subject, "job.create", target)
+        rule = self.allow("allow", subject, "run.update", target)
+        job = {"name": "update", "execute": {"kind": "update"}}
+        good = {**job, "targets": {"clients": ["printer1.example.org"]}}
+        bad = {**job, "targets": {"clients": ["image1.example.org"]}}
+        both = {**job, "targets": {"all": True}}
+        preview = sam.admin.job_preview(both)
+        self.assertEqual([t["allowed"] for t in preview["targets"]], [True, False])
+        self.assertEqual(sam.admin.job_create(good)["runs"], 1)
+        self.assertEqual(fault_of(sam.admin.job_create, bad), 1010)
+        self.assertEqual(fault_of(sam.admin.job_create, both), 1010)
+        self.assertEqual(sam.admin.job_create({**both, "allow_partial": True})["runs"], 1)
+        told = admin.rule_test("sam", "run.update", "printer1.example.org")
+        self.assertEqual((told["allowed"], told["rules"][0]["rule"]), (True, rule))
+        self.assertEqual(
+            admin.rule_test("sam", "run.update", "image1.example.org")["reason"], "no rule"
+        )
+        self.assertEqual(
+            admin.rights_of_user("sam", "printer1.example.org"), ["job.create", "run.update"]
+        )
+        self.assertEqual(sam.admin.rights_of_user("sam", "image1.example.org"), [])
+        on_client = admin.rights_on_client("printer1.example.org")
+        self.assertIn("sam", [entry["name"] for entry in on_client])
+        # Denied now: what waits is denied at delivery, with the rule that says so.
+        denying = self.allow("deny", {"user": "sam"}, "run.*", {"client": "printer1.example.org"})
+        machine = self.one.machine("other.example.org")
+        self.assertTrue(machine)
+        with self.one.machine("third.example.org").proxy(self.one) as proxy:
+            self.assertFalse(proxy.scire.next_job("")["more"])
+        self.assertEqual(
+            admin.rule_test("sam", "run.update", "printer1.example.org")["rules"][0]["rule"],
+            denying,
+        )
+
+    def test_denied_at_delivery_names_the_rule(self) -> None:
+        admin = self.root.admin
+        first = self.one.machine("c1.example.org")
+        second = self.one.machine("c2.example.org")
+        ann = self.person("ann")
+        for permission in ("job.create", "run.script"):
+            self.allow("allow", {"user": "ann"}, permission, {})
+        made = ann.admin.job_create(script_job())
+        self.assertEqual(made["runs"], 2)
+        rule = self.allow("deny", {"user": "ann"}, "run.script", {"client": "c1.example.org"})
+        with first.proxy(self.one) as one, second.proxy(self.one) as two:
+            self.assertFalse(one.scire.next_job("")["more"])
+            self.assertTrue(two.scire.next_job("")["more"])
+        runs = admin.run_list({"job": made["job"], "client": "c1.example.org"})["items"]
+        self.assertEqual(runs[0]["state"], "denied")
+        last = admin.run_history(runs[0]["run"])[-1]
+        self.assertEqual(last["detail"], f"run.script: deny (rule {rule})")
+        # After the rule has gone it can be tried again.
+        admin.rule_delete(rule)
+        admin.job_retry(runs[0]["run"])
+        with first.proxy(self.one) as one:
+            self.assertTrue(one.scire.next_job("")["more"])
+        admin.user_delete("ann")
+        self.assertEqual(fault_of(ann.admin.job_list), 1000)
+
+    def test_people_without_rights_see_and_do_nothing(self) -> None:
+        self.one.machine("c1.example.org")
+        bob = self.person("bob")
+        self.root.admin.job_create(script_job())
+        self.assertEqual(bob.admin.client_list()["items"], [])
+        self.assertEqual(bob.admin.job_list()["items"], [])
+        self.assertEqual(bob.admin.run_list()["items"], [])
+        for name, *arguments in (
+            ("run_get", 1),
+            ("run_output", 1, "stdout", 0, 1),
+            ("job_get", 1),
+            ("job_cancel", {"job": 1}),
+            ("job_delete", 1),
+            ("client_disable", "c1.example.org", ""),
+            ("rule_create", {"effect": "allow", "permission": "run.*", "subject": {"user": "bob"}}),
+            ("group_create", "user-group", "mine"),
+            ("member_add", 1, "bob"),
+            ("user_create", {"name": "eve"}),
+            ("user_change", "root", {"enabled": False}),
+            ("password_set", "root", "x" * 20),
+            ("token_create", {"kind": "user", "user": "root"}),
+            ("token_create", {}),
+            ("audit_list",),
+            ("server_drain", "a"),
+            ("settings_set", "poll_interval", "5"),
+            ("enrolment_list",),
+            ("rule_test", "root", "run.script", "c1.example.org"),
+        ):
+            method = getattr(bob.admin, name)
+            self.assertEqual(fault_of(method, *arguments), 1010, (name, arguments))
+
+    def test_administrators_cannot_make_themselves_root(self) -> None:
+        admin = self.root.admin
+        ada = self.person("ada")
+        admin.member_add(1, "ada")
+        self.assertEqual(fault_of(ada.admin.member_add, 1, "ada"), 1010)
+        self.assertEqual(fault_of(ada.admin.user_change, "root", {"enabled": False}), 1010)
+        self.assertEqual(fault_of(ada.admin.user_delete, "root"), 1010)
+        self.assertEqual(fault_of(ada.admin.password_set, "root", "x" * 20), 1010)
+        ada.admin.user_create({"name": "new"})
+        ada.admin.rule_create(
+            {"effect": "allow", "permission": "run.*", "subject": {"user": "ada"}}
+        )
+        actions = [row["action"] for row in admin.audit_list({"who": "user:ada"})["items"]]
+        self.assertIn("rule_create", actions)
+
+    def test_passwords(self) -> None:
+        from base64 import b64encode
+
+        self.person("pat")
+        self.root.admin.password_set("pat", "correct horse battery")
+
+        def code(password: str) -> int:
+            secret = b64encode(f"pat:{password}".encode()).decode()
+            with self.one.root(f"Basic {secret}") as proxy:
+                return fault_of(proxy.admin.job_list)
+
+        self.assertEqual((code("correct horse battery"), code("wrong")), (0, 1000))
+        self.root.admin.user_change("pat", {"enabled": False})
+        self.assertEqual(code("correct horse battery"), 1002)
+
+    def test_the_same_key_makes_one(self) -> None:
+        self.one.machine("c1.example.org")
+        create = self.root.admin.job_create
+        made = create(script_job("one"), "k")
+        self.assertEqual(create(script_job("one"), "k"), made)
+        self.assertEqual(fault_of(create, script_job("two"), "k"), 1050)
+        self.assertEqual(len(self.root.admin.job_list()["items"]), 1)
+
+    def test_definitions_that_are_none(self) -> None:
+        create = self.root.admin.job_create
+        for wrong, code in (
+            ({}, 1040),
+            (script_job(priority=100), 1040),
+            (script_job(colour="red"), 1040),
+            (script_job(recurrence={"cron": "61 * * * *"}), 1040),
+            (script_job(recurrence={"cron": "* * * * *", "zone": "Mars/Base"}), 1040),
+            (script_job(targets={"clients": ["nobody"]}), 1020),
+            (script_job(targets={"groups": ["nobody"]}), 1023),
+            (script_job(depends_on=[{"job": 99}]), 1021),
+            (script_job(attachments=[{"name": "../x", "content": b""}]), 1040),
+            (script_job(attachments=[{"name": "x", "digest": "sha256:" + "0" * 64}]), 1040),
+            (script_job(execute={"script": "sha256:" + "0" * 64}), 1040),
+            (script_job(execute={"kind": "package"}), 1040),
+        ):
+            self.assertEqual(fault_of(create, wrong), code, wrong)
+
+    def test_lists_come_in_pages(self) -> None:
+        for number in range(5):
+            self.root.admin.user_create({"name": f"user{number}"})
+        found: list[str] = []
+        after = 0
+        while True:
+            listed = self.root.admin.user_list({"limit": 2, "after": after})
+            found += [user["name"] for user in listed["items"]]
+            after = listed["next"]
+            if not after:
+                break
+        self.assertEqual(found, ["root", *(f"user{n}" for n in range(5))])
+
+    def test_jobs_pause_change_and_go(self) -> None:
+        machine = self.one.machine("c1.example.org")
+        admin = self.root.admin
+        job = admin.job_create(script_job())["job"]
+        admin.job_pause(job)
+        with machine.proxy(self.one) as proxy:
+            self.assertFalse(proxy.scire.next_job("")["more"])
+            admin.job_resume(job)
+            admin.job_change(job, script_job("changed", priority=99))
+            self.assertTrue(proxy.scire.next_job("")["more"])
+        self.assertEqual(admin.job_get(job)["name"], "changed")
+        self.assertEqual(admin.job_cancel({"job": job}), 1)
+        admin.job_delete(job)
+        self.assertEqual(fault_of(admin.job_get, job), 1021)
+
+    def test_attachments_are_shared_by_content(self) -> None:
+        from hashlib import sha256
+
+        content = bytes(range(256)) * 10_000
+        digest = f"sha256:{sha256(content).hexdigest()}"
+        put = self.root.admin.file_put
+        self.assertEqual(put(digest, 0, content[:1_000_000], False), 1_000_000)
+        self.assertEqual(put(digest, 5, b"x", False), 1_000_000)
+        self.assertEqual(put(digest, 1_000_000, content[1_000_000:], True), len(content))
+        self.assertEqual(put(digest, 0, b"", True), len(content))
+        machine = self.one.machine("c1.example.org")
+        self.root.admin.job_create(script_job(attachments=[{"name": "data", "digest": digest}]))
+        with machine.proxy(self.one) as proxy:
+            proxy.scire.next_job("")
+            got = b""
+            while len(got) < len(content):
+                got += proxy.scire.get_file(digest, len(got), 1_000_000)
+            self.assertEqual(got, content)
+            self.assertEqual(proxy.scire.get_file(digest, len(got), 10), b"")
+        wrong = f"sha256:{sha256(b'other').hexdigest()}"
+        self.assertEqual(fault_of(put, wrong, 0, b"x", True), 1034)
+
+
+class SqliteRightsTests(SqliteMixin, RightsCase):
+    """On SQLite."""
+
+
+class PostgresRightsTests(PostgresMixin, RightsCase):
+    """On PostgreSQL."""
+
+
+del RightsCase
+
+
+class CommandTests(SqliteMixin, ServerCase):
+    """``gridnet scire``."""
+
+    def command(self, *words: str, status: int = 0) -> str:
+        token = self.one.directory / "token"
+        token.write_text(self.one.token)
+        where = ["--url", self.one.url(self.one.admin), "--ca", str(self.one.ca)]
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "gridnet.cli",
+                "scire",
+                *where,
+                "--token-file",
+                str(token),
+                *words,
+            ],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            cwd=self.one.directory,
+        )
+        self.assertEqual(done.returncode, status, done.stderr)
+        self.assertNotIn("Traceback", done.stderr)
+        return done.stdout if not status else done.stderr
+
+    def test_a_job_from_definition_to_output(self) -> None:
+        machine = self.one.machine("c1.example.org")
+        (self.one.directory / "job.sh").write_text("echo hello\n")
+        (self.one.directory / "job.toml").write_text(
+            'name = "refresh"\npriority = 7\n[targets]\nclients = ["c1.example.org"]\n'
+            '[execute]\nuser = "nobody"\nscript_file = "job.sh"\n'
+        )
+        shown = self.command("job-preview", "@job.toml")
+        self.assertIn("c1.example.org", shown)
+        made = json.loads(self.command("--json", "job-create", "@job.toml", "priority=9"))
+        self.assertEqual(made["runs"], 1)
+        with machine.proxy(self.one) as proxy:
+            proxy.scire.hello(HELLO)
+            delivery = proxy.scire.next_job("")
+            run = str(delivery["run"])
+            proxy.scire.put_output(delivery["run"], "stdout", 0, b"hello\n", True)
+            proxy.scire.job_status(status(delivery["run"], 1, "succeeded", exit_code=0))
+        lines = self.command("run-list").splitlines()
+        self.assertEqual(lines[0].split()[:4], ["run", "job", "job_name", "client"])
+        self.assertIn("succeeded", lines[1])
+        self.assertEqual(json.loads(self.command("--json", "run-get", run))["priority"], 9)
+        self.assertEqual(self.command("output", run), "hello\n")
+        self.assertIn("received", self.command("run-history", run))
+
+    def test_a_command_of_each_group(self) -> None:
+        self.one.machine("c1.example.org")
+        self.assertIn("c1.example.org", self.command("client-list"))
+        self.assertIn("active", self.command("client-get", "c1.example.org"))
+        self.command("group-create", "client-group", "printers")
+        self.command("member-add", "2", "c1.example.org")
+        self.assertIn("printers", self.command("group-list", "kind=client-group"))
+        self.command("user-create", "name=ann", "full_name=Ann Example")
+        rule = ("effect=allow", "subject.user=ann", "permission=run.*", "object.group=printers")
+        self.command("rule-create", *rule)
+        told = self.command("rule-test", "ann", "run.script", "c1.example.org")
+        self.assertIn("allowed  yes", " ".join(told.split("\n")[0].split()).replace(" ", "  "))
+        token = json.loads(self.command("--json", "token-create", "uses=3", "networks=10.0.0.0/8"))
+        self.assertEqual(len(token["token"]), 64)
+        self.assertIn("10.0.0.0/8", self.command("token-list"))
+        self.assertIn("serving", self.command("server-list"))
+        self.assertIn("leader", self.command("server-status"))
+        self.command("settings-set", "poll_interval", "30")
+        self.assertIn("30", self.command("settings-get"))
+        self.assertIn("settings_set", self.command("audit-list", "limit=3"))
+        self.assertEqual(self.command("job-list").strip(), "none")
+
+    def test_every_call_is_a_command(self) -> None:
+        text = self.command("--help")
+        for name, method in admin_methods().items():
+            if name.startswith("admin."):
+                self.assertIn(f"  {command_name(method)}", text)
+
+    def test_mistakes_are_named(self) -> None:
+        self.assertIn("fault 1020: unknown client x", self.command("client-get", "x", status=1))
+        self.assertIn("takes", self.command("client-get", status=1))
+        self.assertIn("no command", self.command("nonsense", status=2))
+        self.assertIn("1040", self.command("job-create", "name=x", "targets.all=true", status=1))
+        self.assertIn("no.toml", self.command("job-create", "@no.toml", status=1))
+
+
+class PageTests(SqliteMixin, ServerCase):
+    """The status listener."""
+
+    keys = {"heartbeat_seconds": 0.2}
+
+    def test_what_waits_and_why(self) -> None:
+        machine = self.one.machine("c1.example.org")
+        admin = self.root.admin
+        first = admin.job_create(script_job("<first>"))["job"]
+        admin.job_create(script_job("second", depends_on=[{"job": first}]))
+        found = page(self.one, "/scire?format=json")
+        self.assertEqual([run["job"] for run in found["open"]], ["<first>", "second"])
+        self.assertIn("client has not asked", found["open"][0]["why"])
+        self.assertIn("dependencies", found["open"][1]["why"])
+        with machine.proxy(self.one) as proxy:
+            proxy.scire.hello(HELLO)
+            delivery = proxy.scire.next_job("")
+            found = page(self.one, "/scire?format=json")
+            self.assertIn("acknowledgement within", found["open"][0]["why"])
+            proxy.scire.job_status(status(delivery["run"], 1, "failed", exit_code=1))
+        found = page(self.one, "/scire?format=json")
+        self.assertEqual([run["state"] for run in found["ended"]][-1], "failed")
+        self.assertEqual(found["clients"][0]["name"], "c1.example.org")
+        with urlopen(f"http://127.0.0.1:{self.one.status}/scire") as answer:
+            text = answer.read().decode()
+        self.assertIn("&lt;first&gt;", text)
+        self.assertNotIn("<first>", text)
+
+    def test_metrics_and_health(self) -> None:
+        self.one.machine("c1.example.org")
+        self.root.admin.job_create(script_job())
+
+        def text() -> str:
+            with urlopen(f"http://127.0.0.1:{self.one.status}/metrics") as answer:
+                return str(answer.read().decode())
+
+        wait_until(lambda: 'scire_runs{state="pending"} 1.0' in text(), "the leader has looked")
+        for line in (
+            'scire_calls_total{listener="admin",method="admin.job_create",result="ok"} 1.0',
+            "scire_leader 1.0",
+            'scire_clients{state="active"} 1.0',
+            "scire_database_seconds ",
+            "scire_slots_used 0.0",
+        ):
+            self.assertIn(line, text())
+        with urlopen(f"http://127.0.0.1:{self.one.status}/healthz") as answer:
+            self.assertEqual(answer.status, 200)
