@@ -10,18 +10,22 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Callable, Mapping
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
+from attrs import frozen
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import UNIXServerEndpoint
-from twisted.internet.interfaces import IAddress, IProtocolFactory, ITCPTransport
+from twisted.internet.interfaces import IAddress, IProtocolFactory, IPullProducer, ITCPTransport
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
 from twisted.protocols.basic import LineOnlyReceiver
 from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from gridnet.config import read
 from gridnet.errors import GridnetError, LocalProtocolError, RemoteProtocolError
@@ -33,7 +37,18 @@ MAX_QUESTION_OCTETS = 65536
 QUESTION_SECONDS = 10.0
 #: Seconds that an answer may take: asking other hosts, and sending it.
 ANSWER_SECONDS = 60.0
-MAX_CONNECTIONS = 128
+MAX_CONNECTIONS = 256
+MAX_CONNECTIONS_PER_USER = 64
+
+_PIECE_OCTETS = 65536
+
+
+@frozen
+class JsonText:
+    """An answer that is JSON already."""
+
+    octets: bytes
+
 
 #: Answers one question: gets its members, gives a JSON value, or a ``Deferred`` of one.
 #: ``uid`` among the members is who asks, as the kernel says.
@@ -75,15 +90,19 @@ class ControlProtocol(LineOnlyReceiver, TimeoutMixin):
     def __init__(self, desk: ControlFactory) -> None:
         self._desk = desk
         self._asked = False
+        self._uid = -1
 
     def connectionMade(self) -> None:
-        """Called by Twisted."""
-        self._desk.connections += 1
+        """Called by Twisted; one user cannot take the places of the others."""
+        self._uid = peer_uid(self.transport)
+        self._desk.connections[self._uid] += 1
+        if self._desk.connections[self._uid] > MAX_CONNECTIONS_PER_USER:
+            self.transport.abortConnection()
         self.setTimeout(QUESTION_SECONDS)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Called by Twisted."""
-        self._desk.connections -= 1
+        self._desk.connections -= Counter((self._uid,))
         self.setTimeout(None)
 
     def timeoutConnection(self) -> None:
@@ -96,11 +115,17 @@ class ControlProtocol(LineOnlyReceiver, TimeoutMixin):
             return  # one question; what comes behind it does not count
         self._asked = True
         self.setTimeout(ANSWER_SECONDS)
-        self._desk.answer(line, peer_uid(self.transport)).addCallback(self._reply)
 
-    def _reply(self, answer: Mapping[str, Any]) -> None:
-        self.transport.write(json.dumps(answer).encode("utf-8") + b"\n")
-        self.transport.loseConnection()
+        def answer() -> None:
+            if self.connected:
+                self._desk.answer(line, self._uid).addCallback(self._reply)
+
+        if not self._desk.share(self._uid, answer):
+            self.transport.abortConnection()
+
+    def _reply(self, octets: bytes) -> None:
+        if self.connected:
+            _Reply(self.transport, octets).start()
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """Called by Twisted."""
@@ -112,33 +137,36 @@ class ControlFactory(Factory):
     """
     Answers questions by what they ask for.
 
-    :ivar connections: that are open, :data:`MAX_CONNECTIONS` at most.
+    :ivar connections: user id -> how many of theirs are open.
+    :param share: runs work of a user (a :class:`gridnet.time_share.TimeShare`'s ``run``); None: all
+        is answered at once.
     """
 
     _log = Logger()
     noisy = False
 
-    def __init__(self, answerers: Mapping[str, Answerer]) -> None:
+    def __init__(
+        self,
+        answerers: Mapping[str, Answerer],
+        share: Callable[[Hashable, Callable[[], object]], bool] | None = None,
+    ) -> None:
         self._answerers = answerers
-        self.connections = 0
+        self.share = share or _at_once
+        self.connections: Counter[int] = Counter()
 
     def buildProtocol(self, address: IAddress | None) -> ControlProtocol | None:
         """Called by Twisted; None: too many are connected."""
-        if self.connections >= MAX_CONNECTIONS:
+        if self.connections.total() >= MAX_CONNECTIONS:
             return None
         return ControlProtocol(self)
 
-    def answer(self, line: bytes, uid: int = -1) -> Deferred[Mapping[str, Any]]:
+    def answer(self, line: bytes, uid: int = -1) -> Deferred[bytes]:
         """
-        ``{"result": ...}``, or ``{"error": text}``; never a failure.
+        A line with ``{"result": ...}``, or ``{"error": text}``; never a failure.
 
         :param uid: who asks; -1: the system does not say.
         """
-        return (
-            maybeDeferred(self._answer, line, uid)
-            .addCallback(lambda result: {"result": result})
-            .addErrback(self._failed)
-        )
+        return maybeDeferred(self._answer, line, uid).addCallback(_result).addErrback(self._failed)
 
     def _answer(self, line: bytes, uid: int) -> Any:
         question = parse_question(line)
@@ -148,11 +176,54 @@ class ControlFactory(Factory):
             raise RemoteProtocolError(f"unknown question; expected one of {known}")
         return answerer({**question, "uid": uid})
 
-    def _failed(self, failure: Failure) -> Mapping[str, Any]:
+    def _failed(self, failure: Failure) -> bytes:
+        text = "the daemon failed; its log says more"
         if failure.check(GridnetError) is not None:
-            return {"error": failure.getErrorMessage()}
-        self._log.failure("answering a local tool", failure)
-        return {"error": "the daemon failed; its log says more"}
+            text = failure.getErrorMessage()
+        else:
+            self._log.failure("answering a local tool", failure)
+        return json.dumps({"error": text}).encode("utf-8") + b"\n"
+
+
+def _at_once(user: Hashable, work: Callable[[], object]) -> bool:
+    work()
+    return True
+
+
+def _result(result: Any) -> bytes:
+    text = result.octets if isinstance(result, JsonText) else json.dumps(result).encode("utf-8")
+    return b'{"result": %b}\n' % text
+
+
+@implementer(IPullProducer)
+class _Reply:
+    """An answer on its way, in pieces: many that wait to be taken share their octets."""
+
+    def __init__(self, transport: Any, octets: bytes) -> None:
+        self._transport = transport
+        self._octets = memoryview(octets)
+        self._is_registered = False
+
+    def start(self) -> None:
+        """Begin to write."""
+        if len(self._octets) <= _PIECE_OCTETS:
+            self.resumeProducing()
+        else:
+            self._is_registered = True
+            self._transport.registerProducer(self, False)
+
+    def resumeProducing(self) -> None:
+        """Called by the transport when there is room."""
+        piece, self._octets = self._octets[:_PIECE_OCTETS], self._octets[_PIECE_OCTETS:]
+        self._transport.write(bytes(piece))
+        if not self._octets:
+            if self._is_registered:
+                self._transport.unregisterProducer()
+            self._transport.loseConnection()
+
+    def stopProducing(self) -> None:
+        """Called by the transport: the peer has gone."""
+        self._octets = memoryview(b"")
 
 
 def peer_uid(transport: object) -> int:
@@ -201,6 +272,18 @@ def find_control(component: str, config: Path | None, control: Path | None) -> P
     return path
 
 
+def _connect(connection: socket.socket, path: Path, deadline: float) -> None:
+    """Connect, waiting while so many others do that there is no place left."""
+    while True:
+        try:
+            connection.connect(str(path))
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
 def ask(path: Path, question: Mapping[str, Any], seconds: float = 10.0) -> Any:
     """
     Ask the daemon behind the socket *path*; blocks.
@@ -216,7 +299,7 @@ def ask(path: Path, question: Mapping[str, Any], seconds: float = 10.0) -> Any:
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(seconds)
-            connection.connect(str(path))
+            _connect(connection, path, time.monotonic() + seconds)
             connection.sendall(line + b"\n")
             with connection.makefile("rb") as stream:
                 reply = json.loads(stream.read().decode("utf-8"))

@@ -153,6 +153,7 @@ SHARED = {
     "table",
     "tap",
     "testing",
+    "time_share",
 }
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Cooperator
+from twisted.python.failure import Failure
 
 import gridnet
+from gridnet.control import JsonText
 from gridnet.errors import DescriptorError, RemoteProtocolError
 from gridnet.lbsmd.checks import Checks
 from gridnet.lbsmd.feedback import parse_argument
@@ -25,10 +30,25 @@ from gridnet.table.affinity import Affinity
 from gridnet.table.descriptor_words import split_connection_point
 from gridnet.table.explain import Factors, Question, candidate, explain
 from gridnet.table.heap import HEAP_VERSION
-from gridnet.table.model import Entry
+from gridnet.table.model import Entry, Host
 from gridnet.table.selection import Lottery, is_standby, standby_order
 from gridnet.table.server_info import TYPES, Algorithm, ServerType
 from gridnet.table.server_text import write
+
+#: Of making the table's text, and of letting others have the event loop in between.
+_SLICE_SECONDS = 0.005
+#: How long the text of a table that does not change serves.
+_TEXT_SECONDS = 0.5
+
+
+class _Slice:
+    """Says when a piece of cooperative work has to end."""
+
+    def __init__(self) -> None:
+        self._until = time.perf_counter() + _SLICE_SECONDS
+
+    def __call__(self) -> bool:
+        return time.perf_counter() >= self._until
 
 
 class Answers:
@@ -57,10 +77,74 @@ class Answers:
         self.heap: Callable[[], Mapping[str, Any]] | None = None
         self._chance = random.Random()
         self.started_at = site.reactor.seconds()
+        # As much time for everything else as for the table.
+        self._cooperator = Cooperator(
+            scheduler=lambda call: site.reactor.callLater(_SLICE_SECONDS, call),
+            terminationPredicateFactory=_Slice,
+        )
+        self._waiting: list[Deferred[JsonText]] = []
+        #: serial of the table, when it was made, and the text
+        self._text: tuple[int, float, JsonText] | None = None
 
     def table(self, question: Mapping[str, Any]) -> Mapping[str, Any]:
         """``table``: everything that ``gridnet lbsmc`` shows."""
-        site, now = self._site, self._site.reactor.seconds()
+        now = self._site.reactor.seconds()
+        entries = self._site.table.all_entries()
+        return {
+            **self._head(now),
+            "hosts": [_host(host, now) for host in self._site.table.hosts()],
+            "services": [self._entry(entry, now) for entry in entries],
+        }
+
+    def table_text(self, question: Mapping[str, Any]) -> Deferred[JsonText]:
+        """
+        The same as text, made a few entries at a time.
+
+        Who asks while it is being made gets it too, and so does who asks right after for a table
+        that has not changed.
+        """
+        answer: Deferred[JsonText] = Deferred()
+        made = self._text
+        now = self._site.reactor.seconds()
+        if (
+            made is not None
+            and made[0] == self._site.table.serial
+            and now - made[1] < _TEXT_SECONDS
+        ):
+            answer.callback(made[2])
+            return answer
+        self._waiting.append(answer)
+        if len(self._waiting) == 1:
+            making = self._cooperator.cooperate(self._make_text())
+            making.whenDone().addErrback(self._not_made)
+        return answer
+
+    def _make_text(self) -> Iterator[None]:
+        now, serial = self._site.reactor.seconds(), self._site.table.serial
+        entries = self._site.table.all_entries()
+        head = json.dumps(self._head(now))[:-1]
+        hosts, services = [], []
+        for host in self._site.table.hosts():
+            hosts.append(json.dumps(_host(host, now)))
+            yield
+        for entry in entries:
+            services.append(json.dumps(self._entry(entry, now)))
+            yield
+        members = f'"hosts": [{", ".join(hosts)}], "services": [{", ".join(services)}]'
+        text = JsonText(f"{head}, {members}}}".encode())
+        self._text = serial, self._site.reactor.seconds(), text
+        waiting, self._waiting = self._waiting, []
+        for answer in waiting:
+            answer.callback(text)
+
+    def _not_made(self, failure: Failure) -> None:
+        waiting, self._waiting = self._waiting, []
+        for answer in waiting:
+            answer.errback(failure)
+
+    def _head(self, now: float) -> Mapping[str, Any]:
+        """All but the hosts and services."""
+        site = self._site
         table = site.table
         loaded = self._local.loaded
         return {
@@ -75,8 +159,6 @@ class Answers:
             "heap_version": ".".join(map(str, HEAP_VERSION)),
             "serial": table.serial,
             "heap": None if self.heap is None else dict(self.heap()),
-            "hosts": [{**host_report(host, now), "zone": host.zone} for host in table.hosts()],
-            "services": [self._entry(entry, now) for entry in table.all_entries()],
         }
 
     def resolve(self, question: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -203,6 +285,10 @@ class Answers:
 
     def _told(self, each: Factors) -> Any:
         return evolve(each.entry.info, rate=each.rating)
+
+
+def _host(host: Host, now: float) -> Mapping[str, Any]:
+    return {**host_report(host, now), "zone": host.zone}
 
 
 def _factors(each: Factors) -> Mapping[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 from attrs import evolve
@@ -33,6 +33,8 @@ class OrderRouting:
     :param run_in_thread: calls a function that blocks: ``Deferred`` of its result.
     :param max_orders: requests under way at a time; more are refused.
     :param seconds: that looking up names may take.
+    :param share: runs work of a user (a :class:`gridnet.time_share.TimeShare`'s ``run``): to find
+        the servers that a mask means takes its time.
     """
 
     _log = Logger()
@@ -48,6 +50,7 @@ class OrderRouting:
         clock: IReactorTime,
         max_orders: int = 64,
         seconds: float = 10.0,
+        share: Callable[[Hashable, Callable[[], object]], bool] | None = None,
     ) -> None:
         self.carrier = carrier
         self._table = table
@@ -59,6 +62,7 @@ class OrderRouting:
         self._max_orders = max_orders
         self._seconds = seconds
         self._under_way = 0
+        self._share = share
 
     def ask(self, request: Request, uid: int, reason: str = "") -> Deferred[str]:
         """
@@ -81,6 +85,7 @@ class OrderRouting:
     async def _ask(self, request: Request, uid: int, reason: str) -> str:
         asker = await self._run_in_thread(find_asker, uid, self._address)
         request = await self._with_address(request)
+        await self._turn(uid)
         order = Order(request, asker, reason)
         owners = self._owners(request.target)
         if not owners:
@@ -107,6 +112,15 @@ class OrderRouting:
         if len(told) > _TOLD_REASONS:
             done += f" and {len(told) - _TOLD_REASONS} more hosts"
         return f"{done}; refused: {reasons}" if refusals else done
+
+    async def _turn(self, uid: int) -> None:
+        """Wait until it is the turn of that user."""
+        if self._share is None:
+            return
+        turn: Deferred[None] = Deferred()
+        if not self._share(uid, lambda: turn.callback(None)):
+            raise RefusedError("too many requests of yours are waiting")
+        await turn
 
     def _send(self, host: str, order: Order) -> Deferred[None]:
         if order.request.target.host is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,7 @@ from gridnet.listener import Listener
 from gridnet.site import Site
 from gridnet.table.model import HostFacts
 from gridnet.table.server_text import format_connection_point
+from gridnet.time_share import TimeShare
 
 _log = Logger()
 
@@ -134,6 +136,7 @@ def make_lbsmd(
 
     run = run_in_thread or in_pool
     clock = IReactorTime(site.reactor)
+    share = TimeShare(clock, time.perf_counter)
     source = Source.of(config, site.config, site.section.address, resolve)
     local = LocalServices(site.table, source.address)
     watch = ConfigurationWatch(source, local, clock, run)
@@ -154,6 +157,7 @@ def make_lbsmd(
         clock,
         config.max_orders,
         config.resolve_seconds,
+        share.run,
     )
     gossip = _make_gossip(config, site, penalties, run)
     if gossip is not None:
@@ -170,7 +174,7 @@ def make_lbsmd(
     if config.control:
         factory = ControlFactory(
             {
-                "table": answers.table,
+                "table": answers.table_text,
                 "resolve": answers.resolve,
                 "feedback": answers.feedback,
                 **registrations.answerers(),

@@ -23,10 +23,12 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from gridnet.config import SiteConfig, SiteSection
 from gridnet.control import (
     MAX_CONNECTIONS,
+    MAX_CONNECTIONS_PER_USER,
     MAX_QUESTION_OCTETS,
     ControlError,
     ControlFactory,
     ControlProtocol,
+    JsonText,
     ask,
 )
 from gridnet.errors import RemoteProtocolError
@@ -98,20 +100,47 @@ class ControlProtocolTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
     def test_connections_are_bounded_and_time_out(self) -> None:
-        """One too many is closed; one that takes no answer is cut off."""
+        """Those of all, and those of one user; one that takes no answer is cut off."""
         factory = ControlFactory({})
-        transports = []
-        for _ in range(MAX_CONNECTIONS):
+        transports: list[StringTransport] = []
+
+        def connect() -> ControlProtocol:
             protocol = factory.buildProtocol(None)
             assert protocol is not None
             self.patch(protocol, "setTimeout", lambda seconds: None)
             transports.append(StringTransport())
             protocol.makeConnection(transports[-1])
-        self.assertIsNone(factory.buildProtocol(None))
-        protocol.timeoutConnection()
+            return protocol
+
+        protocols = [connect() for _ in range(MAX_CONNECTIONS_PER_USER)]
+        self.assertFalse(any(each.disconnected for each in transports))
+        protocols.append(connect())
         self.assertTrue(transports[-1].disconnected)
-        protocol.connectionLost()
-        self.assertIsNotNone(factory.buildProtocol(None))
+        protocols[0].timeoutConnection()
+        self.assertTrue(transports[0].disconnected)
+        for protocol in protocols:
+            protocol.connectionLost()
+        self.assertEqual(factory.connections.total(), 0)
+        factory.connections[5] = MAX_CONNECTIONS
+        self.assertIsNone(factory.buildProtocol(None))
+
+    def test_long_answers_go_in_pieces_as_they_are_taken(self) -> None:
+        """So many that wait for them share the octets."""
+        text = json.dumps("x" * 200_000)
+        factory = ControlFactory({"long": lambda _: JsonText(text.encode())})
+        protocol = factory.buildProtocol(None)
+        assert protocol is not None
+        self.patch(protocol, "setTimeout", lambda seconds: None)
+        transport = StringTransport()
+        protocol.makeConnection(transport)
+        protocol.dataReceived(b'{"ask": "long"}\n')
+        self.assertEqual(transport.value(), b"")
+        while transport.producer is not None:
+            before = len(transport.value())
+            transport.producer.resumeProducing()
+            self.assertLessEqual(len(transport.value()) - before, 65536)
+        self.assertTrue(transport.disconnecting)
+        self.assertEqual(transport.value(), b'{"result": %b}\n' % text.encode())
 
     @examples(1000)
     @given(st.binary(max_size=40))
@@ -190,6 +219,23 @@ class TableTests(DaemonCase):
         self.assertEqual(
             lines[12], f"LBSMD PID: {os.getpid()}, config: {self.site.config.path('servrc.cfg')}"
         )
+
+    def test_the_text_is_the_table_made_in_slices(self) -> None:
+        """Who asks meanwhile shares it; a changed table is made anew."""
+        asked = [self.answers.table_text({}) for _ in range(3)]
+        self.assertNoResult(asked[0])
+        self.reactor.pump([0.01] * 20)
+        texts = [self.successResultOf(each) for each in asked]
+        self.assertIs(texts[0], texts[2])
+        wanted = dict(self.answers.table({}))
+        wanted["time"] = json.loads(texts[0].octets)["time"]
+        self.assertEqual(json.loads(texts[0].octets), json.loads(json.dumps(wanted)))
+        self.assertIs(self.successResultOf(self.answers.table_text({})), texts[0])
+        self.daemon.local.tell_load(5.0, 5.0, HostFacts())
+        changed = self.answers.table_text({})
+        self.reactor.pump([0.01] * 20)
+        hosts = json.loads(self.successResultOf(changed).octets)["hosts"]
+        self.assertEqual(hosts[0]["status"], 5.0)
 
     def test_masks_and_dead_servers(self) -> None:
         """Which rows are shown; the foot counts both."""
