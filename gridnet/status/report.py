@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from math import isinf
 from typing import Any
 
@@ -11,6 +13,8 @@ from gridnet.table.model import Entry, Host, HostFacts
 from gridnet.table.selection import status
 
 _NOTHING_TOLD = HostFacts()
+#: Services or hosts in one piece of JSON: a few milliseconds of work.
+_ROWS_A_PIECE = 200
 
 
 def _seconds_left(expires_at: float, now: float) -> float | None:
@@ -79,15 +83,14 @@ def _facts_report(facts: HostFacts) -> Mapping[str, Any]:
     }
 
 
-def site_report(site: Site, now: float, max_entries: int | None = None) -> Mapping[str, Any]:
+def site_report(site: Site, now: float, max_rows: int) -> dict[str, Any]:
     """
     The whole site, as ``/status.json`` gives it (docs/reference/status.rst).
 
-    :param max_entries: services to list at most; None: all.
+    :param max_rows: services and hosts to list at most, of each.
     """
     table = site.table
-    entries = table.all_entries()
-    shown = entries if max_entries is None else entries[:max_entries]
+    entries, hosts = table.all_entries(), table.hosts()
     return {
         "site": site.section.name,
         "address": site.section.address,
@@ -96,7 +99,38 @@ def site_report(site: Site, now: float, max_entries: int | None = None) -> Mappi
         "failures": dict(site.status.failures()),
         "addresses": site.addresses,
         "components": {name: dict(facts()) for name, facts in site.status.facts.items()},
-        "table": {"serial": table.serial, "services": len(entries), "hosts": len(table.hosts())},
-        "services": [entry_report(e, table.host(e.info.host), now) for e in shown],
-        "hosts": [host_report(host, now) for host in table.hosts()],
+        "table": {"serial": table.serial, "services": len(entries), "hosts": len(hosts)},
+        "services": [entry_report(e, table.host(e.info.host), now) for e in entries[:max_rows]],
+        "hosts": [host_report(host, now) for host in hosts[:max_rows]],
     }
+
+
+def json_pieces(site: Site, now: float) -> Iterator[str]:
+    """
+    The JSON text of :func:`site_report` with all services and hosts, a few of them at a time.
+
+    A large table takes long to write: others are to have their turn between the pieces.
+    """
+    table = site.table
+    entries, hosts = table.all_entries(), table.hosts()
+    report = site_report(site, now, 0)
+    services = (entry_report(entry, table.host(entry.info.host), now) for entry in entries)
+    lists: dict[str, Iterator[object]] = {
+        "services": services,
+        "hosts": (host_report(host, now) for host in hosts),
+    }
+    for name in lists:
+        del report[name]
+    yield _json(report)[:-1]
+    for name, items in lists.items():
+        yield f", {_json(name)}: ["
+        comma = ""
+        while block := list(islice(items, _ROWS_A_PIECE)):
+            yield comma + _json(block)[1:-1]
+            comma = ", "
+        yield "]"
+    yield "}"
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, default=str)

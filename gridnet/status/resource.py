@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from importlib.resources import files
 
 from jinja2 import Environment
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IPullProducer, IReactorTime
 from twisted.web.http import SERVICE_UNAVAILABLE
 from twisted.web.resource import IResource, Resource
-from twisted.web.server import Request
+from twisted.web.server import NOT_DONE_YET, Request
 from twisted.web.util import Redirect
+from zope.interface import implementer
 
 from gridnet.interfaces import IListMaster
 from gridnet.site import Site
 from gridnet.status.config import StatusConfig
-from gridnet.status.report import site_report
+from gridnet.status.report import json_pieces, site_report
 
 _TEMPLATES = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
@@ -40,10 +41,14 @@ class _Page(Resource):
         """The page's octets."""
         raise NotImplementedError
 
-    def render_GET(self, request: Request) -> bytes:
-        """Called by twisted.web (HEAD too)."""
+    def announce(self, request: Request) -> None:
+        """Say what the page is."""
         request.setHeader(b"Content-Type", self.content_type.encode("ascii"))
         request.setHeader(b"Cache-Control", b"no-store")
+
+    def render_GET(self, request: Request) -> bytes | int:
+        """Called by twisted.web (HEAD too)."""
+        self.announce(request)
         return self.body(request)
 
 
@@ -68,14 +73,39 @@ class StatusPage(_Page):
         ).encode("utf-8")
 
 
+@implementer(IPullProducer)
+class _Pieces:
+    """Writes the pieces of a page as its reader takes them."""
+
+    def __init__(self, pieces: Iterator[str], request: Request) -> None:
+        self._pieces = pieces
+        self._request = request
+
+    def resumeProducing(self) -> None:
+        """Called by the transport: there is room for the next piece."""
+        piece = next(self._pieces, None)
+        if piece is None:
+            self._request.unregisterProducer()
+            self._request.finish()
+        else:
+            self._request.write(piece.encode("utf-8"))
+
+    def stopProducing(self) -> None:
+        """Called by the transport: the reader is gone."""
+        self._pieces = iter(())
+
+
 class StatusJson(_Page):
     """``/status.json``: the site for programs."""
 
     content_type = "application/json"
 
-    def body(self, request: Request) -> bytes:
-        """JSON; see :func:`gridnet.status.report.site_report`."""
-        return json.dumps(site_report(self._site, self._now()), default=str).encode("utf-8")
+    def render_GET(self, request: Request) -> int:
+        """JSON, in pieces; see :func:`gridnet.status.report.json_pieces`."""
+        self.announce(request)
+        pieces = json_pieces(self._site, self._now())
+        request.registerProducer(_Pieces(pieces, request), False)
+        return NOT_DONE_YET
 
 
 class Metrics(_Page):

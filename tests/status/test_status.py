@@ -20,6 +20,7 @@ from twisted.web.test.requesthelper import DummyRequest
 from gridnet.config import SiteConfig, SiteSection
 from gridnet.site import Site
 from gridnet.status.config import StatusConfig
+from gridnet.status.report import json_pieces, site_report
 from gridnet.status.resource import make_root
 from gridnet.status.service import make_status
 from gridnet.table.model import Entry, Host
@@ -66,6 +67,16 @@ class PageTests(SynchronousTestCase):
             self.put("svc", f"STANDALONE 10.1.1.1:{port}")
         self.assertEqual(self.get("status")[2].count(b"<td>STANDALONE</td>"), 2)
         self.assertEqual(len(json.loads(self.get("status.json")[2])["services"]), 5)
+
+    def test_the_json_of_a_large_table_comes_in_pieces(self) -> None:
+        """So that others have their turn; what a reader who leaves has not taken is not made."""
+        for number in range(1000):
+            self.put("svc", f"STANDALONE 10.1.1.1:{number + 1}")
+        pieces = list(json_pieces(self.site, 0.0))
+        self.assertLess(max(map(len, pieces)), 100_000)
+        report = json.loads("".join(pieces))
+        self.assertEqual(report, site_report(self.site, 0.0, 10_000))
+        self.assertEqual([len(report[name]) for name in ("services", "hosts")], [1000, 1])
 
     def test_the_json_tells_ratings_times_and_facts(self) -> None:
         """As the reference says."""
