@@ -16,4 +16,5 @@ class StatusConfig:
     max_connections: int = field(default=1024, validator=at_least(1))  #: more are turned away
     #: longest body of a request; the pages have no use for one
     max_body_octets: int = field(default=65_536, validator=at_least(0))
-    max_rows: int = field(default=2000, validator=at_least(1))  #: services, and hosts, on the human page
+    #: services on the page for people, and hosts; a page of all takes long to make
+    max_rows: int = field(default=500, validator=at_least(1))
