@@ -20,7 +20,7 @@ class RealSiteTests(SynchronousTestCase):
         steps = Acceptance(site, 5, 10 * count)
         steps.join()
         for _ in range(2):
-            steps.change_once()
+            steps.change_once(count)
         self.assertTrue(steps.same_tables())
         steps.penalty()
         steps.part_and_heal()

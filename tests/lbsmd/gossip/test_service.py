@@ -249,6 +249,22 @@ class GossipTests(SiteCase):
         self.assertEqual(self.hosts[ONE].gossip.counts["refused"], 500)
         self.assertEqual(len(self.logged("datagram refused")), 1)
 
+    def test_entries_of_another_site_are_left_out_unless_they_are_inter(self) -> None:
+        address = "127.0.0.4"
+        text = "Z [0] STANDALONE :1\nInter [0] STANDALONE :2 RegularInter\n"
+        host = start_host(
+            self.network, self.directory / address, address, text, site_bits=0x300, zone_bits=0x100
+        )
+        self.hosts[address] = host
+        self.addCleanup(self.stop, address)
+        for each in (ONE, TWO, THREE):
+            # Their site is all there is; what they hold is told by whom it is of.
+            self.hosts[each].gossip.follower._site_bits = 0x3
+        self.network.run(3.0)
+        for each in (ONE, TWO, THREE):
+            owned = self.hosts[each].site.table.owned_by(address)
+            self.assertEqual([(e.service, e.zone) for e in owned], [("Inter", 0x100)])
+
     def test_keys_differ_by_host_and_stay(self) -> None:
         keys = {host.gossip._identity.key for host in self.hosts.values()}
         self.assertEqual(len(keys), 3)
