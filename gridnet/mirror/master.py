@@ -45,6 +45,7 @@ from gridnet.mirror.model import (
     ElementList,
     Event,
     Registration,
+    Report,
     Subscribed,
 )
 from gridnet.mirror.narrow import Change, has_conditions, narrowed, reduced_rows
@@ -575,7 +576,7 @@ class EventMaster:
 
     def _deliver(self, client: Client, now: float) -> None:
         report = client.report()
-        taken = client.port.deliver(report)
+        taken = self._hand_over(client, report)
         client.next_send = now + client.registration.delivery_seconds
         client.flushed = client.feed.end
         if taken:
@@ -586,10 +587,18 @@ class EventMaster:
         else:
             client.busy = False
 
+    def _hand_over(self, client: Client, report: Report) -> bool:
+        try:
+            return client.port.deliver(report)
+        except Exception as error:
+            # A fault of ours with this client's report: the round goes on for the others.
+            self._remark(f"event client {client.id} cannot be served: {error!r}")
+            return False
+
     def _time_out(self, client: Client, now: float, reason: str) -> None:
         self._remark(f"event client {client.id} ({client.registration.name}) times out: {reason}")
         self._append_own(client, Event(TIMED_OUT, int(now)))
-        client.port.deliver(client.report())
+        self._hand_over(client, client.report())
         self._remove(client, f"timed out: {reason}")
 
     def _shed(self, feed: Feed, now: float) -> None:

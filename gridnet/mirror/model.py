@@ -165,6 +165,15 @@ class ElementList(Sequence[Element]):
         return f"<ElementList {self.name!r} {list(self.elements)!r}>"
 
 
+_TEXT_CHARACTERS = 1000
+
+
+def said(text: Any) -> str:
+    """What a peer said, fit for logs and terminals: one line, of a bounded length."""
+    found = str(text)[:_TEXT_CHARACTERS]
+    return "".join(letter if letter.isprintable() else "?" for letter in found)
+
+
 def as_json(value: Any) -> Any:
     """*value* of an attribute as plain dicts, lists and scalars."""
     if isinstance(value, Element):

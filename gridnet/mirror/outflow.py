@@ -21,14 +21,18 @@ class Outflow:
     The pieces of a report are octets that many clients share; joined into chunks only as the
     transport takes them, a thousand slow clients cost a thousand chunks, not copies of reports.
     It is the transport's producer all the time, so that small reports wait for the peer as well.
+
+    :param requests: what brings the peer's requests; see :meth:`answer`.
     """
 
-    def __init__(self, transport: Any) -> None:
+    def __init__(self, transport: Any, requests: Any = None) -> None:
         self._transport = transport
+        self._requests = requests
         self._pieces: deque[bytes] = deque()
         self._paused = False
         self._ended = False
         self._then_close = False
+        self._holds = False
         transport.registerProducer(self, True)
 
     @property
@@ -52,6 +56,18 @@ class Outflow:
             return
         self._pieces.extend(pieces)
         self._flow()
+
+    def answer(self, pieces: Iterable[bytes]) -> None:
+        """
+        Send *pieces* because the peer asked.
+
+        While they wait for the peer to read, its further requests are not read: answers to
+        somebody who only asks must not pile up.
+        """
+        self.write(pieces)
+        if self._requests is not None and self.is_open and not self.is_free and not self._holds:
+            self._holds = True
+            self._requests.pauseProducing()
 
     def _flow(self) -> None:
         while self._pieces and not self._paused and not self._ended:
@@ -86,6 +102,9 @@ class Outflow:
         """The transport takes more."""
         self._paused = False
         self._flow()
+        if self._holds and self.is_free:
+            self._holds = False
+            self._requests.resumeProducing()
 
     def stopProducing(self) -> None:
         """The connection is gone."""

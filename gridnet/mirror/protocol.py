@@ -19,7 +19,7 @@ from gridnet.mirror.admission import RegistrationError
 from gridnet.mirror.catalogue import OwnCatalogue
 from gridnet.mirror.keeper import MasterService
 from gridnet.mirror.link import Link, LinkUser
-from gridnet.mirror.model import Registration, Report
+from gridnet.mirror.model import Registration, Report, said
 from gridnet.mirror.outflow import Outflow
 from gridnet.table.address_range import AddressRanges
 
@@ -55,7 +55,7 @@ class MasterProtocol(Protocol):
 
     def connectionMade(self) -> None:
         """Greet, or close when there are too many."""
-        self._out = Outflow(self.transport)
+        self._out = Outflow(self.transport, self.transport)
         host = getattr(self.transport.getPeer(), "host", "")
         if not self._factory.admit(self, host):
             self.transport.abortConnection()
@@ -67,7 +67,8 @@ class MasterProtocol(Protocol):
 
     def announce(self) -> None:
         """Name the lists again: there are more of them."""
-        self._send({"types": self._factory.types()})
+        if self._out is not None:
+            self._out.write([wire.pack({"types": self._factory.types()})])
 
     def _too_late(self) -> None:
         self._timer = None
@@ -121,7 +122,7 @@ class MasterProtocol(Protocol):
 
     def _send(self, message: Mapping[str, Any]) -> None:
         if self._out is not None:
-            self._out.write([wire.pack(message)])
+            self._out.answer([wire.pack(message)])
 
     def _register(self, wish: Registration) -> None:
         if self._id:
@@ -296,13 +297,13 @@ class MirrorProtocol(Protocol):
                 raise RemoteProtocolError("a malformed id")
             user.accepted(identifier)
         elif "refused" in message:
-            user.refused(str(message["refused"])[:1000])
+            user.refused(said(message["refused"]))
         elif "unknown" in message:
-            user.unknown_to_master(str(message["unknown"])[:1000])
+            user.unknown_to_master(said(message["unknown"]))
         elif "types" in message:
             self._name_types(user, wire.read_types(message["types"]))
         elif "closed" in message:
-            self._reason = str(message["closed"])[:1000]
+            self._reason = said(message["closed"])
             self.transport.loseConnection()
         else:
             raise RemoteProtocolError("an unknown message")

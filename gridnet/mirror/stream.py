@@ -33,7 +33,9 @@ _NAMES = {Action.LIST: b"list", Action.ADD: b"add", Action.MODIFY: b"modify"}
 def event_text(number: int, event: Event, kind: ObjectType, action: Action) -> Iterable[bytes]:
     """One event in the form of an event stream, in pieces."""
     if action is Action.DELETE:
-        row = json.dumps({"key": event.text_key}, ensure_ascii=False).encode("utf-8")
+        row = json.dumps({"key": event.text_key}, ensure_ascii=False).encode(
+            "utf-8", "surrogatepass"
+        )
         yield b"id: %d\nevent: delete\ndata: %b\n\n" % (number, row)
         return
     yield b"id: %d\nevent: %b\ndata: " % (number, _NAMES[action])

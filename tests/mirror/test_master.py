@@ -291,6 +291,20 @@ class DeliveryTests(MasterTestCase):
         self.master.round(NOW + 61)
         self.assertEqual(port.take(), [[(2, USER_ADD)]])
 
+    def test_a_port_that_raises_costs_the_others_nothing(self) -> None:
+        broken, fine = Port(), Port()
+
+        def deliver(report: Report) -> bool:
+            raise ValueError("cannot pack that")
+
+        broken.deliver = deliver  # type: ignore[method-assign]
+        for place, port in enumerate((broken, fine)):
+            wish = Registration("n", component_id=place, subscriptions=(Subscribed(USER_LIST),))
+            self.master.register(wish, port, NOW)
+        self.master.round(NOW)
+        self.assertEqual(len(fine.reports), 1)
+        self.assertIn("cannot be served", self.remarks[-1])
+
     def test_a_failed_delivery_gives_the_client_a_pause_and_loses_nothing(self) -> None:
         _, port = self.register(USER_LIST, USER_ADD)
         port.accepts = False

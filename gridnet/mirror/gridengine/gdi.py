@@ -197,6 +197,6 @@ def read_claim(text: str) -> Claim:
     :raises RemoteProtocolError: it does not parse; a real qmaster would let it pass.
     """
     match = _CLAIM.fullmatch(text)
-    if match is None:
+    if match is None or not text.isprintable():  # it is logged
         raise RemoteProtocolError("authentication text that is not a claim of mode none")
     return Claim(int(match[1]), int(match[2]), match[3], match[4])

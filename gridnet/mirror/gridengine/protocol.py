@@ -29,7 +29,7 @@ from gridnet.mirror.gridengine.dialect import Dialect, dialect
 from gridnet.mirror.gridengine.gdi import Claim
 from gridnet.mirror.gridengine.session import ClientSession
 from gridnet.mirror.link import Link, LinkUser
-from gridnet.mirror.model import Event, Registration
+from gridnet.mirror.model import Event, Registration, said
 from gridnet.mirror.protocol import OneProtocol
 
 
@@ -122,7 +122,7 @@ class QmasterProtocol(Protocol):
 
     def denied(self, reason: str, retry_seconds: float) -> None:
         """The qmaster refused it."""
-        self._denied = DeniedError(reason, retry_seconds)
+        self._denied = DeniedError(said(reason), retry_seconds)
         self.transport.loseConnection()
 
     def accepted(self, client_id: int) -> None:
@@ -133,12 +133,12 @@ class QmasterProtocol(Protocol):
     def refused(self, reason: str) -> None:
         """The registration was refused."""
         if self._user is not None:
-            self._user.refused(reason)
+            self._user.refused(said(reason))
 
     def unknown_to_master(self, reason: str) -> None:
         """A modification was refused."""
         if self._user is not None:
-            self._user.unknown_to_master(reason)
+            self._user.unknown_to_master(said(reason))
 
     def reported(self, events: Sequence[tuple[int, Event]]) -> None:
         """A report came."""

@@ -74,7 +74,7 @@ class EventClientProtocol(Protocol):
 
     def connectionMade(self) -> None:
         """Wait for the handshake, or close when there are too many."""
-        self._out = Outflow(self.transport)
+        self._out = Outflow(self.transport, self.transport)
         host = str(getattr(self.transport.getPeer(), "host", ""))
         if not self._factory.admit(self, host):
             self.transport.abortConnection()
@@ -122,7 +122,7 @@ class EventClientProtocol(Protocol):
     def write(self, pieces: Iterable[bytes]) -> None:
         """Send."""
         if self._out is not None:
-            self._out.write(pieces)
+            self._out.answer(pieces)
 
     def wants_in(self, connect: Connect) -> None:
         """Give the client its component id; a fixed one only if nobody alive has it."""
