@@ -76,6 +76,7 @@ class HttpConnection(TwistedProtocol):
     factory: HttpFactory
     transport: Any
     _log = Logger()
+    _introduced = True  # the address is the client's, not that of a proxy before it
 
     def __init__(
         self, factory: HttpFactory, address: str, below: HttpConnection | None = None
@@ -93,7 +94,6 @@ class HttpConnection(TwistedProtocol):
         #: Nothing is under way or held: the only state of the hot path.
         self._resting = True
         self._fresh = True  # no octet has come yet
-        self._introduced = True  # the address is the client's, not that of a proxy before it
         self._held = bytearray()  # octets of heads not whole, and of requests that wait
         self._searched = 0  # octets of them that hold no end of a head
         self._body: BodyReader | None = None  # of the request under way, until it is whole
