@@ -55,6 +55,7 @@ class LimitsConfig:
     max_request: int = field(default=4 * 1048576, validator=at_least(1024))  #: octets of a body
     max_head: int = field(default=16384, validator=at_least(512))  #: octets of a request's head
     max_connections: int = field(default=5000, validator=at_least(1))  #: of each listener
+    backlog: int = field(default=1024, validator=at_least(1))  #: connections not yet accepted
     handshakes_per_second: float = field(default=200.0, validator=more_than(0))  #: TLS
     handshake_seconds: float = field(default=15.0, validator=more_than(0))  #: for one of them
     #: for a whole request, from its first octet; and for the peer to take an answer

@@ -14,12 +14,13 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.tcp import Port
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gridnet.errors import ConfigError, Fault
 from gridnet.interfaces import IObjectSource
-from gridnet.listener import Listener, listener
+from gridnet.listener import Listener, ListeningReactor, listener
 from gridnet.scire import calls, enrol, system
 from gridnet.scire.admin import clients as admin_clients
 from gridnet.scire.admin import jobs as admin_jobs
@@ -46,6 +47,7 @@ from gridnet.table.server_info import ServerInfo, ServerType
 
 _TCP_PORT = re.compile(r"tcp6?:(?:port=)?(\d+)")
 _ADMIN = (admin_clients, admin_jobs, admin_people, admin_runs, admin_servers)
+_KEYS = {"work": "scire.listen", "enrol": "scire.listen_enrol", "admin": "scire.listen_admin"}
 #: Calls at a time on the listeners that no client polls.
 _SIDE_SLOTS = 4
 #: Database threads, unless the site file says so: those that wait share a transaction, and more
@@ -97,7 +99,10 @@ class _Front:
         server.listeners[name] = self.calls
         self.factory = RpcFactory(name, clock, limits, self.calls.request)
         paced = PacedTlsFactory(options, self.factory, clock, limits.handshakes_per_second)
-        self.service: Listener = listener(endpoint, paced, server.reactor)
+        # A fleet whose other server has died comes all at once; what finds no room here would
+        # try again only after seconds.
+        listening = ListeningReactor(server.reactor, Port, limits.backlog)
+        self.service: Listener = listener(endpoint, paced, listening, _KEYS[name])
 
 
 class ScireService(MultiService):

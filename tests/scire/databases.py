@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -44,19 +45,28 @@ class PostgresServer:
             shutil.chown(self.directory, "nobody", "nogroup")
         data = self.directory / "data"
         self._run("initdb", "-D", str(data), "-A", "trust", "-U", "scire", "-N", "-E", "UTF8")
-        command = [str(binaries / "postgres"), "-D", str(data), "-k", str(self.directory)]
+        self._command = [str(binaries / "postgres"), "-D", str(data), "-k", str(self.directory)]
         for setting in ("listen_addresses=", "max_connections=200", *settings):
-            command += ["-c", setting]
-        with open(self.directory / "log", "wb") as log:
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd="/", start_new_session=True, **self._as
-            )
+            self._command += ["-c", setting]
         self._databases = 0
+        self.start()
+
+    def start(self) -> None:
+        """Start it (again)."""
+        with open(self.directory / "log", "ab") as log:
+            self._process = subprocess.Popen(
+                self._command, stdout=log, stderr=log, cwd="/", start_new_session=True, **self._as
+            )
         try:
             self._wait()
         except BaseException:
             self.stop()
             raise
+
+    def crash(self) -> None:
+        """Kill it; what was committed is there after :meth:`start`."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
     def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(

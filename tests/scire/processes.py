@@ -136,16 +136,10 @@ class ServerProcess:
         except FileNotFoundError:
             return ""
 
-    def launch(self) -> None:
-        """Start the process."""
-        command = [
-            sys.executable,
-            "-m",
-            "twisted",
-            "--log-level=info",
-            "--log-format=text",
-            "gridnet",
-        ]
+    def launch(self, *program: str) -> None:
+        """Start the process; *program* is a module and its words instead of ``twist``."""
+        usual = ("twisted", "--log-level=info", "--log-format=text", "gridnet")
+        command = [sys.executable, "-m", *(program or usual)]
         with open(self.directory / "log", "ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--config", str(self.site_file)],
