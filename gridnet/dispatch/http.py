@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from gridnet.dispatch.http_factory import HttpFactory, Prepared
 
 LOCAL_PEER = "127.0.0.1"
+#: After so long the rest of a pipeline waits until others have had their turn.
+TURN_SECONDS = 0.02
 
 
 class Exchange(Protocol):
@@ -378,6 +380,8 @@ class HttpConnection(TwistedProtocol):
             return
         self._advancing = True
         left = self.factory.config.max_pipelined_requests
+        seconds = self.factory.reactor.seconds
+        until = seconds() + TURN_SECONDS
         try:
             while self._held and not self._closing:
                 if self._body is not None:
@@ -387,7 +391,7 @@ class HttpConnection(TwistedProtocol):
                     continue
                 if self._exchange is not None or self._write_full or self._yielding:
                     return
-                if not left:
+                if not left or seconds() > until:
                     self._yielding = True
                     self.factory.reactor.callLater(0, self._go_on)
                     return

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.dispatch.body import LAST_CHUNK, chunk
-from gridnet.dispatch.http_factory import HeadCache
+from gridnet.dispatch.http_factory import HeadCache, Prepared
 from tests.dispatch.support import Bench, FakePrepared, cuts
 from tests.hypothesis_profile import examples
 
@@ -101,6 +101,22 @@ class OrderTests(SynchronousTestCase):
         bench.clock.advance(0)
         self.assertEqual(transport.value(), ok(b"GET /now") * 25)
         self.assertTrue(transport.reads)
+
+    def test_costly_requests_take_turns(self) -> None:
+        """Few of them fill a turn."""
+        bench = Bench()
+        prepare = bench.factory.heads.get
+
+        def slowly(raw: bytes) -> Prepared:
+            bench.clock.rightNow += 0.015
+            return prepare(raw)
+
+        self.patch(bench.factory.heads, "get", slowly)
+        connection, transport = bench.connect()
+        connection.dataReceived(get() * 5)
+        self.assertEqual(transport.value(), ok(b"GET /now") * 2)
+        bench.clock.advance(0)
+        self.assertEqual(transport.value(), ok(b"GET /now") * 5)
 
     def test_empty_lines_before_a_request(self) -> None:
         """Old clients send one behind a body."""
