@@ -70,6 +70,8 @@ class MirrorConfig:
     min_timeout_seconds: float = field(default=MIN_TIMEOUT_SECONDS, validator=more_than(0))
     #: and by this in any case
     max_timeout_seconds: float = field(default=MAX_TIMEOUT_SECONDS, validator=more_than(0))
+    #: of the Grid Engine client with id 1, instead of both; 0: as for the others
+    scheduler_timeout_seconds: float = field(default=0.0, validator=at_least(0))
     registration_seconds: float = field(default=30.0, validator=more_than(0))  #: to register
     idle_seconds: float = field(default=600.0, validator=more_than(0))  #: Grid Engine clients
     #: of a followed master, whose whole list may come in one message

@@ -72,7 +72,9 @@ class MasterService(Service):
         now = self.now
         wanted = min(self.master.wake_at, now + _ROUND_SECONDS)
         clients = len(self.master.clients)
-        if clients >= _GAP_FROM_CLIENTS:
+        if self.master.is_behind:
+            wanted = now
+        elif clients >= _GAP_FROM_CLIENTS:
             wanted = max(wanted, self._last_round + clients * _GAP_SECONDS_PER_CLIENT)
         if self._call is not None:
             if self._armed_for <= wanted:
@@ -98,12 +100,13 @@ class MasterService(Service):
         """Tell everyone that the master goes down; fires when they know, or time is up."""
         now = self.now
         self.master.shut_down(now)
-        self.master.round(now)
         deadline = now + self._wind_down
         done: Deferred[None] = Deferred()
 
         def look() -> None:
             self.master.round(self.now)
+            while self.master.is_behind:
+                self.master.round(self.now)
             waiting = any(c.queued for c in self.master.clients.values() if c.busy)
             if waiting and self.now < deadline:
                 self._clock.callLater(0.05, look)

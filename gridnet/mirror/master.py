@@ -65,6 +65,9 @@ class MasterLimits:
 
 Remark = Callable[[str], None]
 
+#: Clients that one round serves.
+BURST = 100
+
 
 class EventMaster:
     """
@@ -98,6 +101,8 @@ class EventMaster:
         self._snapshots: dict[str, ElementList] = {}
         #: types that clients want and whose list is not known; whoever can provide one, does
         self.missing: set[str] = set()
+        #: whether the last round left some who were due
+        self.is_behind = False
         #: when the next round is due; falls with every change that is to be flushed
         self.wake_at = inf
 
@@ -533,17 +538,26 @@ class EventMaster:
 
     def round(self, now: float) -> float:
         """
-        Deliver to everyone who is due.
+        Deliver to those who are due, the longest overdue first.
+
+        With more than :data:`BURST` of them it stops there and sets :attr:`is_behind`: the
+        transports are to send before there is more for them.
 
         :returns: when the next round is due at the latest; earlier if :attr:`wake_at` falls.
         """
         self.wake_at = inf
+        waiting: list[tuple[float, int, Client]] = []
         for client in list(self.clients.values()):
             if client.state is ClientState.TERMINATED:
                 if self.clients.get(client.id) is client:
                     self._remove(client, "it left")
-                continue
-            self._serve(client, now)
+            elif self._is_due(client, now):
+                waiting.append((client.due(), client.id, client))
+        self.is_behind = len(waiting) > BURST
+        if self.is_behind:
+            waiting.sort()
+        for _, _, client in waiting[:BURST]:
+            self._deliver(client, now)
         for feed in self._feeds.values():
             feed.trim()
         wake = min((self._next(client) for client in self.clients.values()), default=inf)
@@ -562,7 +576,8 @@ class EventMaster:
         wanted = TIMEOUT_DELIVERY_TIMES * client.registration.delivery_seconds
         return min(max(wanted, limits.min_timeout_seconds), limits.max_timeout_seconds)
 
-    def _serve(self, client: Client, now: float) -> None:
+    def _is_due(self, client: Client, now: float) -> bool:
+        """Is *client* to be served?  Ends it if it is silent, or its queue full."""
         if client.last_heard > now:
             self._remark(f"the clock went backwards; event client {client.id} gets a new start")
             client.last_heard = now
@@ -571,8 +586,9 @@ class EventMaster:
             self._time_out(client, now, "it was silent for too long")
         elif self._is_full(client.queued, client.octets):
             self._time_out(client, now, "its queue is full")
-        elif not client.busy and now >= client.due():
-            self._deliver(client, now)
+        else:
+            return not client.busy and now >= client.due()
+        return False
 
     def _deliver(self, client: Client, now: float) -> None:
         report = client.report()

@@ -27,6 +27,7 @@ from gridnet.mirror.follower import Follower, Repeater
 from gridnet.mirror.gridengine.own import OwnJobs
 from gridnet.mirror.gridengine.serve import EventClientFactory, QmasterLimits
 from gridnet.mirror.keeper import MasterService
+from gridnet.mirror.lists import MirrorError
 from gridnet.mirror.local import LocalConnector
 from gridnet.mirror.master import MasterLimits
 from gridnet.mirror.mirror import ALL
@@ -69,6 +70,7 @@ class ListService(MultiService):
             max_queued_octets=config.max_queued_octets,
             min_timeout_seconds=config.min_timeout_seconds,
             max_timeout_seconds=config.max_timeout_seconds,
+            scheduler_timeout_seconds=config.scheduler_timeout_seconds,
         )
         self._identity, self._authorities = self._read_tls()
         self.catalogue = OwnCatalogue()
@@ -162,7 +164,10 @@ class ListService(MultiService):
             if name in names:
                 raise ConfigError([Fault(f"{where}.name", f"{name!r} is another's name too")])
             names.add(name)
-            mirror = self._mirror(connector, follow)
+            try:
+                mirror = self._mirror(connector, follow)
+            except MirrorError as error:
+                raise ConfigError([Fault(f"{where}.types", str(error))]) from None
             self.followers.append(Follower(name, mirror, self.offered))
             if source.is_grid_engine and self._repeater is None:
                 self.native = self._make_native(connector.canonical_host)

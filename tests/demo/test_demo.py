@@ -125,6 +125,22 @@ class DemoSiteTests(SynchronousTestCase):
         self.assertRegex(out.getvalue(), r"Echo through 127\.0\.0\.1 \d+ \w{8} -> b'hello, ticket")
         self.assertIn(demo.ready["status"], out.getvalue())
 
+    def test_the_lists_of_the_site_can_be_mirrored(self) -> None:
+        """At the address it announced: those of every component."""
+        done = subprocess.run(
+            [sys.executable, "-m", "gridnet.cli", "mirror", "types", "--source"]
+            + [self.demo.ready["mirror"]["gridnet"]],
+            env={"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(
+            done.stdout.split(), ["hosts", "jobs", "penalties", "runs", "services", "sessions"]
+        )
+        self.assertTrue(self.demo.ready["mirror"]["gridengine"].startswith("gridengine://"))
+
     def test_the_status_listener_shows_the_services(self) -> None:
         """HTML for people, JSON for programs, metrics, health."""
         address = urlsplit(self.demo.ready["status"])

@@ -259,7 +259,7 @@ class PrivateCell(ClientFiles):
             )
 
     @staticmethod
-    def _wait(what: str, condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    def _wait(what: str, condition: Callable[[], bool], seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:

@@ -55,12 +55,14 @@ def main(port: int, objects: int, changes_per_second: int) -> None:
     keeper.startService()
     factory = MasterFactory(reactor, keeper, catalogue)
     listening = reactor.listenTCP(port, factory, backlog=1024, interface="127.0.0.1")
-    state = {"most": resident_octets(), "late": 0.0, "changes": 0}
+    state = {"most": resident_octets(), "stall": 0.0, "tick": begin, "changes": 0}
     started: list[float] = []
 
     def change() -> None:
         now = reactor.seconds()
         # As many as are due, so that a late tick loses none.
+        state["stall"] = max(state["stall"], now - state["tick"])
+        state["tick"] = now
         due = int((now - started[0]) * changes_per_second) - state["changes"]
         for _ in range(due):
             serial = next(serials)
@@ -79,6 +81,7 @@ def main(port: int, objects: int, changes_per_second: int) -> None:
     def command(line: bytes) -> None:
         if line == b"start":
             started.append(reactor.seconds())
+            state["tick"] = started[0]
             state["most"] = resident_octets()
             state["resting"] = state["most"]
             ticking.start(0.02)
@@ -90,6 +93,7 @@ def main(port: int, objects: int, changes_per_second: int) -> None:
                 changes=state["changes"],
                 delivered=keeper.master.delivered,
                 clients=len(keeper.master.clients),
+                longest_stall=round(state["stall"], 3),
                 cpu_seconds=round(usage.ru_utime + usage.ru_stime, 2),
                 resting_octets=state["resting"],
                 most_octets=state["most"],

@@ -77,7 +77,7 @@ class ChildProcess(ProcessProtocol):
 class GridEngineTestCase(TestCase):
     """Helpers around processes and mirrors."""
 
-    timeout = 120
+    timeout = 240
 
     if _WHY_NOT and os.environ.get("CI") != "true":
         skip = _WHY_NOT
@@ -98,7 +98,7 @@ class GridEngineTestCase(TestCase):
         self.addCleanup(protocol.kill)
         return protocol
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 40.0) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = 90.0) -> None:
         """Wait for *condition*."""
         deadline = reactor.seconds() + seconds
         while not condition():
@@ -190,7 +190,7 @@ class QmasterTests(GridEngineTestCase):
         await self.submit()
         await self.change_queue_and_host()
         await self.until(finished)
-        await self.until(lambda: len(seen) == len(proxy.events), 10)
+        await self.until(lambda: len(seen) == len(proxy.events))
 
         theirs = [(number, *event.facts, event.timestamp) for number, event in proxy.events]
         ours = [(event.number, *event.facts, event.timestamp) for event in seen]

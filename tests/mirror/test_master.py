@@ -291,6 +291,19 @@ class DeliveryTests(MasterTestCase):
         self.master.round(NOW + 61)
         self.assertEqual(port.take(), [[(2, USER_ADD)]])
 
+    def test_a_crowd_is_served_in_bursts_the_longest_overdue_first(self) -> None:
+        clients = [self.register(USER_LIST, name=f"c{n}", delivery_seconds=9) for n in range(250)]
+        self.master.round(NOW)
+        served = [len(port.take()) for _, port in clients]
+        self.assertEqual((sum(served), self.master.is_behind), (100, True))
+        self.assertLessEqual(self.master.wake_at, NOW)
+        self.change("a")
+        self.master.round(NOW + 1)
+        self.master.round(NOW + 1)
+        self.assertFalse(self.master.is_behind)
+        again = [len(port.take()) for _, port in clients]
+        self.assertEqual([one + other for one, other in zip(served, again, strict=True)], [1] * 250)
+
     def test_a_port_that_raises_costs_the_others_nothing(self) -> None:
         broken, fine = Port(), Port()
 

@@ -447,6 +447,10 @@ class ConfigTests(SynchronousTestCase):
             self.refused(follow=[{"source": "gridnet://h", "delivery_seconds": 600}]),
         )
 
+    def test_a_type_that_a_qmaster_has_not_is_refused(self) -> None:
+        follow = [{"source": "gridengine://127.0.0.1:1", "types": ["JOB", "NOTHING"]}]
+        self.assertIn("mirror.follow[0].types: no object type NOTHING", self.refused(follow=follow))
+
     def test_the_defaults_stay_on_loopback(self) -> None:
         config = MirrorConfig()
         self.assertIn("interface=127.0.0.1", config.listen)

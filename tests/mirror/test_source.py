@@ -220,3 +220,9 @@ class AddressTests(SynchronousTestCase):
         self.assertNotIn(cell.master_host, ("127.0.0.1", "localhost"))
         self.assertEqual(cell.port, 7)
         self.assertEqual(source_cell(Source("gridengine", "q", None)).port, 6444)
+
+    def test_addresses_compare_whole_names_without_their_domain(self) -> None:
+        names = source_cell(Source("gridengine", "q", None)).names
+        self.assertEqual(names.canonical("A.example.org"), "a")
+        for text in ("127.0.0.1", "::1", "@All.hosts"):
+            self.assertEqual(names.canonical(text), text.lower())

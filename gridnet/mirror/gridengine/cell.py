@@ -30,10 +30,11 @@ class HostNames:
     default_domain: str = ""  #: added to names without one, if domains count
 
     def canonical(self, name: str) -> str:
-        """The form of *name* in which it compares; host groups ("@name") stay as they are."""
+        """The form of *name* in which it compares; host groups ("@name") and addresses stay."""
         name = name.lower()
         name = self.aliases.get(name, name)
-        if name.startswith("@"):
+        # Addresses have no domain, whatever their dots look like.
+        if name.startswith("@") or ":" in name or name.replace(".", "").isdecimal():
             return name
         if self.ignore_domain:
             return name.partition(".")[0]
