@@ -127,9 +127,9 @@ class DemoSiteTests(SynchronousTestCase):
 
     def test_the_lists_of_the_site_can_be_mirrored(self) -> None:
         """At the address it announced: those of every component."""
+        source = self.demo.ready["mirror"]["gridnet"]
         done = subprocess.run(
-            [sys.executable, "-m", "gridnet.cli", "mirror", "types", "--source"]
-            + [self.demo.ready["mirror"]["gridnet"]],
+            [sys.executable, "-m", "gridnet.cli", "mirror", "types", "--source", source],
             env={"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
