@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from attrs import frozen
@@ -39,6 +39,8 @@ class AnswerLimits:
 
     max_results: int = 100_000  #: jobs or events of one reply
     max_octets: int = 256 << 20  #: of one reply
+    #: called now and then; raises when the time for the query is over
+    check_time: Callable[[], None] = lambda: None
 
 
 @frozen(slots=True)
@@ -49,7 +51,11 @@ class Answer:
     body: bytes = b""
 
 
-def answer(connection: sqlite3.Connection, request: query.Request, limits: AnswerLimits) -> Answer:
+def answer(
+    connection: sqlite3.Connection,
+    request: query.Request,
+    limits: AnswerLimits,
+) -> Answer:
     """
     Answer *request*, which is no purge.
 
@@ -69,6 +75,7 @@ def _joined(texts: Iterable[str], limits: AnswerLimits) -> str:
     whole: list[str] = []
     size = 0
     for text in texts:
+        limits.check_time()
         size += len(text)
         if size > limits.max_octets:
             raise QueryError(errno.E2BIG, query.TOO_MANY)
@@ -179,11 +186,14 @@ def _shown_job(
         if JobFlags.CHILDREN in flags:
             children = tuple(job_id for _, job_id, *_ in found)
         if JobFlags.CHILDSTAT in flags:
-            child_jobs = tuple(_child(connection, row, described) for row in found)
+            child_jobs = tuple(_child(connection, row, described, limits) for row in found)
     return ShownJob(record, children, child_jobs, histogram)
 
 
-def _child(connection: sqlite3.Connection, row: tuple[object, ...], described: bool) -> ShownJob:
+def _child(
+    connection: sqlite3.Connection, row: tuple[object, ...], described: bool, limits: AnswerLimits
+) -> ShownJob:
+    limits.check_time()
     record = rows.record_from(row)
     rows.load_parts(connection, int(str(row[0])), record, described=described)
     return ShownJob(record)

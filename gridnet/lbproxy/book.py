@@ -19,7 +19,7 @@ from gridnet.lbproxy.config import LbproxyConfig
 from gridnet.lbproxy.events import Event
 from gridnet.lbproxy.frames import Reply
 from gridnet.lbproxy.ledger import JobChanges, Ledger, LedgerRules
-from gridnet.lbproxy.store import Readers, StoreFile
+from gridnet.lbproxy.store import QueryTimeout, Readers, Snapshot, StoreFile
 from gridnet.lbproxy.stream import Page
 from gridnet.lbproxy.subscriptions import Hub
 from gridnet.lbproxy.writer import GroupReport, ReplyCallback, Writer
@@ -59,8 +59,9 @@ class JobBook:
         self.on_jobs_changed: Callable[[JobChanges], None] = lambda changes: None
         self._reactor = reactor
         self._waiting_queries = 0
-        self._readers = Readers(store, config.query_seconds)
+        self._readers = Readers(store)
         self._pool = ThreadPool(0, config.query_threads, "lbproxy-queries")
+        self._slow_pool = ThreadPool(0, config.slow_query_threads, "lbproxy-slow-queries")
         self.writer = Writer(
             store,
             rules,
@@ -92,10 +93,11 @@ class JobBook:
             if isinstance(error, sqlite3.Error):
                 raise self.store.fault(f"cannot be written: {error}") from None
             raise
-        with self._readers.reading() as connection:
+        with self._readers.reading(self.config.query_seconds) as connection:
             (newest,) = connection.execute("SELECT ifnull(max(position), 0) FROM events").fetchone()
         self.hub.start(newest)
         self._pool.start()
+        self._slow_pool.start()
 
     def abandon(self) -> None:
         """Close at once, before anything was taken in: the start has failed."""
@@ -103,6 +105,7 @@ class JobBook:
         self.writer.stop()
         self.writer.join()
         self._pool.stop()
+        self._slow_pool.stop()
         self.store.close()
 
     def stop(self) -> Deferred[None]:
@@ -119,6 +122,7 @@ class JobBook:
         def close(_: Any) -> None:
             # All threads are idle by now or at the end of their last query.
             self._pool.stop()
+            self._slow_pool.stop()
             self.store.close()
 
         return waiting.addBoth(close)
@@ -181,21 +185,34 @@ class JobBook:
 
     # -- reading ----------------------------------------------------------------------------------
 
-    def read(self, work: Callable[[sqlite3.Connection], T]) -> Deferred[T]:
+    def read(self, work: Callable[[Snapshot], T]) -> Deferred[T]:
         """
         Have *work* done on a snapshot of the store, in a thread.
 
+        What is not done soon begins again in threads for the slow, so that it holds up only
+        others of its kind.
+
+        :raises QueryTimeout: (in the Deferred) it takes too long there too.
         :raises Overloaded: (in the Deferred) too many wait.
         """
         if self._waiting_queries >= self.config.max_waiting_queries:
             return fail(Overloaded("too many queries wait"))
         self._waiting_queries += 1
 
-        def run() -> T:
-            with self._readers.reading() as connection:
+        def run(seconds: float) -> T:
+            with self._readers.reading(seconds) as connection:
                 return work(connection)
 
-        reading: Deferred[T] = deferToThreadPool(self._reactor, self._pool, run)
+        config = self.config
+        soon = min(config.quick_query_seconds, config.query_seconds)
+        reading: Deferred[T] = deferToThreadPool(self._reactor, self._pool, run, soon)
+
+        def once_more(failure: Failure) -> Deferred[T]:
+            failure.trap(QueryTimeout)
+            return deferToThreadPool(self._reactor, self._slow_pool, run, config.query_seconds)
+
+        if soon < config.query_seconds:
+            reading.addErrback(once_more)
         return reading.addBoth(self._read_done)
 
     def _read_done(self, result: T) -> T:
@@ -208,7 +225,7 @@ class JobBook:
 
         :raises sqlite3.Error: the store cannot be read.
         """
-        with self._readers.reading() as connection:
+        with self._readers.reading(self.config.query_seconds) as connection:
             return work(connection)
 
     def _read_page(self, work: Callable[[sqlite3.Connection], Page]) -> Deferred[Page]:

@@ -150,6 +150,9 @@ class LbproxyConfig:
 
     # Queries.
     query_threads: int = field(default=2, validator=at_least(1))
+    #: a query that takes longer begins again in threads for the slow, and holds up no quick one
+    quick_query_seconds: float = field(default=0.5, validator=more_than(0))
+    slow_query_threads: int = field(default=1, validator=at_least(1))
     query_seconds: float = field(default=60.0, validator=more_than(0))  #: of one query
     max_waiting_queries: int = field(default=5000, validator=at_least(1))
     max_results: int = field(default=100_000, validator=at_least(1))  #: of one reply

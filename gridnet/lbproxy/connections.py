@@ -185,11 +185,11 @@ class BoundedConnection(Protocol):
         self.factory.connections.discard(self)
         self._reserve(0)
 
-    def note_progress(self, expected: int, is_partial: bool) -> bool:
+    def note_progress(self, held: int, is_partial: bool) -> bool:
         """
         Account for octets that came.
 
-        :param expected: size of the message that is coming, 0 when not known yet.
+        :param held: octets that are kept of a message that is not whole.
         :param is_partial: whether part of a message has come.
         :returns: False: there is no room for it; the connection is closed.
         """
@@ -198,12 +198,13 @@ class BoundedConnection(Protocol):
             self.began_at = None
         elif self.began_at is None:
             self.began_at = now
-        if self._reserve(expected if expected > SMALL_OCTETS else 0):
+        # In steps: a share that grows with each read would be counted again each time.
+        if self._reserve(-(-held // SMALL_OCTETS) * SMALL_OCTETS if held > SMALL_OCTETS else 0):
             return True
         self._log.warn(
-            "{peer}: no room for a message of {octets} octets; connection closed",
+            "{peer}: no room for more than {octets} octets of a message; connection closed",
             peer=str(self.peer),
-            octets=expected,
+            octets=held,
         )
         self.abort()
         return False

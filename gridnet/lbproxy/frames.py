@@ -168,9 +168,9 @@ class FrameReader:
     _wanted: int | None = field(default=None, init=False)
 
     @property
-    def expected_octets(self) -> int:
-        """Size of the body being received; 0 between frames and in a header."""
-        return self._wanted or 0
+    def held_octets(self) -> int:
+        """What has come of the frame that is not whole."""
+        return len(self._buffer)
 
     @property
     def in_frame(self) -> bool:

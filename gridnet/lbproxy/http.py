@@ -75,9 +75,9 @@ class RequestReader:
     _wanted: int = field(default=0, init=False)
 
     @property
-    def expected_octets(self) -> int:
-        """Size of the body being received; 0 between requests and in a head."""
-        return self._wanted if self._head is not None else 0
+    def held_octets(self) -> int:
+        """What has come of the request that is not whole."""
+        return len(self._buffer)
 
     @property
     def in_request(self) -> bool:

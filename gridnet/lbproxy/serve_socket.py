@@ -10,6 +10,7 @@ import json
 from collections import deque
 from typing import Any
 
+from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol
 from twisted.logger import Logger
@@ -24,7 +25,7 @@ from gridnet.lbproxy.http import HttpRequest, RequestReader
 from gridnet.lbproxy.ledger import StoredEvent
 from gridnet.lbproxy.purging import Purger
 from gridnet.lbproxy.query import BadRequest, PurgeRequest, QueryError
-from gridnet.lbproxy.store import QueryTimeout
+from gridnet.lbproxy.store import QueryTimeout, Snapshot
 from gridnet.lbproxy.stream import StreamError, StreamRequest
 from gridnet.lbproxy.subscriptions import Batch, Subscription
 
@@ -105,7 +106,7 @@ class ServeConnection(BoundedConnection):
             return
         self._requests.extend(reader.receive(data))
         self._fault = reader.fault
-        if not self.note_progress(reader.expected_octets, reader.in_request):
+        if not self.note_progress(reader.held_octets, reader.in_request):
             return
         if len(self._requests) >= self.factory.book.config.max_pipelined and not self._paused:
             self._paused = True
@@ -198,9 +199,11 @@ class ServeConnection(BoundedConnection):
             return await self.factory.purger.purge(asked)
         limits = self.factory.limits
 
-        def work(connection: Any) -> Answer:
+        def work(connection: Snapshot) -> Answer:
             return answers.answer(
-                connection, query.parse_request(request.path, request.body), limits
+                connection,
+                query.parse_request(request.path, request.body),
+                evolve(limits, check_time=connection.check_time),
             )
 
         return await self.factory.book.read(work)

@@ -50,6 +50,36 @@ def failure_reply(error: sqlite3.Error) -> Reply:
     return Reply(Major.DATABASE, number, f"{text}: {error}")
 
 
+class QueryTimeout(Exception):
+    """A query took longer than it may."""
+
+
+class Snapshot(sqlite3.Connection):
+    """
+    A connection that reads, for a limited time.
+
+    :ivar deadline: by the monotonic clock.
+    :ivar most_seconds: what was allowed.
+    """
+
+    deadline = 0.0
+    most_seconds = 0.0
+
+    def allow(self, seconds: float) -> None:
+        """Let what follows take *seconds*."""
+        self.most_seconds = seconds
+        self.deadline = time.monotonic() + seconds
+
+    def check_time(self) -> None:
+        """
+        For work between statements.
+
+        :raises QueryTimeout: the time is over.
+        """
+        if time.monotonic() > self.deadline:
+            raise QueryTimeout(f"more than {self.most_seconds} s")
+
+
 @define(eq=False)
 class StoreFile:
     """
@@ -195,7 +225,7 @@ class StoreFile:
             raise
         return connection
 
-    def connect_reader(self) -> sqlite3.Connection:
+    def connect_reader(self) -> Snapshot:
         """
         A connection that only reads.
 
@@ -208,45 +238,41 @@ class StoreFile:
             isolation_level=None,
             check_same_thread=False,
             cached_statements=256,
+            factory=Snapshot,
         )
         connection.create_function("event_text", 2, rows.event_text, deterministic=True)
         return connection
 
 
-class QueryTimeout(Exception):
-    """A query took longer than it may."""
-
-
 class Readers:
-    """
-    Connections for queries, shared by threads.
+    """Connections for queries, shared by threads."""
 
-    :param most_seconds: the longest that one piece of reading may take.
-    """
-
-    def __init__(self, store: StoreFile, most_seconds: float) -> None:
+    def __init__(self, store: StoreFile) -> None:
         self._store = store
-        self._most_seconds = most_seconds
-        self._idle: list[sqlite3.Connection] = []
-        self._busy: set[sqlite3.Connection] = set()
+        self._idle: list[Snapshot] = []
+        self._busy: set[Snapshot] = set()
         self._lock = threading.Lock()
         self._closed = False
 
     @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self, seconds: float) -> Iterator[Snapshot]:
         """
         One snapshot of the store, as of its first statement.
 
-        :raises QueryTimeout: it took too long.
+        :param seconds: the longest that it may take.
+        :raises QueryTimeout: it took too long, or the readers are closed.
         :raises sqlite3.Error: the store cannot be read.
         """
         with self._lock:
+            if self._closed:
+                raise QueryTimeout("the store is closing")
             connection = self._idle.pop() if self._idle else None
         if connection is None:
             connection = self._store.connect_reader()
         with self._lock:
             self._busy.add(connection)
-        deadline = time.monotonic() + self._most_seconds
+        connection.allow(seconds)
+        deadline = connection.deadline
         connection.set_progress_handler(lambda: int(time.monotonic() > deadline), _PROGRESS_STEPS)
         keep = False
         try:
@@ -256,9 +282,10 @@ class Readers:
             keep = True
         except sqlite3.Error as error:
             if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_INTERRUPT:
-                raise QueryTimeout(f"more than {self._most_seconds} s") from None
+                raise QueryTimeout(f"more than {seconds} s") from None
             raise
-        except GridnetError:  # an answer like any other: the connection is as good as before
+        except (GridnetError, QueryTimeout):
+            # An answer like any other: the connection is as good as before.
             connection.execute("ROLLBACK")
             keep = True
             raise

@@ -137,7 +137,7 @@ class StoreConnection(BoundedConnection):
             )
             self._end()
             return
-        if not self.note_progress(reader.expected_octets, reader.in_frame):
+        if not self.note_progress(reader.held_octets, reader.in_frame):
             return
         book = self.factory.book
         if len(self._slots) >= book.config.max_pipelined or book.is_full:

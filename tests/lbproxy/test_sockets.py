@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from gridnet.errors import ConfigError
 from gridnet.lbproxy import connections, frames, http
 from gridnet.lbproxy.events import Event
 from gridnet.lbproxy.frames import FrameReader, Reply
+from gridnet.lbproxy.store import QueryTimeout, Snapshot
 from tests.lbproxy.ledgers import REGISTER, job
 from tests.lbproxy.running import RunningProxy, SocketTestCase, whole_http
+from tests.lbproxy.test_store import ENDLESS
 from tests.lbproxy.vectors import capture, line
 
 CONFIG = SocketTestCase.config
@@ -190,12 +193,14 @@ class StoreSocketTests(SocketTestCase):
 
         async def work() -> None:
             held = []
-            for _ in range(5):
+            for size in (100,) * 10 + (199_000,) * 4:  # announcing much is not sending it
                 connection = await self.proxy.connect(self.proxy.store)
-                connection.transport.write(b"%16d\n%s" % (200_000, b"x" * 100))
+                connection.transport.write(b"%16d\n%s" % (200_000, b"x" * size))
                 held.append(connection)
-            sixth = await self.store_closes(b"%16d\nx" % 200_000)
-            self.assertEqual(sixth, b"")
+            while self.proxy.service._store_factory._budget.left:
+                await self.pause()
+            one_more = await self.store_closes(b"%16d\n%s" % (200_000, b"x" * 199_000))
+            self.assertEqual(one_more, b"")
             for connection in held:
                 connection.transport.loseConnection()
                 await connection.lost
@@ -519,6 +524,47 @@ class LimitTests(SocketTestCase):
                 connection.transport.loseConnection()
                 await connection.lost
             self.assertEqual(self.proxy.service.book.stored, 200)
+
+        return self.run_async(work())
+
+
+class SlowQueryTests(SocketTestCase):
+    """Queries that take long."""
+
+    config = evolve(
+        CONFIG, query_threads=1, slow_query_threads=1, quick_query_seconds=0.05, query_seconds=0.5
+    )
+
+    def test_quick_ones_do_not_wait(self) -> Deferred[None]:
+        """Slow ones stand in a line of their own; each ends when its time is over."""
+
+        async def work() -> None:
+            book = self.proxy.service.book
+            gate = threading.Event()
+            ended: list[bool] = []
+
+            def slow() -> Deferred[None]:
+                looks: list[int] = []
+
+                def work(reader: Snapshot) -> bool:
+                    looks.append(1)
+                    if len(looks) == 1:
+                        raise QueryTimeout
+                    return gate.wait(60)
+
+                asked: Deferred[bool] = book.read(work)
+                return asked.addCallback(ended.append)
+
+            waiting = [slow() for _ in range(4)]
+            for _ in range(5):
+                self.assertEqual((await self.proxy.ask("/indexedAttrs", b""))[0], 200)
+            self.assertEqual(ended, [])
+            gate.set()
+            await gatherResults(waiting)
+            self.assertEqual(ended, [True] * 4)
+            endless = book.read(lambda reader: reader.execute(ENDLESS).fetchone())
+            await self.assertFailure(endless, QueryTimeout)
+            await self.check_lives()
 
         return self.run_async(work())
 

@@ -168,6 +168,10 @@ class StoreFileTests(SynchronousTestCase):
             StoreFile(self.path).open()
 
 
+#: A query that nobody waits for.
+ENDLESS = "WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
+
+
 class ReadersTests(SynchronousTestCase):
     """Connections for queries."""
 
@@ -178,25 +182,29 @@ class ReadersTests(SynchronousTestCase):
 
     def test_time_is_bounded(self) -> None:
         """An endless query is ended; the next one works."""
-        readers = Readers(self.store, 0.05)
-        endless = (
-            "WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n)"
-            " SELECT count(*) FROM n"
-        )
+        readers = Readers(self.store)
         with self.assertRaises(QueryTimeout):
-            with readers.reading() as connection:
-                connection.execute(endless)
-        with readers.reading() as connection:
+            with readers.reading(0.05) as connection:
+                connection.execute(ENDLESS)
+        with readers.reading(5) as connection:
             self.assertEqual(connection.execute("SELECT 1").fetchone(), (1,))
+        with self.assertRaises(QueryTimeout):
+            with readers.reading(0.01) as connection:
+                while True:  # work of ours between statements
+                    connection.check_time()
+        self.assertEqual(len(readers._idle), 1)
         readers.close()
+        with self.assertRaises(QueryTimeout):
+            with readers.reading(5):
+                pass
 
     def test_connections_are_used_again(self) -> None:
         """Also after an answer that is an error; not after a fault."""
-        readers = Readers(self.store, 5)
+        readers = Readers(self.store)
         found = set()
         for error in (None, GridnetError("an answer"), None):
             try:
-                with readers.reading() as connection:
+                with readers.reading(5) as connection:
                     found.add(id(connection))
                     if error is not None:
                         raise error
@@ -204,16 +212,16 @@ class ReadersTests(SynchronousTestCase):
                 pass
         self.assertEqual(len(found), 1)
         with self.assertRaises(sqlite3.OperationalError):
-            with readers.reading() as connection:
+            with readers.reading(5) as connection:
                 connection.execute("SELECT * FROM nowhere")
         self.assertEqual(readers._idle, [])
         readers.close()
 
     def test_readers_do_not_write(self) -> None:
         """They cannot."""
-        readers = Readers(self.store, 5)
+        readers = Readers(self.store)
         with self.assertRaisesRegex(sqlite3.OperationalError, "readonly"):
-            with readers.reading() as connection:
+            with readers.reading(5) as connection:
                 connection.execute("DELETE FROM jobs")
         readers.close()
 
