@@ -27,19 +27,15 @@ class _Recorder:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self.statements: list[tuple[str, Sequence[Any], bool]] = []
+        self.statements: list[tuple[str, Sequence[Any]]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
         if not sql.startswith(("SELECT", "WITH")):
-            self.statements.append((sql, tuple(parameters), False))
+            self.statements.append((sql, tuple(parameters)))
         return self._connection.execute(sql, parameters)
-
-    def executemany(self, sql: str, rows: Sequence[Any]) -> sqlite3.Cursor:
-        self.statements.append((sql, list(rows), True))
-        return self._connection.executemany(sql, rows)
 
 
 def _parsed(count: int) -> list[events.Event]:
@@ -66,11 +62,8 @@ def run(directory: Path, group: int, seconds: float) -> float:
             ledger.apply(ordered[start : start + group], time.time())
     with closing(_open(directory / "limit.sqlite")) as connection:
         started = time.perf_counter()
-        for sql, parameters, many in recorder.statements:
-            if many:
-                connection.executemany(sql, parameters)
-            else:
-                connection.execute(sql, parameters)
+        for sql, parameters in recorder.statements:
+            connection.execute(sql, parameters)
         return count / (time.perf_counter() - started)
 
 

@@ -10,6 +10,7 @@ docs/protocols/lbproxy.rst, "What happens to a stored event".
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sqlite3
 from collections import OrderedDict
@@ -36,6 +37,14 @@ from gridnet.lbproxy.jobid import JobIdError, subjob
 from gridnet.lbproxy.jobid import parse as parse_job_id
 from gridnet.lbproxy.record import COMPOUND, JobRecord, subjob_record
 from gridnet.lbproxy.state import apply
+from gridnet.lbproxy.statements import (
+    INSERT_EVENTS,
+    INSERT_JOBS,
+    INSERT_NEW_JOBS,
+    INSERT_SPOOL,
+    SET_PARTS,
+    UPDATE_JOBS,
+)
 
 T = TypeVar("T")
 
@@ -398,7 +407,7 @@ class Ledger:
                 )
             )
             self._note_change(child, unique)
-        self._db.executemany(f"{_INSERT_JOB} ON CONFLICT (unique_part) DO NOTHING", made)
+        INSERT_NEW_JOBS.write(self._db, made)
 
     # -- leaving ----------------------------------------------------------------------------------
 
@@ -668,8 +677,9 @@ class Ledger:
 
         def work() -> None:
             before = self._db.total_changes
-            self._db.executemany(
-                "DELETE FROM spool WHERE position = ?", [(position,) for position in positions]
+            self._db.execute(
+                "DELETE FROM spool WHERE position IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(positions)),),
             )
             removed = self._db.total_changes - before
             self.spooled -= removed
@@ -752,11 +762,11 @@ class Ledger:
         if self._dirty:
             self._flush_jobs()
         if self._event_rows:
-            self._db.executemany(_INSERT_EVENT, self._event_rows)
+            INSERT_EVENTS.write(self._db, self._event_rows)
             self._event_rows.clear()
             self._pending_fingerprints.clear()
         if self._spool_rows:
-            self._db.executemany("INSERT INTO spool VALUES (?, ?, ?)", self._spool_rows)
+            INSERT_SPOOL.write(self._db, self._spool_rows)
             self._spool_rows.clear()
 
     def _flush_jobs(self) -> None:
@@ -804,11 +814,11 @@ class Ledger:
                 self._weigh(entry)
         self._dirty.clear()
         if inserts:
-            self._db.executemany(_INSERT_JOB, inserts)
+            INSERT_JOBS.write(self._db, inserts)
         if updates:
-            self._db.executemany(_UPDATE_JOB, updates)
+            UPDATE_JOBS.write(self._db, updates)
         if parts:
-            self._db.executemany(_SET_PART, parts)
+            SET_PARTS.write(self._db, parts)
 
     def _note_change(self, record: JobRecord, parent: str) -> None:
         self._changes.append(
@@ -878,14 +888,4 @@ def _unique_of(job_id: str) -> str:
         return ""
 
 
-_INSERT_JOB = "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_UPDATE_JOB = (
-    "UPDATE jobs SET job_type = ?, state = ?, parent = ?, entered_at = ?, updated_at = ?,"
-    " due_at = ?, record = ? WHERE id = ?"
-)
-_INSERT_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_SET_PART = (
-    "INSERT INTO parts VALUES (?, ?, ?, ?) ON CONFLICT (job, part, key)"
-    " DO UPDATE SET value = excluded.value"
-)
 _LOAD_JOB = f"SELECT {rows.JOB_COLUMNS}, j.parent, j.due_at FROM jobs j WHERE unique_part = ?"
