@@ -151,6 +151,7 @@ class LeanTransport:
     """
 
     __slots__ = (
+        "_at_end",
         "_closing",
         "_events",
         "_fileno",
@@ -190,6 +191,7 @@ class LeanTransport:
         self._producer: Any = None
         self._paused = False  # the producer
         self._reading = True
+        self._at_end = False  # of what the peer has to say
         self._closing = False
         self._shutting = False
         self._lost = False
@@ -248,6 +250,7 @@ class LeanTransport:
             self._end(_DONE)
             return
         self._reading = False
+        self._at_end = True
         self._rearm()
         half_closed()
 
@@ -435,6 +438,22 @@ def _address(name: Any) -> IPv4Address | IPv6Address | UNIXAddress:
     return kind("TCP", *name[:2])
 
 
+class LeanUnixTransport(LeanTransport):
+    """
+    One connection over a UNIX socket.
+
+    Here the kernel tells a peer that has gone from one that has only said all it has to say: the
+    protocol of the former hears at once that the connection is lost.
+    """
+
+    __slots__ = ()
+
+    def _happened(self, events: int) -> None:
+        super()._happened(events)
+        if events & select.EPOLLHUP and self._at_end:
+            self._end(_LOST)
+
+
 class LeanUnixPort(unix.Port):
     """
     A listening UNIX socket whose connections are lean.
@@ -462,7 +481,9 @@ class LeanUnixPort(unix.Port):
                 sock.close()
                 continue
             sock.setblocking(False)
-            transport = LeanTransport(sock, peer, protocol, self.watch, DEFAULT_WRITE_BUFFER_OCTETS)
+            transport = LeanUnixTransport(
+                sock, peer, protocol, self.watch, DEFAULT_WRITE_BUFFER_OCTETS
+            )
             protocol.makeConnection(transport)
             transport.start(at_once=True)
 

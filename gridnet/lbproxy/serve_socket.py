@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from gridnet.errors import GridnetError
 from gridnet.lbproxy import answers, http, query, stream
 from gridnet.lbproxy.answers import Answer, AnswerLimits
 from gridnet.lbproxy.book import JobBook, Overloaded
@@ -30,6 +31,10 @@ from gridnet.lbproxy.stream import StreamError, StreamRequest
 from gridnet.lbproxy.subscriptions import Batch, Subscription
 
 _TOO_MANY_FOLLOWERS = "too many followers"
+
+
+class _Abandoned(GridnetError):
+    """Nobody waits for the answer any more."""
 
 
 class ServeFactory(BoundedFactory):
@@ -200,11 +205,14 @@ class ServeConnection(BoundedConnection):
         limits = self.factory.limits
 
         def work(connection: Snapshot) -> Answer:
-            return answers.answer(
-                connection,
-                query.parse_request(request.path, request.body),
-                evolve(limits, check_time=connection.check_time),
-            )
+            def check() -> None:
+                if self not in self.factory.connections:
+                    raise _Abandoned
+                connection.check_time()
+
+            check()
+            asked = query.parse_request(request.path, request.body)
+            return answers.answer(connection, asked, evolve(limits, check_time=check))
 
         return await self.factory.book.read(work)
 
@@ -219,6 +227,8 @@ class ServeConnection(BoundedConnection):
         if isinstance(error, Overloaded):
             busy = QueryError(errno.EAGAIN, str(error))
             return Answer(503, query.write_error(path, busy))
+        if isinstance(error, _Abandoned):
+            return Answer(500)
         if isinstance(error, QueryTimeout):
             self._log.warn("{peer}: a query took {reason}", peer=str(self.peer), reason=str(error))
         else:

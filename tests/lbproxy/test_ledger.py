@@ -12,7 +12,7 @@ from gridnet.lbproxy import frames, record
 from gridnet.lbproxy.events import parse
 from gridnet.lbproxy.ledger import SPOOL_FULL, TOO_MANY_SUBJOBS, LedgerRules
 from gridnet.lbproxy.record import STATES
-from tests.lbproxy.ledgers import NOW, LedgerTestCase, job
+from tests.lbproxy.ledgers import NOW, REGISTER, LedgerTestCase, job
 from tests.lbproxy.vectors import line, load
 
 RUN = {"NODE": "node7"}
@@ -127,6 +127,24 @@ class StoringTests(LedgerTestCase):
                 self.log(name, "Running", RUN, seqcode=f"UI{number}")
         self.assertEqual(len(self.ledger._cache), 1)
         self.assertEqual(self.record("a").nodes, ["node7"] * 4)
+
+    def test_groups_of_any_size(self) -> None:
+        """However many events a group has, all are written, in their order."""
+        wanted = []
+        for size in (1, 2, 3, 5, 17, 64, 65, 150):
+            lines = [
+                line("RegJob", REGISTER, job_id=job(f"g{size}-{number}")) for number in range(size)
+            ]
+            lines += [
+                line("UserTag", {"NAME": "n", "VALUE": "v"}, job_id=job(f"g{size}-{number}"))
+                for number in range(size)
+            ]
+            wanted += lines
+            result = self.ledger.apply([parse(text) for text in lines], self.now)
+            self.assertEqual(result.replies, [frames.OK] * 2 * size)
+        rows = self.connection.execute("SELECT line FROM events ORDER BY position").fetchall()
+        self.assertEqual([row[0] for row in rows], wanted)
+        self.assertEqual((self.count("jobs"), self.count("parts")), (307, 307))
 
     def test_a_group_is_all_or_nothing(self) -> None:
         """When the commit fails nothing is there, neither in the file nor in memory."""

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
 from gridnet.errors import ConfigError
-from gridnet.lbproxy import connections, frames, http
+from gridnet.lbproxy import answers, connections, frames, http
 from gridnet.lbproxy.events import Event
 from gridnet.lbproxy.frames import FrameReader, Reply
 from gridnet.lbproxy.store import QueryTimeout, Snapshot
@@ -565,6 +565,35 @@ class SlowQueryTests(SocketTestCase):
             endless = book.read(lambda reader: reader.execute(ENDLESS).fetchone())
             await self.assertFailure(endless, QueryTimeout)
             await self.check_lives()
+
+        return self.run_async(work())
+
+    def test_whoever_has_gone_is_not_answered(self) -> Deferred[None]:
+        """The question of one that does not wait is not even looked at."""
+
+        async def work() -> None:
+            gate = threading.Event()
+            held = self.proxy.service.book.read(lambda reader: gate.wait(60))
+            answered: list[object] = []
+            answer = answers.answer
+
+            def watched(*words: Any) -> answers.Answer:
+                answered.append(words)
+                return answer(*words)
+
+            self.patch(answers, "answer", watched)
+            factory = self.proxy.service._serve_factory
+            gone = await self.proxy.connect(self.proxy.serve)
+            gone.transport.write(http.encode_request("/indexedAttrs", b""))
+            while not any(one.is_busy for one in factory.connections):
+                await self.pause()
+            gone.transport.loseConnection()
+            while factory.connections:
+                await self.pause()
+            gate.set()
+            await held
+            self.assertEqual((await self.proxy.ask("/indexedAttrs", b""))[0], 200)
+            self.assertEqual(len(answered), 1)
 
         return self.run_async(work())
 
