@@ -144,7 +144,7 @@ class StoringTests(LedgerTestCase):
             self.assertEqual(result.replies, [frames.OK] * 2 * size)
         rows = self.connection.execute("SELECT line FROM events ORDER BY position").fetchall()
         self.assertEqual([row[0] for row in rows], wanted)
-        self.assertEqual((self.count("jobs"), self.count("parts")), (307, 307))
+        self.assertEqual((self.count("jobs"), self.count("parts")), (307, 614))
 
     def test_a_group_is_all_or_nothing(self) -> None:
         """When the commit fails nothing is there, neither in the file nor in memory."""
