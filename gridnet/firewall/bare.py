@@ -9,34 +9,49 @@ and closing took more time than relaying (docs/protocols/firewall.rst, 7).
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from twisted.internet import tcp
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import ITransport
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gridnet.firewall.config import FirewallConfig
 from gridnet.firewall.pump import ENDED, READABLE, WRITABLE, Pump
 
+_log = Logger()
 DONE = Failure(ConnectionDone())
 ABORTED = Failure(ConnectionAborted())
 _LOST = Failure(ConnectionLost())
 _READ_OCTETS = 16_384
+#: Connections taken before the rest of the reactor gets its turn.
+_ACCEPTS_A_TURN = 64
 _LINGER_ZERO = b"\1\0\0\0\0\0\0\0"
+
+
+@cache
+def _options(keepalive_seconds: int, stall_seconds: float) -> Sequence[tuple[int, int, int]]:
+    found = [
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    ]
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        found.append((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, keepalive_seconds))
+    if hasattr(socket, "TCP_USER_TIMEOUT") and stall_seconds:
+        milliseconds = int(stall_seconds * 1000)
+        found.append((socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds))
+    return found
 
 
 def set_options(sock: socket.socket, config: FirewallConfig) -> None:
     """What every relayed socket is to have: no delay, and a way to notice a dead peer."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_KEEPIDLE"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, config.keepalive_seconds)
-    if hasattr(socket, "TCP_USER_TIMEOUT") and config.stall_seconds:
-        milliseconds = int(config.stall_seconds * 1000)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    for option in _options(config.keepalive_seconds, config.stall_seconds):
+        sock.setsockopt(*option)
 
 
 def close(sock: socket.socket, reset: bool) -> None:
@@ -235,6 +250,36 @@ class BarePort(tcp.Port):
         """Called by Twisted.  Accepted sockets inherit the options, which saves their calls."""
         super().startListening()
         set_options(self.socket, self.config)
+
+    def doRead(self) -> None:
+        """
+        Called by Twisted: somebody connects.
+
+        Twisted's own loop sees to what Python has seen to already (PEP 446), and to much else.
+        """
+        assert self.factory is not None
+        accept, build = self.socket.accept, self.factory.buildProtocol
+        kind = IPv4Address if self.addressFamily == socket.AF_INET else IPv6Address
+        for _ in range(_ACCEPTS_A_TURN):
+            try:
+                sock, name = accept()
+            except BlockingIOError:
+                return
+            except OSError:
+                # It is gone again, or there are no descriptors left: Twisted knows what to do.
+                super().doRead()
+                return
+            try:
+                protocol = build(kind("TCP", *name[:2]))
+                if protocol is None:
+                    sock.close()
+                    continue
+                self.sessionno += 1
+                transport = BareTransport(sock, protocol, name, self, self.sessionno, self.reactor)
+                protocol.makeConnection(transport)
+            except Exception:
+                sock.close()
+                _log.failure("a connection was not taken")
 
 
 def bare_ports(pump: Pump, config: FirewallConfig) -> type[BarePort]:

@@ -20,6 +20,9 @@ from gridnet.quick_machine import quick
 class Wait(Enum):
     """What a connection can be waiting for; each has its own limit in the configuration."""
 
+    # Each is one object; Enum's own goes through its name, in Python, for every look-up.
+    __hash__ = object.__hash__
+
     SILENCE = "silence"  #: the first octet
     PARTIAL = "partial"  #: the rest of the opening octets
     RECORD = "record"  #: the rest of a control record
