@@ -51,6 +51,8 @@ class DispatchConfig:
     write_buffer_octets: int = field(default=65_536, validator=at_least(4096))
     cached_heads: int = field(default=4096, validator=at_least(1))  #: request heads kept parsed
     cached_head_octets: int = field(default=4096, validator=at_least(0))  #: longest one kept
+    #: octets of the heads kept parsed, together; parsed they take ten times as much and more
+    cached_octets: int = field(default=1_048_576, validator=at_least(0))
     backlog: int = field(
         default=1024, validator=between(1, 65_535)
     )  #: connections not accepted yet

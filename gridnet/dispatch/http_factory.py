@@ -39,17 +39,27 @@ class Prepared(Protocol):
 
 class HeadCache:
     """
-    Request heads as prepared, by their octets: at least the latest *size*, at most twice as many.
+    Request heads as prepared, by their octets: at least the latest *size*, at most twice as many;
+    fewer when they are long.
 
     Two generations instead of a chain of uses: a look-up in the young one costs one hash.
+
+    :param max_octets: of the heads of one generation.  A head as prepared takes more room than on
+        the wire, up to thirty times as much when it is made of short lines.
     """
 
     def __init__(
-        self, prepare: Callable[[bytes], Prepared], size: int, longest_octets: int
+        self,
+        prepare: Callable[[bytes], Prepared],
+        size: int,
+        longest_octets: int,
+        max_octets: int,
     ) -> None:
         self._prepare = prepare
         self._size = size
         self._longest = longest_octets
+        self._max_octets = max_octets
+        self._octets = 0  # of the young generation
         self._old: dict[bytes, Prepared] = {}
         self.young: dict[bytes, Prepared] = {}
 
@@ -72,10 +82,12 @@ class HeadCache:
         return found
 
     def _keep(self, raw: bytes, prepared: Prepared) -> None:
-        if len(self.young) >= self._size:
+        if len(self.young) >= self._size or self._octets + len(raw) > self._max_octets:
             self._old = self.young
             self.young = {}
+            self._octets = 0
         self.young[raw] = prepared
+        self._octets += len(raw)
 
 
 class HttpFactory(Factory):
@@ -115,7 +127,9 @@ class HttpFactory(Factory):
         def parsed(raw: bytes) -> Prepared:
             return prepare(parse_request(raw, config.max_headers))
 
-        self.heads = HeadCache(parsed, config.cached_heads, config.cached_head_octets)
+        self.heads = HeadCache(
+            parsed, config.cached_heads, config.cached_head_octets, config.cached_octets
+        )
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Called by Twisted for each connection that it accepts itself."""

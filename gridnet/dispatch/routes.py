@@ -65,7 +65,8 @@ class Lookup(_Prepared):
     __slots__ = ("_clock", "_date", "_dispatcher", "_kind", "_replies", "_request", "_tail")
 
     def __init__(self, head: RequestHead, request: DispatchRequest, router: Router) -> None:
-        super().__init__(head, router.config.max_ignored_body_octets)
+        # Kept for long, and the header lines have been read.
+        super().__init__(evolve(head, headers=()), router.config.max_ignored_body_octets)
         self._request = request
         self._kind = request.kind.name
         self._dispatcher = router.dispatcher

@@ -556,7 +556,7 @@ class HeadCacheTests(SynchronousTestCase):
             parsed.append(raw)
             return raw  # the cache does not look into it
 
-        cache = HeadCache(prepare, 10, 100)
+        cache = HeadCache(prepare, 10, 100, 10_000)
         for number in range(1000):
             cache.get(b"always")
             cache.get(b"%d" % number)
@@ -564,9 +564,18 @@ class HeadCacheTests(SynchronousTestCase):
         self.assertEqual(parsed.count(b"always"), 1)
         self.assertEqual(len(parsed), 1001)
 
+    def test_few_of_the_longer_heads_are_kept(self) -> None:
+        """What they take together is bounded."""
+        cache = HeadCache(lambda raw: raw, 1000, 100, 500)  # type: ignore[arg-type,return-value]
+        for number in range(100):
+            cache.get(b"%099d" % number)
+            self.assertLessEqual(sum(map(len, cache.young)), 500)
+            self.assertLessEqual(len(cache), 10)
+        self.assertIn(b"%099d" % 99, cache.young)
+
     def test_long_heads_are_not_kept(self) -> None:
         """The cache's size in octets is bounded, too."""
-        cache = HeadCache(lambda raw: raw, 10, 100)  # type: ignore[arg-type,return-value]
+        cache = HeadCache(lambda raw: raw, 10, 100, 10_000)  # type: ignore[arg-type,return-value]
         cache.get(b"a" * 101)
         self.assertEqual(len(cache), 0)
 
