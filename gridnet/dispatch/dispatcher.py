@@ -236,7 +236,7 @@ class Dispatcher:
     own_addresses: frozenset[str] = frozenset()
     default_count: int = DEFAULT_COUNT
     cache_size: int = 4096
-    cache_servers: int = 200_000
+    cache_servers: int = 50_000
     _plans: _Plans = field(init=False, repr=False, eq=False)
     _suitability: Suitability = field(init=False, repr=False, eq=False)
 
