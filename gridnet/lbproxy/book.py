@@ -18,7 +18,8 @@ from gridnet.errors import JobError
 from gridnet.lbproxy.config import LbproxyConfig
 from gridnet.lbproxy.events import Event
 from gridnet.lbproxy.frames import Reply
-from gridnet.lbproxy.ledger import JobChanges, Ledger, LedgerRules
+from gridnet.lbproxy.held_jobs import JobChanges
+from gridnet.lbproxy.ledger import Ledger, LedgerRules
 from gridnet.lbproxy.store import QueryTimeout, Readers, Snapshot, StoreFile
 from gridnet.lbproxy.stream import Page
 from gridnet.lbproxy.subscriptions import Hub

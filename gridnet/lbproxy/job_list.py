@@ -12,7 +12,7 @@ from zope.interface import implementer
 from gridnet.interfaces import IObjectSource
 from gridnet.lbproxy.book import JobBook
 from gridnet.lbproxy.calendar import MICROSECONDS
-from gridnet.lbproxy.ledger import JobChanges, JobSummary
+from gridnet.lbproxy.held_jobs import JobChanges, JobSummary
 from gridnet.lbproxy.record import JOB_TYPE_WORDS, STATES
 
 Attributes = Mapping[str, Any]

@@ -13,12 +13,10 @@ import errno
 import json
 import os
 import sqlite3
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from attrs import define, field, frozen
 
@@ -32,26 +30,16 @@ from gridnet.lbproxy.events import (
     Event,
 )
 from gridnet.lbproxy.frames import Major, Reply
+from gridnet.lbproxy.held_jobs import HeldJob, HeldJobs, JobChanges, fingerprint
 from gridnet.lbproxy.identity import comparison_key, is_nobody, normal_form
 from gridnet.lbproxy.jobid import JobIdError, subjob
 from gridnet.lbproxy.jobid import parse as parse_job_id
 from gridnet.lbproxy.record import COMPOUND, JobRecord, subjob_record
 from gridnet.lbproxy.state import apply
-from gridnet.lbproxy.statements import (
-    INSERT_EVENTS,
-    INSERT_JOBS,
-    INSERT_NEW_JOBS,
-    INSERT_SPOOL,
-    SET_PARTS,
-    UPDATE_JOBS,
-)
+from gridnet.lbproxy.statements import INSERT_NEW_JOBS
 
 T = TypeVar("T")
 
-#: A job with more events than this asks the table for duplicates instead of remembering them.
-_REMEMBERED_FINGERPRINTS = 4096
-#: What an entry of the cache costs besides its texts, roughly, in octets.
-_ENTRY_OCTETS, _FINGERPRINT_OCTETS = 2500, 90
 #: Parents of parents that are followed; nobody nests collections deeper.
 _MAX_GENERATIONS = 8
 
@@ -100,42 +88,6 @@ class GroupResult:
     not_forwarded: int = 0  #: for want of room in the spool
 
 
-class JobSummary(NamedTuple):
-    """What a list of jobs shows of one."""
-
-    job_id: str
-    owner: str  #: normal form
-    state: int
-    job_type: int
-    parent: str  #: unique part; empty: none
-    entered_at: int  #: the present state, microseconds
-    updated_at: int  #: microseconds
-
-
-#: What happened to the list of jobs, in its order: a job as it is now, or the id of one that went.
-JobChanges = list[JobSummary | str]
-
-
-@define(slots=True, eq=False)
-class _Entry:
-    """A job in memory."""
-
-    id: int
-    record: JobRecord
-    parent: str  #: unique part; empty: none
-    fingerprints: set[int] | None  #: of its events; None: too many, ask the table
-    due_at: float | None = None
-    is_new: bool = False
-    dirty: bool = False
-    octets: int = _ENTRY_OCTETS
-
-
-def fingerprint(event: Event) -> int:
-    """64 bits by which a repeated event of the same job is known."""
-    digest = blake2b(event.fingerprint_octets, digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
-
-
 class Ledger:
     """
     Applies events to the store behind *connection*.
@@ -146,14 +98,8 @@ class Ledger:
     def __init__(self, connection: sqlite3.Connection, rules: LedgerRules) -> None:
         self.rules = rules
         self._db = connection
-        self._cache: OrderedDict[str, _Entry] = OrderedDict()
-        self._cached_octets = 0
-        self._dirty: list[_Entry] = []
-        self._event_rows: list[tuple[Any, ...]] = []
-        self._spool_rows: list[tuple[Any, ...]] = []
-        self._pending_fingerprints: set[tuple[int, int]] = set()
+        self._jobs = HeldJobs(connection)
         self._result = GroupResult()
-        self._changes: JobChanges = []
         self._serial = 1
         self.spooled = 0
         self._recount()
@@ -181,32 +127,25 @@ class Ledger:
         try:
             self._db.execute("BEGIN IMMEDIATE")
             done = work()
-            self._flush()
+            self._jobs.flush()
             self._db.execute("COMMIT")
         except BaseException:
             self.spooled = spooled
             self._forget()
             raise
-        self._trim_cache()
+        self._jobs.trim(self.rules.cache_octets)
         return done
 
     def _forget(self) -> None:
         """Give up the transaction and everything that memory holds of it."""
-        self._cache.clear()
-        self._cached_octets = 0
-        self._dirty.clear()
-        self._event_rows.clear()
-        self._spool_rows.clear()
-        self._pending_fingerprints.clear()
-        self._changes = []
+        self._jobs.forget()
         with suppress(sqlite3.Error):  # what still holds then shows in ``in_transaction``
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
 
     def take_changes(self) -> JobChanges:
         """What has happened to the list of jobs since the last call, all of it committed."""
-        changes, self._changes = self._changes, []
-        return changes
+        return self._jobs.take_changes()
 
     def apply(self, group: Sequence[Event], now: float) -> GroupResult:
         """
@@ -230,7 +169,7 @@ class Ledger:
         if is_nobody(event.user):
             return frames.NOBODY
         unique = event.job_id.unique
-        entry = self._entry(unique)
+        entry = self._jobs.entry(unique)
         registers = event.type.name == "RegJob"
         if registers:
             refusal = self._check_registration(entry, event)
@@ -239,7 +178,7 @@ class Ledger:
         if entry is None and not registers:
             return frames.NOT_REGISTERED
         mark = fingerprint(event)
-        if entry is not None and self._is_known(entry, mark):
+        if entry is not None and self._jobs.is_known(entry, mark):
             self._result.duplicates += 1
             return frames.OK
         destination = self._destination(event)
@@ -249,10 +188,11 @@ class Ledger:
             destination = ""
             self._result.not_forwarded += 1
         if entry is None:
-            entry = self._new_entry(event)
+            record = JobRecord(event.job_id, normal_form(event.user))
+            entry = self._jobs.add(self._next_serial(), record)
         position = self._happen(entry, event, mark, now)
         if destination:
-            self._spool_rows.append((position, destination, entry.id))
+            self._jobs.spool_rows.append((position, destination, entry.id))
             self.spooled += 1
             self._result.destinations.add(destination)
         if registers:
@@ -260,7 +200,7 @@ class Ledger:
         self._settle(entry, now)
         return frames.OK
 
-    def _check_registration(self, entry: _Entry | None, event: Event) -> Reply | None:
+    def _check_registration(self, entry: HeldJob | None, event: Event) -> Reply | None:
         exclusive = event.priority & PRIORITY_EXCLUSIVE
         if entry is not None:
             if comparison_key(event.user) != comparison_key(entry.record.owner):
@@ -289,14 +229,7 @@ class Ledger:
         self._serial += 1
         return serial
 
-    def _new_entry(self, event: Event) -> _Entry:
-        record = JobRecord(event.job_id, normal_form(event.user))
-        entry = _Entry(self._next_serial(), record, "", set(), is_new=True)
-        self._cache[event.job_id.unique] = entry
-        self._cached_octets += entry.octets
-        return entry
-
-    def _happen(self, entry: _Entry, event: Event, mark: int, now: float) -> int:
+    def _happen(self, entry: HeldJob, event: Event, mark: int, now: float) -> int:
         """Let *event* happen to the job and to its parents; returns its position."""
         record = entry.record
         before, old_class, was_new = record.state, record.child_class, entry.is_new
@@ -304,7 +237,7 @@ class Ledger:
         if event.type.name == "RegJob":
             entry.parent = _unique_of(record.get("parent_job"))
         position = self._next_serial()
-        self._event_rows.append(
+        self._jobs.event_rows.append(
             (
                 position,
                 entry.id,
@@ -319,15 +252,8 @@ class Ledger:
                 event.line,
             )
         )
-        if entry.fingerprints is None:
-            self._pending_fingerprints.add((entry.id, mark))
-        else:
-            entry.fingerprints.add(mark)
-            entry.octets += _FINGERPRINT_OCTETS
-            self._cached_octets += _FINGERPRINT_OCTETS
-            if len(entry.fingerprints) > _REMEMBERED_FINGERPRINTS:
-                self._stop_remembering(entry)
-        self._soil(entry)
+        self._jobs.remember(entry, mark)
+        self._jobs.soil(entry)
         self._result.stored.append(
             StoredEvent(
                 position,
@@ -346,13 +272,13 @@ class Ledger:
             self._tell_parent(entry, old_class, event, now)
         return position
 
-    def _tell_parent(self, child: _Entry, old_class: int, event: Event, now: float) -> None:
+    def _tell_parent(self, child: HeldJob, old_class: int, event: Event, now: float) -> None:
         """Count a child that moved, and log the parent's new state if that changes it."""
-        parent = self._entry(child.parent)
+        parent = self._jobs.entry(child.parent)
         if parent is None or parent is child or parent.record.job_type not in COMPOUND:
             return
         family.move_child(parent.record, old_class, child.record.child_class)
-        self._soil(parent)
+        self._jobs.soil(parent)
         state = family.computed_state(parent.record)
         if state is None or state == parent.record.state:
             return
@@ -368,21 +294,21 @@ class Ledger:
         )
         self._happen(parent, made, fingerprint(made), now)
 
-    def _generation(self, entry: _Entry) -> int:
+    def _generation(self, entry: HeldJob) -> int:
         depth = 0
-        above: _Entry | None = entry
+        above: HeldJob | None = entry
         while above is not None and above.parent and depth <= _MAX_GENERATIONS:
-            above = self._entry(above.parent)
+            above = self._jobs.entry(above.parent)
             depth += 1
         return depth
 
-    def _make_subjobs(self, entry: _Entry, event: Event) -> None:
+    def _make_subjobs(self, entry: HeldJob, event: Event) -> None:
         """Create the subjobs that a registration announces, unless they exist."""
         record = entry.record
         total = int(record.get("children_num"))
         if event.fields["jobtype"] not in COUNTING_TYPES or not total:
             return
-        self._flush()
+        self._jobs.flush()
         core = ""
         unique = event.job_id.unique
         made = []
@@ -406,22 +332,22 @@ class Ledger:
                     core,
                 )
             )
-            self._note_change(child, unique)
+            self._jobs.note_change(child, unique)
         INSERT_NEW_JOBS.write(self._db, made)
 
     # -- leaving ----------------------------------------------------------------------------------
 
-    def _settle(self, entry: _Entry, now: float) -> None:
+    def _settle(self, entry: HeldJob, now: float) -> None:
         """Remove the job, and its family, if it may leave at once."""
         if entry.due_at is not None and entry.due_at <= now:
             self.remove_families([self._root(entry)], now, only_due=True)
 
-    def _root(self, entry: _Entry) -> str:
+    def _root(self, entry: HeldJob) -> str:
         """The unique part of the oldest ancestor that is in the store."""
         seen = set()
         while entry.parent and entry.parent not in seen:
             seen.add(entry.record.job_id.unique)
-            above = self._entry(entry.parent)
+            above = self._jobs.entry(entry.parent)
             if above is None:
                 break
             entry = above
@@ -433,7 +359,7 @@ class Ledger:
 
         Empty when there is no such job.
         """
-        self._flush()
+        self._jobs.flush()
         return self._db.execute(
             "WITH RECURSIVE kin (unique_part, depth) AS ("
             " SELECT unique_part, 0 FROM jobs WHERE unique_part = ?"
@@ -468,10 +394,7 @@ class Ledger:
         execute = self._db.execute
         execute("DELETE FROM jobs WHERE id = ?", (number,))
         execute("DELETE FROM parts WHERE job = ?", (number,))
-        entry = self._cache.pop(unique, None)
-        if entry is not None:
-            self._cached_octets -= entry.octets
-        self._changes.append(job_id)
+        self._jobs.removed(unique, job_id)
         keeps = self.rules.stream_keep_seconds > 0 or self._is_spooled(number)
         execute(
             "INSERT INTO purged VALUES (?, ?, ?, ?, ?, ?)",
@@ -577,8 +500,7 @@ class Ledger:
                 )
 
         self.transaction(work)
-        self._cache.clear()
-        self._cached_octets = 0
+        self._jobs.clear()
 
     # -- purges asked for -------------------------------------------------------------------------
 
@@ -653,7 +575,8 @@ class Ledger:
         family = {member for _, member, *_ in self.family_of(unique)}
         row = self._db.execute("SELECT parent FROM jobs WHERE unique_part = ?", (unique,))
         return any(
-            parent is None or parent in family or self._entry(parent) is None for (parent,) in row
+            parent is None or parent in family or self._jobs.entry(parent) is None
+            for (parent,) in row
         )
 
     def _dump(self, roots: Iterable[str], path: Path) -> None:
@@ -717,175 +640,9 @@ class Ledger:
 
         return self.transaction(work)
 
-    # -- memory and table -------------------------------------------------------------------------
-
-    def _is_known(self, entry: _Entry, mark: int) -> bool:
-        if entry.fingerprints is not None:
-            return mark in entry.fingerprints
-        if (entry.id, mark) in self._pending_fingerprints:
-            return True
-        found = self._db.execute(
-            "SELECT 1 FROM events WHERE job = ? AND fingerprint = ?", (entry.id, mark)
-        )
-        return found.fetchone() is not None
-
-    def _entry(self, unique: str) -> _Entry | None:
-        entry = self._cache.get(unique)
-        if entry is not None:
-            self._cache.move_to_end(unique)
-            return entry
-        row = self._db.execute(_LOAD_JOB, (unique,)).fetchone()
-        if row is None:
-            return None
-        *columns, parent, due_at = row
-        record = rows.record_from(tuple(columns))
-        number = columns[0]
-        rows.load_parts(self._db, number, record)
-        marks = self._db.execute(
-            "SELECT fingerprint FROM events WHERE job = ? LIMIT ?",
-            (number, _REMEMBERED_FINGERPRINTS + 1),
-        ).fetchall()
-        known = {mark for (mark,) in marks} if len(marks) <= _REMEMBERED_FINGERPRINTS else None
-        entry = _Entry(number, record, parent or "", known, due_at)
-        self._cache[unique] = entry
-        entry.octets = _weight(entry)
-        self._cached_octets += entry.octets
-        return entry
-
-    def _soil(self, entry: _Entry) -> None:
-        if not entry.dirty:
-            entry.dirty = True
-            self._dirty.append(entry)
-
-    def _flush(self) -> None:
-        """Write what waits in memory to the tables, inside the transaction."""
-        if self._dirty:
-            self._flush_jobs()
-        if self._event_rows:
-            INSERT_EVENTS.write(self._db, self._event_rows)
-            self._event_rows.clear()
-            self._pending_fingerprints.clear()
-        if self._spool_rows:
-            INSERT_SPOOL.write(self._db, self._spool_rows)
-            self._spool_rows.clear()
-
-    def _flush_jobs(self) -> None:
-        inserts: list[tuple[Any, ...]] = []
-        updates: list[tuple[Any, ...]] = []
-        parts: list[tuple[Any, ...]] = []
-        for entry in self._dirty:
-            record = entry.record
-            core = rows.dump(record.core())
-            if entry.is_new:
-                inserts.append(
-                    (
-                        entry.id,
-                        record.job_id.unique,
-                        str(record.job_id),
-                        record.owner,
-                        comparison_key(record.owner),
-                        record.job_type,
-                        record.state,
-                        entry.parent or None,
-                        record.entered_at,
-                        record.updated_at,
-                        entry.due_at,
-                        core,
-                    )
-                )
-                entry.is_new = False
-            else:
-                updates.append(
-                    (
-                        record.job_type,
-                        record.state,
-                        entry.parent or None,
-                        record.entered_at,
-                        record.updated_at,
-                        entry.due_at,
-                        core,
-                        entry.id,
-                    )
-                )
-            entry.dirty = False
-            self._note_change(record, entry.parent)
-            if record.touched:
-                self._flush_parts(entry, parts)
-                self._weigh(entry)
-        self._dirty.clear()
-        if inserts:
-            INSERT_JOBS.write(self._db, inserts)
-        if updates:
-            UPDATE_JOBS.write(self._db, updates)
-        if parts:
-            SET_PARTS.write(self._db, parts)
-
-    def _note_change(self, record: JobRecord, parent: str) -> None:
-        self._changes.append(
-            JobSummary(
-                str(record.job_id),
-                record.owner,
-                record.state,
-                record.job_type,
-                parent,
-                record.entered_at,
-                record.updated_at,
-            )
-        )
-
-    def _flush_parts(self, entry: _Entry, parts: list[tuple[Any, ...]]) -> None:
-        record = entry.record
-        for part, key in record.touched:
-            if key is None:
-                self._db.execute(
-                    "DELETE FROM parts WHERE job = ? AND part = ?", (entry.id, part.value)
-                )
-        for part, key in record.touched:
-            if key is None:
-                continue
-            value = record.part_value(part, key)
-            if value is None:
-                self._db.execute(
-                    "DELETE FROM parts WHERE job = ? AND part = ? AND key = ?",
-                    (entry.id, part.value, key),
-                )
-            else:
-                parts.append((entry.id, part.value, key, rows.dump(value)))
-        record.touched.clear()
-
-    def _weigh(self, entry: _Entry) -> None:
-        weight = _weight(entry)
-        self._cached_octets += weight - entry.octets
-        entry.octets = weight
-
-    def _stop_remembering(self, entry: _Entry) -> None:
-        """Leave it to the table to know the events of a job that has this many."""
-        waiting = {mark for _, job, mark, *_ in self._event_rows if job == entry.id}
-        self._pending_fingerprints.update((entry.id, mark) for mark in waiting)
-        entry.fingerprints = None
-        self._weigh(entry)
-
-    def _trim_cache(self) -> None:
-        while self._cached_octets > self.rules.cache_octets and len(self._cache) > 1:
-            _, entry = self._cache.popitem(last=False)
-            self._cached_octets -= entry.octets
-
-
-def _weight(entry: _Entry) -> int:
-    record = entry.record
-    texts = sum(len(value) for value in record.values.values() if type(value) is str)
-    lists = record.destinations, record.nodes, record.failures
-    texts += sum(len(text) + 50 for texts_of in lists for text in texts_of) if any(lists) else 0
-    texts += sum(len(tag.value) + 300 for tag in record.tags.values()) if record.tags else 0
-    texts += sum(len(row.jdl) + 300 for row in record.branches.values())
-    return _ENTRY_OCTETS + texts + _FINGERPRINT_OCTETS * len(entry.fingerprints or ())
-
 
 def _unique_of(job_id: str) -> str:
     try:
         return parse_job_id(job_id).unique if job_id else ""
     except JobIdError:
         return ""
-
-
-_LOAD_JOB = f"SELECT {rows.JOB_COLUMNS}, j.parent, j.due_at FROM jobs j WHERE unique_part = ?"

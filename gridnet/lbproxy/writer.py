@@ -19,7 +19,8 @@ from attrs import define, frozen
 
 from gridnet.lbproxy.events import Event
 from gridnet.lbproxy.frames import Major, Reply
-from gridnet.lbproxy.ledger import GroupResult, JobChanges, Ledger, LedgerRules
+from gridnet.lbproxy.held_jobs import JobChanges
+from gridnet.lbproxy.ledger import GroupResult, Ledger, LedgerRules
 from gridnet.lbproxy.store import StoreFile, failure_reply
 
 #: Told about one event, in the thread that *deliver* brings it to.

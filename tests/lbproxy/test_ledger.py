@@ -107,10 +107,10 @@ class StoringTests(LedgerTestCase):
                     source=step["source"],
                     seqcode=step.get("code", "UI1"),
                 )
-                before = self.ledger._entry(name)
+                before = self.ledger._jobs.entry(name)
                 assert before is not None
                 self.reopen()
-                after = self.ledger._entry(name)
+                after = self.ledger._jobs.entry(name)
                 assert after is not None
                 self.assertEqual(after.record.core(), before.record.core())
                 for part in ("tags", "destinations", "nodes", "failures", "branches"):
@@ -125,7 +125,7 @@ class StoringTests(LedgerTestCase):
         for number in range(2, 6):
             for name in ("a", "b", "c"):
                 self.log(name, "Running", RUN, seqcode=f"UI{number}")
-        self.assertEqual(len(self.ledger._cache), 1)
+        self.assertEqual(len(self.ledger._jobs), 1)
         self.assertEqual(self.record("a").nodes, ["node7"] * 4)
 
     def test_groups_of_any_size(self) -> None:
