@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from attrs import Attribute, field, frozen
 
 from gridnet.config import SiteConfig, at_least, between, more_than
 from gridnet.errors import ConfigError, Fault
+from gridnet.lbsmd.feedback import TOOLKIT_SOCKET
 from gridnet.lbsmd.gossip.config import GossipConfig
 from gridnet.lbsmd.load_formula import FORMULAS
 from gridnet.lbsmd.servrc.configuration import ALL_ZONES, Rules
@@ -111,9 +113,10 @@ class LbsmdConfig:
     keep_penalties: str = ""
     #: requests for penalties and base rates that are under way at a time
     max_orders: int = field(default=64, validator=at_least(1))
-    #: UNIX socket for the penalties of the toolkit's own clients, which look for it at
-    #: /opt/machine/lbsm/run/.lbsmd; in the site's state directory unless absolute; empty: none
-    feedback_socket: str = ""
+    #: UNIX socket for the penalties of the toolkit's own clients, in the site's state directory
+    #: unless absolute; empty: none.  The default is where those clients look for it: it is opened
+    #: if the daemon may write to that directory
+    feedback_socket: str = TOOLKIT_SOCKET
     #: permissions of that socket: who may penalize is judged by who asks
     feedback_mode: str = field(default="666", validator=_octal_mode)
     #: UNIX datagram socket on which servers post the capacity of their ports, in the site's
@@ -170,6 +173,13 @@ class LbsmdConfig:
         :raises ConfigError: nowhere.
         """
         return _socket_path(site, "ports_socket", self.ports_socket)
+
+    @property
+    def takes_feedback(self) -> bool:
+        """Whether the toolkit's clients are listened to, as far as that is possible."""
+        if self.feedback_socket == TOOLKIT_SOCKET:
+            return os.access(os.path.dirname(TOOLKIT_SOCKET), os.W_OK)
+        return bool(self.feedback_socket)
 
     def rules(self) -> Rules:
         """What the language leaves to the site."""

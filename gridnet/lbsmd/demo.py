@@ -34,6 +34,7 @@ def section(plan: DemoPlan) -> Mapping[str, object]:
     return {
         "servrc": str(plan.servrc),
         "poll_seconds": 0.5,
+        "feedback_socket": "",
         "shared_memory": PUBLIC_NAME if plan.heap else f"demo {plan.directory}",
         "gossip": {
             "interface": ADDRESS,
@@ -59,6 +60,7 @@ def second_host(plan: DemoPlan, site: Site) -> IService:
             "servrc": "servrc.cfg",
             "directory": ".",
             "poll_seconds": 0.5,
+            "feedback_socket": "",
             "gossip": {
                 "interface": ADDRESS,
                 "port": plan.port(SECOND_GOSSIP_OFFSET),

@@ -21,6 +21,8 @@ from gridnet.table.server_text import format_connection_point
 
 RERATE = "RERATE"
 ANY_TYPE = "ANY"
+#: Where the clients of the toolkit look for the daemon's socket; they cannot be told another place.
+TOOLKIT_SOCKET = "/opt/machine/lbsm/run/.lbsmd"
 MAX_HOLD_SECONDS = 10_000_000
 
 _SERVICE = re.compile(r"[A-Za-z_*?][A-Za-z0-9_*?-]*")

@@ -22,8 +22,6 @@ from gridnet.lbsmd.feedback import FeedbackError, parse_line
 from gridnet.lbsmd.order_routing import OrderRouting
 from gridnet.lbsmd.repeats import Repeats
 
-#: Where the clients of the toolkit look for it; they cannot be told another place.
-TOOLKIT_PATH = "/opt/machine/lbsm/run/.lbsmd"
 MAX_LINE_OCTETS = 1024
 #: Seconds that a client may take for its line.
 LINE_SECONDS = 10.0

@@ -6,6 +6,7 @@ import os
 import random
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from twisted.application.internet import TimerService
@@ -172,7 +173,7 @@ def make_lbsmd(
     )
     expiring.setServiceParent(daemon)
     if config.control:
-        factory = ControlFactory(
+        desk = ControlFactory(
             {
                 "table": answers.table_text,
                 "resolve": answers.resolve,
@@ -181,7 +182,8 @@ def make_lbsmd(
                 **({} if gossip is None else gossip.answerers()),
             }
         )
-        control = _make_socket(site, "control", config.control, config.control_mode, factory)
+        path = site.state_dir / config.control
+        control = _make_socket(site, "control", path, config.control_mode, desk)
         if control is not None:
             control.setServiceParent(daemon)
     if gossip is not None:
@@ -192,10 +194,10 @@ def make_lbsmd(
         log = DaemonLog(path, config.log_size, site.reactor)
         log.setServiceParent(daemon)
         site.status.checks["lbsmd log"] = log.check
-    if config.feedback_socket:
-        feedback = _make_socket(
-            site, "feedback", config.feedback_socket, config.feedback_mode, FeedbackFactory(routing)
-        )
+    if config.takes_feedback:
+        factory = FeedbackFactory(routing)
+        path = site.state_dir / config.feedback_socket
+        feedback = _make_socket(site, "feedback", path, config.feedback_mode, factory)
         if feedback is not None:
             feedback.setServiceParent(daemon)
     if config.ports_socket:
@@ -212,14 +214,9 @@ def make_lbsmd(
 
 
 def _make_socket(
-    site: Site, name: str, place: str, mode: str, factory: IProtocolFactory
+    site: Site, name: str, path: Path, mode: str, factory: IProtocolFactory
 ) -> Listener | None:
-    """
-    The UNIX stream socket *name*; None: the system takes no path as long as that.
-
-    :param place: its path, in the site's state directory unless absolute.
-    """
-    path = site.state_dir / place
+    """The UNIX stream socket *name*; None: the system takes no path as long as that."""
     service = control_listener(site.reactor, path, int(mode, 8), factory)
     if service is None:
         _log.warn("no {name} socket: {path} is too long for one", name=name, path=str(path))

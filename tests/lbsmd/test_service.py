@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -100,6 +101,21 @@ class DaemonTests(DaemonCase):
             error = self.assertRaises(ConfigError, structure, LbsmdConfig, keys, "lbsmd")
             self.assertIn(reason, str(error))
             self.assertIn("lbsmd", str(error))
+
+    def test_the_toolkits_own_socket_is_opened_where_that_can_be(self) -> None:
+        """Another place is meant to be possible; none is none."""
+        self.assertFalse(LbsmdConfig(feedback_socket="").takes_feedback)
+        self.assertTrue(LbsmdConfig(feedback_socket="/no/where").takes_feedback)
+        for may in (False, True):
+            asked: list[object] = []
+
+            def access(path: object, mode: int, may: bool = may, asked: Any = asked) -> bool:
+                asked.append(path)
+                return may
+
+            self.patch(os, "access", access)
+            self.assertEqual(LbsmdConfig().takes_feedback, may)
+            self.assertEqual(asked, ["/opt/machine/lbsm/run"])
 
     def test_the_demo_section_is_one(self) -> None:
         """What it says fits the keys."""
