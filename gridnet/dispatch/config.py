@@ -53,9 +53,11 @@ class DispatchConfig:
     cached_head_octets: int = field(default=4096, validator=at_least(0))  #: longest one kept
     #: octets of the heads kept parsed, together; parsed they take ten times as much and more
     cached_octets: int = field(default=1_048_576, validator=at_least(0))
-    backlog: int = field(
-        default=1024, validator=between(1, 65_535)
-    )  #: connections not accepted yet
+    cached_answers: int = field(default=4096, validator=at_least(1))  #: questions kept answered
+    #: servers in these answers, together; each takes about 800 octets
+    cached_servers: int = field(default=50_000, validator=at_least(1))
+    #: connections that wait to be accepted
+    backlog: int = field(default=1024, validator=between(1, 65_535))
 
     # Relaying.
     relay_tries: int = field(default=1, validator=at_least(1))  #: servers, for released clients

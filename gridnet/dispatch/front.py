@@ -63,7 +63,12 @@ class Front:
         clock: Callable[[], float] = IReactorTime(reactor).seconds
         replies: Counter[tuple[str, int]] = Counter()
         self.dispatcher = Dispatcher(
-            table, local_networks, random.Random(), own_addresses=frozenset([address])
+            table,
+            local_networks,
+            random.Random(),
+            own_addresses=frozenset([address]),
+            cache_size=config.cached_answers,
+            cache_servers=config.cached_servers,
         )
         self.watch = Watch(reactor)
         self.pool = UpstreamPool(config, reactor, client_tls, self.watch)

@@ -151,6 +151,16 @@ class OneProcessTests(SiteCase):
                 octets = await self.ask(line + local)
                 self.assertTrue(octets.startswith(b"HTTP/1.1 %b " % status), (client, octets))
 
+    async def test_answers_kept_ready_are_bounded(self) -> None:
+        """By their number, and by the servers in them."""
+        for config, kept in (({"cached_answers": 3}, 3), ({"cached_servers": 2}, 2)):
+            self.make(**config)
+            await self.start()
+            for number in range(5):
+                await self.ask(INFO.replace(b"\r\n\r\n", b"\r\nAffinity: a=%d\r\n\r\n" % number))
+            self.assertEqual(self.service.front.dispatcher.cached, kept)
+            await self.close()
+
     async def test_it_stops_when_idle(self) -> None:
         """Idle clients are let go, and nobody can connect any more."""
         self.make()
