@@ -6,6 +6,7 @@ import atexit
 import http.client
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from gridnet.control import ask
 from gridnet.demo.command import main
 from gridnet.demo.plan import DemoPlan
 from gridnet.demo.tour import tour
+from gridnet.lbproxy.client import Context, make_job_id
 from tests.integration.demo_process import ROOT, DemoProcess, free_block
 
 
@@ -124,6 +126,17 @@ class DemoSiteTests(SynchronousTestCase):
         self.assertIn("Upper(b'hello, filter\\n') -> 200 b'HELLO, FILTER\\n'", out.getvalue())
         self.assertRegex(out.getvalue(), r"Echo through 127\.0\.0\.1 \d+ \w{8} -> b'hello, ticket")
         self.assertIn(demo.ready["status"], out.getvalue())
+
+    def test_jobs_can_be_logged_at_the_sockets_it_names(self) -> None:
+        """Those of the LB proxy, for their owner alone."""
+        sockets = self.demo.ready["lbproxy"]
+        self.assertLessEqual({"store", "serve"}, set(sockets))
+        for path in (sockets["store"], sockets["serve"]):
+            self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
+        with Context(store=sockets["store"], serve=sockets["serve"], user="/CN=me") as context:
+            job = make_job_id()
+            context.register_job(job, ns="here")
+            self.assertEqual(context.job_status(job).state, "Submitted")
 
     def test_the_lists_of_the_site_can_be_mirrored(self) -> None:
         """At the address it announced: those of every component."""

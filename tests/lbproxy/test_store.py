@@ -13,14 +13,14 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.errors import ConfigError, GridnetError
-from gridnet.lbproxy import schema
+from gridnet.lbproxy import answers, schema
 from gridnet.lbproxy.events import parse
 from gridnet.lbproxy.frames import OK, Reply
 from gridnet.lbproxy.ledger import Ledger, LedgerRules
 from gridnet.lbproxy.store import QueryTimeout, Readers, StoreFile
 from gridnet.lbproxy.writer import INTERNAL_ERROR, STOPPING, GroupReport, Writer
 from tests.lbproxy.ledgers import NOW, REGISTER, job
-from tests.lbproxy.vectors import line
+from tests.lbproxy.vectors import VECTORS, line
 
 WAIT_SECONDS = 20
 
@@ -146,6 +146,48 @@ class StoreFileTests(SynchronousTestCase):
         with self.assertRaisesRegex(ConfigError, "newer"):
             StoreFile(self.path).open()
         self.assertEqual(self.jobs(self.path), 50)
+
+    def test_a_store_of_the_first_version(self) -> None:
+        """A file that was written by version 1 is read and goes on, in all its parts."""
+        self.path.parent.mkdir(parents=True)
+        with closing(sqlite3.connect(self.path)) as connection:
+            connection.executescript((VECTORS / "store-version-1.sql").read_text())
+        store = self.open()
+        self.assertIsNone(store.set_aside)
+        with closing(store.connect()) as connection:
+            version = connection.execute("PRAGMA user_version").fetchone()
+            self.assertEqual(version, (schema.VERSION,))
+            ledger = Ledger(connection, LedgerRules(forwards=True))
+            self.assertEqual(ledger.spooled, 4)
+            done = {"STATUS_CODE": "FAILED", "REASON": "broke", "EXIT_CODE": "1"}
+            later = {"NODE": "wn3"}
+            group = [
+                ("Done", done, "simple", "UI1 WM2 LM2"),  # known
+                ("Resubmission", {"RESULT": "WILLRESUB"}, "simple", "UI1 WM3 LM2"),
+                ("Running", later, "n7IZDUYP5o4qrUAI8TmxHQ", "UI3 LM1"),  # a subjob
+                ("Purge", {}, "gone", "UI4"),
+            ]
+            result = ledger.apply(
+                [
+                    parse(line(event, fields, job_id=job(name), seqcode=code, source="LogMonitor"))
+                    for event, fields, name, code in group
+                ],
+                NOW,
+            )
+            self.assertEqual([reply.major for reply in result.replies], [0, 0, 0, 700])
+            self.assertEqual((result.duplicates, len(result.stored)), (1, 2))
+            self.assertEqual([one.position for one in result.stored], [17, 18])
+            self.assertTrue(ledger.set_cursor("accounting", 6, NOW, 1, 0))
+            simple = answers.load_job(connection, "simple")
+            family = answers.load_job(connection, "CollectionParentAAAA01")
+            assert simple is not None and family is not None
+            self.assertEqual(simple.tags["site"].value, "two\nlines \xe9")
+            self.assertEqual(
+                (simple.state, simple.failures), (6, ["broke [ce.example.org:2119/q]"])
+            )
+            self.assertEqual((family.state, family.class_counts[5]), (5, 2))
+            known = connection.execute("SELECT unique_part FROM purged").fetchall()
+            self.assertEqual(known, [("gone",)])
 
     def test_a_failed_migration_changes_nothing(self) -> None:
         """A step is one transaction."""
