@@ -5,8 +5,9 @@ The peers are the limits of what it stands on: handshakes of ``openssl s_time`` 
 s_server`` for polls on new connections, and for cycles ``pgbench`` running the claim (the SELECT
 ... FOR UPDATE SKIP LOCKED and the UPDATE of the server; and the same with the two rows that the
 server writes in that transaction) on the same PostgreSQL.
-A figure "per core" is divided by the processor seconds that the server process took, so that it
-does not depend on who else uses the machine.  Words on the command line choose figures:
+A figure "per core" is divided by the processor seconds that the server process took, and one "a
+processor second" by those of everything that took part but the clients, so that they do not
+depend on who else uses the machine.  Words on the command line choose figures:
 ``polls``, ``connections``, ``sqlite``, ``postgresql``.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -63,10 +65,25 @@ _CLAIMS = {
 }
 
 
-def processor_seconds(process: subprocess.Popen[bytes]) -> float:
-    """What a process has taken so far, all its threads together."""
-    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+def _times(pid: int) -> tuple[int, float, float]:
+    """Parent, and processor seconds of a process and of its children that have ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    own, ended = (int(fields[11]) + int(fields[12])), (int(fields[13]) + int(fields[14]))
+    return int(fields[1]), own / _TICKS, ended / _TICKS
+
+
+def processor_seconds(pid: int) -> float:
+    """What a process has taken so far, all its threads together, and its children."""
+    _, own, ended = _times(pid)
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent, of_child, _ = _times(int(entry.name))
+            except OSError:
+                continue
+            if parent == pid:
+                own += of_child
+    return own + ended
 
 
 @contextmanager
@@ -85,7 +102,7 @@ def server(database: tuple[str, ...], **keys: Any) -> Iterator[tuple[ServerProce
 def load(what: str, one: ServerProcess, seconds: float, clients: list[Path]) -> dict[str, float]:
     """What the clients got done, and what it cost the server."""
     assert one.process is not None
-    before = processor_seconds(one.process)
+    before = processor_seconds(one.process.pid)
     command = [sys.executable, "-m", "benchmarks.scire_load", what, str(one.work), str(one.ca)]
     done = subprocess.run(
         [*command, str(seconds), *map(str, clients)],
@@ -95,7 +112,7 @@ def load(what: str, one: ServerProcess, seconds: float, clients: list[Path]) -> 
         stdout=subprocess.PIPE,
     )
     found: dict[str, float] = json.loads(done.stdout)
-    found["processor"] = processor_seconds(one.process) - before
+    found["processor"] = processor_seconds(one.process.pid) - before
     return found
 
 
@@ -155,24 +172,35 @@ def handshakes(one: ServerProcess, client: Path, seconds: float) -> float | None
     return int(match[1]) / int(match[2])
 
 
-def claims(dsn: str, text: str, seconds: float) -> float | None:
-    """Claims a second: pgbench with the script *text* on the runs of *dsn*."""
+def claims(
+    postgres: PostgresServer, dsn: str, text: str, seconds: float
+) -> tuple[float, float] | None:
+    """Claims a second, and a processor second: pgbench with the script *text* on *dsn*."""
     pgbench = peer("pgbench")
     if pgbench is None:
         return None
     with scratch() as directory:
         script = directory / "claim.sql"
         script.write_text(text.format(clients=CLIENTS))
+        before = processor_seconds(postgres.pid) + _of_children()
         done = subprocess.run(
             [pgbench, "-n", "-M", "prepared", "-c", str(CLIENTS), "-j", "2", "-T",
              str(max(1, round(seconds))), "-f", str(script), dsn],
             capture_output=True,
             text=True,
         )  # fmt: skip
-    match = re.search(r"tps = ([0-9.]+)", done.stdout)
-    if match is None or done.returncode:
+    took = processor_seconds(postgres.pid) + _of_children() - before
+    rate = re.search(r"tps = ([0-9.]+)", done.stdout)
+    count = re.search(r"actually processed: (\d+)", done.stdout)
+    if rate is None or count is None or done.returncode:
         raise RuntimeError(done.stdout + done.stderr)
-    return float(match[1])
+    return float(rate[1]), int(count[1]) / took
+
+
+def _of_children() -> float:
+    """Processor seconds of children of this process that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 # -- the figures ----------------------------------------------------------------------------------
@@ -228,7 +256,7 @@ def _cycles_on_postgresql(options: Options) -> Iterable[Figure]:
         peer("initdb")
         return
     found: list[dict[str, float]] = []
-    limits: dict[str, list[float]] = {name: [] for name in _CLAIMS}
+    limits: dict[str, list[tuple[float, float]]] = {name: [] for name in _CLAIMS}
     for _ in range(options.runs):
         postgres = PostgresServer()
         try:
@@ -236,19 +264,24 @@ def _cycles_on_postgresql(options: Options) -> Iterable[Figure]:
             with server((dsn,)) as (one, clients):
                 make_runs((dsn,), one.state, one, round(900 * options.seconds))
                 postgres.execute("CHECKPOINT")
+                before = processor_seconds(postgres.pid)
                 found.append(load("cycles", one, options.seconds, clients))
+                found[-1]["all"] = found[-1]["processor"] + processor_seconds(postgres.pid) - before
                 one.stop()
                 for name, text in _CLAIMS.items():
-                    limit = claims(dsn, text, options.seconds)
+                    limit = claims(postgres, dsn, text, options.seconds)
                     if limit is not None:
                         limits[name].append(limit)
         finally:
             postgres.stop()
     name = "cycles of fetch, acknowledge, report, PostgreSQL"
-    rates = tuple(one["done"] / one["seconds"] for one in found)
-    for claim, values in limits.items():
-        if values:
-            yield Figure(NAME, name, "1/s", rates, f"pgbench: the claim, {claim}", tuple(values))
+    for claim, pairs in limits.items():
+        rates = tuple(one["done"] / one["seconds"] for one in found)
+        peer_name = f"pgbench: the claim, {claim}"
+        yield Figure(NAME, name, "1/s", rates, peer_name, tuple(rate for rate, _ in pairs))
+        costs = tuple(one["done"] / one["all"] for one in found)
+        each = f"{name}, a processor second with PostgreSQL's"
+        yield Figure(NAME, each, "1/s", costs, peer_name, tuple(cost for _, cost in pairs))
     yield from _rates(name, found)
     yield from _latencies(name, found)
 

@@ -63,6 +63,11 @@ class PostgresServer:
             self.stop()
             raise
 
+    @property
+    def pid(self) -> int:
+        """Of the process whose children serve."""
+        return self._process.pid
+
     def crash(self) -> None:
         """Kill it; what was committed is there after :meth:`start`."""
         os.killpg(self._process.pid, signal.SIGKILL)
