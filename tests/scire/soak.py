@@ -22,7 +22,7 @@ import time
 import xmlrpc.client
 from collections import Counter
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -37,6 +37,7 @@ from tests.scire.processes import ClientProcess, ServerProcess, wait_until
 
 _SCRIPT = 'echo "$SCIRE_JOB $SCIRE_RUN" >> {marks}/$SCIRE_JOB\n'
 _CONVERSATION = re.compile(r"^(\S+ \S+) INFO in conversation with (\S+)$", re.M)
+_SERVES = re.compile(r"^(\S+)\+0000 \[\S+JobServer#info\] \S+ serves as", re.M)
 #: A client's way to the other server may take so long, seconds.
 SWITCH_SECONDS = 5.0
 
@@ -271,8 +272,8 @@ class Soak:
         """
         Seconds from a server's death to a client's first conversation with the other one.
 
-        Only of clients that were with that server, were not killed themselves meanwhile, and
-        whose other server was there.
+        Only of clients that were with that server and were not killed themselves meanwhile, and
+        only where the other server served.
         """
         found = []
         for client in self.clients:
@@ -289,10 +290,20 @@ class Soak:
                     continue
                 if any(killed_at < other < at for other, _ in self.kills):
                     continue
-                if any(killed_at - 3 < other < killed_at for other, _ in self.kills):
-                    continue  # the other one may not have been back yet
-                found.append(at - killed_at)
+                if self._other_serves(url, killed_at):
+                    found.append(at - killed_at)
         return found
+
+    def _other_serves(self, url: str, at: float) -> bool:
+        """Whether the server that is not at *url* had come back from its last death."""
+        other = next(s for s in self.servers if s.url(s.work) != url)
+        deaths = [t for t, killed in self.kills if killed != url and t < at]
+        # The log says full seconds, of universal time.
+        starts = [
+            datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() + 1
+            for text in _SERVES.findall(other.log)
+        ]
+        return any(max(deaths, default=0.0) < start <= at for start in starts)
 
     def end(self) -> None:
         """Kill what still runs."""
