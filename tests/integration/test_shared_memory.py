@@ -3,7 +3,7 @@ The released C library resolves from shared memory that a daemon changes under i
 
 ``GRIDNET_NCBI_CONNECT`` names a shared build of the C++ Toolkit's CONNECT library, which
 ``tests/integration/build_connect.sh`` makes; ``GRIDNET_HEAP_LOOKUPS`` says how many look-ups are to
-be made (5,000).  Skipped where no namespaces can be made, and without the library.
+be made at least (5,000).  Skipped where no namespaces can be made, and without the library.
 """
 
 from __future__ import annotations
