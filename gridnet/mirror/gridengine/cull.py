@@ -58,6 +58,8 @@ _STATUSES = frozenset(int(status) for status in Status)
 _FORMATS = {Kind.DOUBLE: "d", Kind.ULONG: "I", Kind.ULONG64: "Q"}
 _ULONG = struct.Struct(">I")
 _TEXT = ("utf-8", "surrogateescape")
+_ABSENT = b"\0\0\0\0"
+_IN_LIST = b"\0\0\0\2"  # status of an element in a list
 
 
 @frozen
@@ -111,7 +113,15 @@ class Descriptor(Layout):
     :ivar octets: its own packed form.
     """
 
-    __slots__ = ("_selections", "bitmap", "fields", "octets", "steps")
+    __slots__ = (
+        "_selections",
+        "bit_count",
+        "bitmap",
+        "bitmap_octets",
+        "fields",
+        "octets",
+        "steps",
+    )
 
     def __init__(self, fields: Iterable[Field]) -> None:
         self.fields: tuple[Field, ...] = tuple(fields)
@@ -121,6 +131,8 @@ class Descriptor(Layout):
         self.steps = _steps(self.fields)
         #: the marks of changed fields that precede the values: a count, and that many zero bits
         self.bitmap = _ULONG.pack(len(self.fields)) + bytes((len(self.fields) + 7) // 8)
+        self.bit_count = self.bitmap[:4]
+        self.bitmap_octets = len(self.bitmap)
         self._selections: dict[tuple[str, ...], Descriptor] = {}
 
     def selected(self, names: Sequence[str]) -> Descriptor:
@@ -252,22 +264,30 @@ class Unpacker:
             raise RemoteProtocolError(f"packed data nested deeper than {MAX_DEPTH}")
 
     def _element(self, descriptor: Descriptor | None) -> Element:
-        status = self.ulong()
-        if status not in _STATUSES:
-            raise RemoteProtocolError(f"an element with the unknown status {status}")
-        if status == Status.FREE:
-            descriptor = self.descriptor()
-        elif descriptor is None:
-            raise RemoteProtocolError(f"expected a free element, found status {status}")
-        bitmap = descriptor.bitmap
         octets, place = self._octets, self._place
-        end = place + len(bitmap)
-        if octets[place : place + 4] != bitmap[:4]:
+        if descriptor is not None and octets.startswith(_IN_LIST, place):  # most are
+            place += 4
+        else:
+            descriptor = self._other_element(descriptor)
+            place = self._place
+        end = place + descriptor.bitmap_octets
+        if not octets.startswith(descriptor.bit_count, place):
             raise RemoteProtocolError("the bits of an element do not match its fields")
         if end > len(octets):
             raise self._short()
         self._place = end
         return Element(descriptor, self._values(descriptor))
+
+    def _other_element(self, descriptor: Descriptor | None) -> Descriptor:
+        """Read the status of an element; gives its descriptor."""
+        status = self.ulong()
+        if status not in _STATUSES:
+            raise RemoteProtocolError(f"an element with the unknown status {status}")
+        if status == Status.FREE:
+            return self.descriptor()
+        if descriptor is None:
+            raise RemoteProtocolError(f"expected a free element, found status {status}")
+        return descriptor
 
     def _values(self, descriptor: Descriptor) -> list[Any]:
         octets = self._octets
@@ -289,7 +309,11 @@ class Unpacker:
                     values.append(octets[place:end].decode(*_TEXT) if end > place else None)
             elif step == _LIST:
                 for _ in range(argument):
-                    values.append(self.element_list())
+                    if octets.startswith(_ABSENT, self._place):  # most are
+                        self._place += 4
+                        values.append(None)
+                    else:
+                        values.append(self.element_list())
             elif step == _BOOLS:
                 for _ in range(argument):
                     values.append(self.flag())
