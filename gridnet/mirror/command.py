@@ -145,7 +145,7 @@ def _line(change: Change, mirror: MirrorService, chosen: bool) -> str:
         change.action.name.lower(),
     ]
     if change.action is Action.LIST:
-        count = mirror.mirror.lists.count(change.object_type.name)
+        count = len(mirror.mirror.list(change.object_type.name))
         words.append(f"{count} element{'' if count == 1 else 's'}")
     else:
         words.append(key_words(key_of(change, mirror.mirror.catalogue)))
@@ -169,9 +169,9 @@ def as_mapping(change: Change, mirror: MirrorService, elements: bool = True) -> 
     if change.element is not None:
         found["element"] = change.element.as_json()
     elif change.action is Action.LIST:
-        found["count"] = mirror.mirror.lists.count(change.object_type.name)
+        rows = mirror.mirror.list(change.object_type.name)
+        found["count"] = len(rows)
         if elements:
-            rows = mirror.mirror.elements(change.object_type.name)
             found["elements"] = [element.as_json() for element in rows]
     return found
 

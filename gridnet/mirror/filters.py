@@ -62,6 +62,13 @@ class Where:
         """How many comparisons and connectives it has."""
         return 1 + sum(part.size for part in self.parts)
 
+    @property
+    def attributes(self) -> frozenset[str]:
+        """The attributes of an element that it looks at."""
+        if self.attribute:
+            return frozenset((self.attribute,))
+        return frozenset().union(*(part.attributes for part in self.parts))
+
     def fits(self, element: Element) -> bool:
         """Does *element* fit?  A comparison with an attribute that it lacks does not."""
         operator = self.operator

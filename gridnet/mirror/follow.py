@@ -112,6 +112,7 @@ class MirrorService(Service):
             strict=strict,
             resync=resync,
             canonical_host=connector.canonical_host,
+            judges=not connector.judges_conditions,
             trouble=self._trouble,
         )
         self._user: _User | None = None

@@ -226,12 +226,11 @@ class JobTable:
 
     def __init__(self, source: Source, mirror: MirrorService, user: str) -> None:
         self._mirror = mirror
-        self._user = user
         self._native = source.is_grid_engine
         self.list_name = "JOB" if self._native else "jobs"
         if self._native:
-            # Not narrowed to the user by the master: a qmaster sends the tasks of all jobs.
-            mirror.subscribe("JOB", what=What.of(*JOB_ATTRIBUTES))
+            where = Where(Operator.EQUAL, "JB_owner", user) if user else None
+            mirror.subscribe("JOB", where=where, what=What.of(*JOB_ATTRIBUTES))
             mirror.subscribe("JATASK", what=What.of(*TASK_ATTRIBUTES))
         else:
             where = Where(Operator.EQUAL, "owner", user) if user else None
@@ -242,8 +241,7 @@ class JobTable:
         elements = self._mirror.mirror.elements(self.list_name)
         if not self._native:
             return sorted(map(row_of_own, elements), key=lambda row: row.job)
-        mine = (job for job in elements if not self._user or job["JB_owner"] == self._user)
-        rows = [row for job in mine for row in rows_of_job(job)]
+        rows = [row for job in elements for row in rows_of_job(job)]
         return sorted(rows, key=lambda row: ("q" in row.state, int(row.job)))
 
     def show(self, as_json: bool, size: tuple[int, int] = (0, 0)) -> None:

@@ -58,7 +58,11 @@ class Connector(Protocol):
 
     :ivar catalogue: the types that are spoken of.
     :ivar canonical_host: how host names compare.
+    :ivar judges_conditions: does the master there tell of elements for which a condition begins
+        or ceases to hold?  Otherwise the mirror judges by itself.
     """
+
+    judges_conditions: bool
 
     @property
     def catalogue(self) -> Catalogue: ...

@@ -22,6 +22,8 @@ _instances = count(1)
 class LocalConnector:
     """Leads to *keeper*, in this process."""
 
+    judges_conditions = True
+
     def __init__(self, reactor: Any, keeper: MasterService) -> None:
         self._clock = IReactorTime(reactor)
         self._keeper = keeper

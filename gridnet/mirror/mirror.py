@@ -18,6 +18,8 @@ from gridnet.mirror.client import EventClient
 from gridnet.mirror.filters import Chosen, What, Where
 from gridnet.mirror.lists import Applied, ApplyError, MirrorError, ObjectLists
 from gridnet.mirror.model import Action, Element, Event, Result
+from gridnet.mirror.narrow import Change as NamedChange
+from gridnet.mirror.narrow import chain
 
 #: Stands for every type that can be subscribed.
 ALL = "ALL"
@@ -77,6 +79,8 @@ class Mirror:
     Copies of the lists of one master.
 
     :param client: the event client it works through.
+    :param judges: conditions are judged here, since the master does not tell of elements for which
+        they begin or cease to hold; the whole list is kept then, and shown as if it were not.
     :param strict: an event that does not fit the copy proves the copy wrong: register anew.
     :param trouble: told about errors, which never stop the events that follow.
     """
@@ -89,12 +93,14 @@ class Mirror:
         strict: bool = True,
         resync: Resync = Resync.LIST,
         canonical_host: Callable[[str], str] = str.lower,
+        judges: bool = False,
         trouble: Trouble = lambda text, error: None,
     ) -> None:
         self.catalogue = catalogue
         self.client = client
         self.strict = strict
         self.resync = resync
+        self._judges = judges
         self.processed = 0  #: events since the start
         self._trouble = trouble
         self._following: dict[str, Following] = {}
@@ -122,8 +128,30 @@ class Mirror:
         kind = self._kind(object_type)
         self._required(kind)
         if kind.shape is Shape.NESTED:
-            return iter(self.lists.entries(kind.name).values())
-        return self.lists.elements(kind.name)
+            return iter(self._shown(kind).values())
+        rows = self.lists.elements(kind.name)
+        where = self._own_condition(kind)
+        return rows if where is None else filter(where.fits, rows)
+
+    def _own_condition(self, kind: ObjectType) -> Where | None:
+        """The condition that is judged here for elements of *kind*."""
+        following = self._following.get(kind.name)
+        return following.where if self._judges and following is not None else None
+
+    def _shown(self, kind: ObjectType) -> dict[Any, Element]:
+        """The elements of *kind* for which the conditions judged here hold, by key."""
+        rows = self.lists.entries(kind.name)
+        where, root = self._own_condition(kind), chain(self.catalogue, kind)[0]
+        outer = self._own_condition(root) if root is not kind else None
+        if where is not None:
+            rows = {key: row for key, row in rows.items() if where.fits(row)}
+        if outer is not None:
+            rows = {key: row for key, row in rows.items() if self._root_fits(outer, root, key[0])}
+        return rows
+
+    def _root_fits(self, where: Where, root: ObjectType, key: object) -> bool:
+        element = self.lists.find(root.name, key)
+        return element is not None and where.fits(element)
 
     def find(self, object_type: str | int, *key: Any) -> Element | None:
         """
@@ -133,7 +161,14 @@ class Mirror:
         """
         kind = self._kind(object_type)
         self._required(kind)
-        return self.lists.find(kind.name, *key)
+        element = self.lists.find(kind.name, *key)
+        if element is None or not self._judges:
+            return element
+        where, root = self._own_condition(kind), chain(self.catalogue, kind)[0]
+        outer = self._own_condition(root) if root is not kind else None
+        if where is not None and not where.fits(element):
+            return None
+        return element if outer is None or self._root_fits(outer, root, key[0]) else None
 
     def is_current(self, object_type: str | int) -> bool:
         """Did the list of the type arrive, and is the master there to keep it current?"""
@@ -193,16 +228,20 @@ class Mirror:
             raise MirrorError(Result.NOT_INITIALIZED, f"{kind.name} cannot be subscribed")
         if what is not None and kind.key and kind.key not in what.inner:
             what = What((Chosen(kind.key), *what.chosen))
+        if what is not None and where is not None and self._judges:
+            lacking = where.attributes - what.inner.keys()
+            what = What((*what.chosen, *map(Chosen, sorted(lacking))))
         following = Following(kind, before, callback, client_data, where, what)
         known = self._following.get(kind.name)
         self._following[kind.name] = following
+        asked = None if self._judges else where
         for event in kind.all_events:
             seconds = 0 if event in OBLIGATORY else flush_seconds
             if event in kind.unfiltered:
                 self.client.subscribe(event, seconds)
             else:
-                self.client.subscribe(event, seconds, where, what)
-        same = known is not None and (known.where, known.what) == (where, what)
+                self.client.subscribe(event, seconds, asked, what)
+        same = known is not None and known.what == what and (known.where == where or self._judges)
         if kind.list_event and not same:
             self._awaited.add(kind.name)
         if not same:
@@ -303,7 +342,8 @@ class Mirror:
             if self.resync is Resync.DIFF and kind.name in self._stale:
                 old = self._entries(kind)
         try:
-            if following.before is not None:
+            fitted = self._judges and self._fits(following, event)
+            if following.before is not None and (fitted or self._may_fit(following, event)):
                 said = self._call(following, following.before, action, self._early(event), event)
                 if said is not Outcome.OK:
                     return said is Outcome.IGNORE
@@ -314,12 +354,54 @@ class Mirror:
                 return True
             if old is not None:
                 return self._call_differences(old, event)
+            judged = self._judged(following, fitted, applied) if self._judges else applied
+            if judged is None:
+                return True
+            applied = judged
             return self._call_after(following, applied, event)
         except ApplyError as error:
             self._trouble(f"event {event.number}: {error}", None)
             if self.strict and current and error.result in _WRONG_COPY:
                 self.client.restart(f"the copy is wrong: {error}", now)
             return False
+
+    # -- conditions that are judged here
+
+    def _fits(self, following: Following, event: Event) -> bool:
+        """Does the condition hold for the element that *event* names, as it is now?"""
+        if following.where is None:
+            return False
+        named = NamedChange.of(event, self.catalogue)
+        found = named.elements(self.lists) if named is not None else ()
+        element = found[-1] if found else None
+        return element is not None and following.where.fits(element)
+
+    def _may_fit(self, following: Following, event: Event) -> bool:
+        """Does it hold for the element that *event* brings?"""
+        where = following.where
+        if where is None or not self._judges or event.element is None:
+            return True
+        return where.fits(event.element)
+
+    def _judged(self, following: Following, fitted: bool, applied: Applied) -> Applied | None:
+        """What *applied* is for somebody who sees only what fits; None: nothing."""
+        if applied.action in (Action.LIST, Action.TRIGGER):
+            return applied
+        kind, where, key = following.kind, following.where, applied.key
+        if kind.parent and isinstance(key, tuple):
+            root = chain(self.catalogue, kind)[0]
+            outer = self._own_condition(root)
+            if outer is not None and not self._root_fits(outer, root, key[0]):
+                return None
+        if where is None:
+            return applied
+        element = applied.element
+        gone = applied.action is Action.DELETE
+        fits = not gone and element is not None and where.fits(element)
+        if not fitted and not fits:
+            return None
+        action = Action.MODIFY if fitted and fits else Action.ADD if fits else Action.DELETE
+        return Applied(applied.object_type, action, key, element)
 
     def _is_awaited(self, kind: ObjectType) -> bool:
         while True:
@@ -386,7 +468,7 @@ class Mirror:
 
     def _entries(self, kind: ObjectType) -> dict[str, dict[Any, Element]]:
         return {
-            each.name: self.lists.entries(each.name)
+            each.name: self._shown(each)
             for each in self._family(kind)
             if each.name in self._following
         }
@@ -397,7 +479,7 @@ class Mirror:
             following = self._following.get(name)
             if following is None:
                 continue
-            now = self.lists.entries(name)
+            now = self._shown(following.kind)
             for action, key in differences(before, now):
                 element = before[key] if action is Action.DELETE else now[key]
                 applied = Applied(following.kind, action, key, element)

@@ -373,6 +373,8 @@ class GridnetConnector:
     :param description: for logs.
     """
 
+    judges_conditions = True
+
     def __init__(
         self,
         endpoint: IStreamClientEndpoint,

@@ -57,6 +57,7 @@ class Node:
         acknowledge: Acknowledge = Acknowledge.PROCESSED,
         strict: bool = True,
         resync: Resync = Resync.LIST,
+        judges: bool = False,
     ) -> None:
         self.world = world
         self.name = name
@@ -74,6 +75,7 @@ class Node:
             self.client,
             strict=strict,
             resync=resync,
+            judges=judges,
             trouble=lambda text, error: self.troubles.append(text),
         )
         self.port: Port | None = None

@@ -310,6 +310,17 @@ class QmasterTests(GridEngineTestCase):
         self.assertEqual(queues, [("long", f"all.q@{self.cell.host}")])
         listed = await self.gridnet("mirror", "list", *source, "CQUEUE", "--what", "CQ_name")
         self.assertEqual(listed, "all.q\n")
+        where = ("--where", "JB_job_name~l*", "--where", "JB_job_number<9", "--what", "JB_owner")
+        listed = await self.gridnet("mirror", "list", *source, "JOB", *where, "--json")
+        self.assertEqual(
+            [
+                (row["JB_job_number"], row["JB_owner"])
+                for row in map(json.loads, listed.splitlines())
+            ],
+            [(2, "root")],
+        )
+        nobody = await self.gridnet("jobs", *source, "--user", "nobody", "--json")
+        self.assertEqual(json.loads(nobody), [])
         await self.run_("qsub", *quiet, "-N", "short", "-t", "1-2", "true")
         await trigger.ended
         lines = sorted(line for line in trigger.output.splitlines() if line.startswith("JB"))

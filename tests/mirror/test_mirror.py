@@ -254,6 +254,46 @@ class SubscriptionTests(MirrorTestCase):
         self.assertEqual(plain(self.mirror.list("USER")), [{"UU_name": "ab", "n": 1}])
 
 
+class JudgingTests(MirrorTestCase):
+    """Conditions at a master that does not tell when they cease to hold."""
+
+    options = {"judges": True}
+
+    def test_what_fits_arrives_stays_and_goes_as_if_there_was_nothing_else(self) -> None:
+        told: list[tuple[str, str]] = []
+
+        def changed(
+            mirror: object, kind: object, action: Action, element: Any, event: object, data: object
+        ) -> None:
+            told.append((action.name, "" if element is None else element["UU_name"]))
+
+        where = Where(Operator.GREATER, "n", 4)
+        self.mirror.subscribe("USER", changed, where=where)
+        self.settle()
+        told.clear()
+        for n in (1, 6, 7, 2, 3, 8):
+            self.world.change("USER", "a", self.world.user("a", n=n))
+        self.world.change("USER", "b", self.world.user("b", n=0))
+        self.world.change("USER", "b", None)
+        self.settle()
+        self.assertEqual(told, [("ADD", "a"), ("MODIFY", "a"), ("DELETE", "a"), ("ADD", "a")], told)
+        self.assertEqual(len(self.mirror.list("USER")), 1)
+        self.world.change("USER", "a", self.world.user("a", n=1))
+        self.settle()
+        self.assertEqual(self.mirror.list("USER"), [])
+        self.assertIsNone(self.mirror.find("USER", "a"))
+        self.assertEqual(self.node.partings, [])
+        (wish,) = self.world.master.clients.values()
+        self.assertTrue(all(each.where is None for each in wish.registration.subscriptions or ()))
+
+    def test_the_attributes_of_the_condition_come_along(self) -> None:
+        where = Where(Operator.GREATER, "n", 4)
+        self.mirror.subscribe("USER", where=where, what=What.of("more"))
+        self.world.change("USER", "a", self.world.user("a", n=5, more=1, other=2))
+        self.settle()
+        self.assertEqual(plain(self.mirror.list("USER")), [{"UU_name": "a", "more": 1, "n": 5}])
+
+
 class CallbackTests(MirrorTestCase):
     def test_an_ignored_before_leaves_the_copy_as_it_was(self) -> None:
         self.mirror.subscribe("USER", before=lambda *_: Outcome.IGNORE)

@@ -61,6 +61,7 @@ class MirrorMachine(RuleBasedStateMachine):
                 policy=policy,
                 acknowledge=Acknowledge.RECEIVED if place == 1 else Acknowledge.PROCESSED,
                 resync=Resync.DIFF if place == 2 else Resync.LIST,
+                judges=place == 1,
             )
             node.record("USER", "JOB", *(TYPES if place == 0 else ()))
             node.begin()

@@ -186,6 +186,9 @@ class GridEngineConnector:
     :param endpoint: makes the endpoint for host and port; None: TCP, or TLS in mode ``csp``.
     """
 
+    # A real qmaster sends what fits, and says nothing when that ceases; and it deletes for all.
+    judges_conditions = False
+
     def __init__(
         self,
         reactor: Any,
