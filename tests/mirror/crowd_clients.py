@@ -10,6 +10,7 @@ whole mirror is a :class:`MirrorService`.
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import struct
@@ -21,6 +22,7 @@ from twisted.internet import reactor as installed_reactor
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.stdio import StandardIO
+from twisted.internet.task import LoopingCall
 from twisted.protocols.basic import LineOnlyReceiver
 
 from gridnet.mirror import wire
@@ -107,7 +109,7 @@ class Crowd:
         self.late: list[float] = []
         self.whole_late: list[float] = []
         self.began = self.when = 0.0  #: of the first report with changes, of the latest one
-        self.latest = 0.0
+        self.latest = self.stall = self.ticked = 0.0
         self.whole: list[MirrorService] = []
         self.light: list[Light] = []  # the reactor forgets a paused transport
 
@@ -152,6 +154,7 @@ class Crowd:
             "one_in_a_thousand": round(late[-1 - len(late) // 1000], 3),
             "median": round(late[len(late) // 2], 3),
             "latest_whole": round(whole[-1], 3),
+            "longest_stall": round(self.stall, 3),
             "latest_when": round(self.when - self.began, 1),
             "serials": [
                 max(element["serial"] for element in mirror.mirror.elements(LIST))
@@ -193,8 +196,18 @@ def main(port: int, light: int, whole: int, stuck: int, delivery: int) -> None:
                 endpoint.connect(Lights(True))
             reactor.callLater(0.01, begin, number + 1)
 
+    def tick() -> None:
+        now = time.time()
+        crowd.stall = max(crowd.stall, now - crowd.ticked)
+        crowd.ticked = now
+
     def look() -> None:
         if crowd.lists >= total:
+            # This process measures: it is not to stop for what it has collected.
+            gc.collect()
+            gc.freeze()
+            crowd.ticked = time.time()
+            LoopingCall(tick).start(0.02)
             print(json.dumps({"ready": crowd.lists}), flush=True)
         else:
             reactor.callLater(0.05, look)
