@@ -257,7 +257,7 @@ class Network:
                 if host.wakes_at > now:
                     continue
                 host.wakes_at = inf
-                if membership.next_time() <= now + host.skew + 1e-9:
+                if membership.due <= now + host.skew + 1e-9:
                     membership.tick(now + host.skew)
             elif sender.group != host.group:
                 self.lost += 1
@@ -267,11 +267,14 @@ class Network:
                 continue
             else:
                 membership.receive(now + host.skew, sender.address, sender.name, messages)
-            for found in membership.take_events():
-                self._note(host, found)
-            for outgoing in membership.take_outgoing():
-                self._send(host, outgoing.address, outgoing.messages, outgoing.octets)
-            self._wake_later(host)
+            if membership.events:
+                for found in membership.take_events():
+                    self._note(host, found)
+            if membership.outgoing:
+                for outgoing in membership.take_outgoing():
+                    self._send(host, outgoing.address, outgoing.messages, outgoing.octets)
+            if membership.due - host.skew < host.wakes_at:
+                self._wake_later(host)
 
     def _keep(self, packet: _Packet) -> None:
         """A host that does not read: its socket keeps what fits."""
@@ -342,7 +345,7 @@ class Network:
             self._put(self._tick + delay, (target, host, messages))
 
     def _wake_later(self, host: SimulatedHost) -> None:
-        due = host.membership.next_time() - host.skew
+        due = host.membership.due - host.skew
         if due < host.wakes_at:
             tick = -int(-due / TICK_SECONDS // 1)
             if tick <= self._tick:

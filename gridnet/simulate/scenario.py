@@ -26,6 +26,7 @@ class Scenario:
     services: int = 5  #: published by every host from the start
     seconds: float = 60.0
     changes: int = 1  #: times that a host changes all its services
+    change_from: float = 5.0  #: when the first of them is
     change_interval: float = 1.0  #: between two of them
     kills: int = 1  #: hosts that crash for good
     churn: float = 0.0  #: share of the hosts that crash and come back
@@ -95,7 +96,10 @@ class Run:
             host.skew = scenario.clock_skew * random.random()
         for number in range(scenario.changes):
             name = self._publishers[number % len(self._publishers)]
-            network.at(1.0 + number * scenario.change_interval, partial(self._change, name))
+            network.at(
+                scenario.change_from + number * scenario.change_interval,
+                partial(self._change, name),
+            )
         for number, name in enumerate(self._victims):
             at = scenario.seconds * (0.3 + 0.3 * number / max(1, len(self._victims)))
             network.at(at, partial(self._crash, name, True))

@@ -26,6 +26,7 @@ class CommonKnowledge:
         self.index: dict[str, int] = {}
         self.parts: list[list[str]] = [[] for _ in range(PARTS)]
         self.prints = [0] * PARTS
+        self.fingerprint = 0
         self._changes: dict[_Change, tuple[HostState, HostState]] = {}
         self._entries: dict[tuple[int, int], tuple[HostState, Entry, HostState | None]] = {}
 
@@ -37,6 +38,7 @@ class CommonKnowledge:
         part = part_at(state.place)
         self.parts[part].append(state.name)
         self.prints[part] ^= state.mark
+        self.fingerprint ^= state.mark
 
     def changed(
         self,
@@ -87,6 +89,7 @@ class SharedRoster:
 
     def __init__(self, common: CommonKnowledge, me: str) -> None:
         self.prints = list(common.prints)
+        self.fingerprint = common.fingerprint
         self.up = len(common.order) - (me in common.hosts)  # all of them are up
         self._common = common
         self._me = me
@@ -127,7 +130,9 @@ class SharedRoster:
         if held is None:
             self._later.append(state.name)
         part = part_at(state.place)
-        self.prints[part] ^= state.mark ^ (held.mark if held is not None else 0)
+        change = state.mark ^ (held.mark if held is not None else 0)
+        self.prints[part] ^= change
+        self.fingerprint ^= change
         self._own[state.name] = state
         self.up += state.is_up
 
@@ -137,6 +142,7 @@ class SharedRoster:
             self._later.remove(name)
             state = self._own.pop(name)
             self.prints[part_at(state.place)] ^= state.mark
+            self.fingerprint ^= state.mark
             self.up -= state.is_up
 
     def change(
@@ -154,6 +160,7 @@ class SharedRoster:
             state.address, state.signature = address, signature
             state.remark()
             self.prints[part_at(state.place)] ^= was ^ state.mark
+            self.fingerprint ^= was ^ state.mark
             self.up += state.is_up - was_up
             return state
         changed = self._common.changed(state, incarnation, standing, address, signature)
@@ -173,7 +180,9 @@ class SharedRoster:
         was = state.mark
         state.remark()
         self.prints[part_at(state.place)] ^= was ^ state.mark
+        self.fingerprint ^= was ^ state.mark
 
     def _replace(self, state: HostState, changed: HostState) -> None:
         self._own[state.name] = changed
         self.prints[part_at(state.place)] ^= state.mark ^ changed.mark
+        self.fingerprint ^= state.mark ^ changed.mark

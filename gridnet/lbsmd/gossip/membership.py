@@ -15,6 +15,7 @@ from gridnet.errors import LocalProtocolError
 from gridnet.lbsmd.gossip.exchange import Exchange, packed
 from gridnet.lbsmd.gossip.identity import TRUSTING, Identity, entry_statement, life_statement
 from gridnet.lbsmd.gossip.messages import (
+    ACK_OCTETS,
     Ack,
     Address,
     Belief,
@@ -28,7 +29,7 @@ from gridnet.lbsmd.gossip.messages import (
     Standing,
 )
 from gridnet.lbsmd.gossip.records import HostRecords, OwnRecords
-from gridnet.lbsmd.gossip.roster import PARTS, HostState, OwnRoster, Roster, hash_of
+from gridnet.lbsmd.gossip.roster import PARTS, HostState, OwnRoster, Roster
 from gridnet.lbsmd.gossip.rumours import Rumours
 from gridnet.lbsmd.gossip.settings import GossipTimes
 from gridnet.lbsmd.gossip.suspicion import Evidence, Suspicion, shortest_suspicion
@@ -188,6 +189,9 @@ class Membership:
     :param roster: where to keep the hosts; a simulation shares what many of them hold alike.
     :ivar health: 0: well; each further point stretches our own probes once more.
     :ivar hosts: every host known, this one included.
+    :ivar due: what :meth:`next_time` says.
+    :ivar outgoing: what :meth:`take_outgoing` is about to give.
+    :ivar events: what :meth:`take_events` is about to give.
     """
 
     def __init__(
@@ -224,25 +228,28 @@ class Membership:
         self._exchanges = Exchange(self._roster, self._belief_of, times.packet_octets, random)
         self._allowance = times.max_exchange_packets
         self._allowed_at = now
-        self._outgoing: list[Outgoing] = []
-        self._events: list[Event] = []
+        self.outgoing: list[Outgoing] = []
+        self.events: list[Event] = []
         self._is_leaving = False
         # When what is to be done next; the rare things are in a heap.
         self._probe_at = now + random.random() * times.probe_interval
-        self._ask_at = inf
+        self._retry_at = inf
         self._spread_at = inf
         self._may_spread_at = now
         self._exchange_at = now + random.random() * times.exchange_interval
         self._reconnect_at = inf
         self._timers: list[tuple[float, int, _Action, Any]] = []
         self._timer_number = 0
+        self.due = min(self._probe_at, self._exchange_at)
         # The probe under way, and those made for others.
         self._probe_number = random.getrandbits(31)
         self._own_number = -1
         self._target = ""
+        self._tries = 0
+        self._ask_at = inf
         self._nacks_wanted = 0
         self._nacks = 0
-        self._proxied: dict[int, tuple[Address, int]] = {}
+        self._proxied: dict[int, tuple[Address, int]] = {}  # who asked, and its number
         # The order of probing: see _next_target.
         self._probes_made = 0
         self._pass_length = 0
@@ -258,8 +265,8 @@ class Membership:
 
     @property
     def fingerprint(self) -> int:
-        """Equal, but for a chance of 1 in 2**64, for hosts that hold the same of all."""
-        return hash_of(self._roster.prints)
+        """64 bits, equal for hosts that hold the same of all."""
+        return self._roster.fingerprint
 
     # What the caller does.
 
@@ -273,7 +280,7 @@ class Membership:
         for belief in beliefs:
             self._consider(now, belief, "what was kept")
         self._rumours.clear()
-        self._events.clear()
+        self.events.clear()
         self._spread_at = inf
 
     def publish(self, key: str, value: bytes | None, is_load: bool = False) -> bool:
@@ -305,26 +312,20 @@ class Membership:
         return self._belief_of(self._mine)
 
     def next_time(self) -> float:
-        """When :meth:`tick` is due."""
-        due = min(
-            self._probe_at, self._ask_at, self._spread_at, self._exchange_at, self._reconnect_at
-        )
-        timers = self._timers
-        if timers and timers[0][0] < due:
-            return timers[0][0]
-        return due
+        """When :meth:`tick` is due; it may turn out that there is nothing to do any more."""
+        return self.due
 
     def tick(self, now: float) -> None:
         """Do what is due."""
         timers = self._timers
-        due = min(self._probe_at, self._ask_at, timers[0][0] if timers else inf)
+        due = min(self._probe_at, self._retry_at, timers[0][0] if timers else inf)
         if now - due > self._times.stopped_after and self._times.lifeguard:
             self._was_stopped(now - due)
         while timers and timers[0][0] <= now:
             _, _, action, argument = heapq.heappop(timers)
             action(self, now, argument)
-        if self._ask_at <= now:
-            self._ask_others()
+        if self._retry_at <= now:
+            self._try_again(now)
         if self._probe_at <= now:
             self._probe_next(now)
         if self._spread_at <= now:
@@ -333,15 +334,27 @@ class Membership:
             self._exchange(now)
         if self._reconnect_at <= now:
             self._reconnect(now)
+        due = self._probe_at
+        if self._retry_at < due:
+            due = self._retry_at
+        if self._spread_at < due:
+            due = self._spread_at
+        if self._exchange_at < due:
+            due = self._exchange_at
+        if self._reconnect_at < due:
+            due = self._reconnect_at
+        if timers and timers[0][0] < due:
+            due = timers[0][0]
+        self.due = due
 
     def take_outgoing(self) -> Sequence[Outgoing]:
         """Packets to send, once each."""
-        taken, self._outgoing = self._outgoing, []
+        taken, self.outgoing = self.outgoing, []
         return taken
 
     def take_events(self) -> Sequence[Event]:
         """What changed, in order, once each."""
-        taken, self._events = self._events, []
+        taken, self.events = self.events, []
         return taken
 
     # What peers say.
@@ -350,11 +363,12 @@ class Membership:
         self, now: float, source: Address, sender: str, messages: Iterable[Message]
     ) -> None:
         """Take the *messages* of one authentic packet of *sender*, which came from *source*."""
+        ping: Ping | None = None
         for message in messages:
             if type(message) is Ack:
                 self._ack_received(message)
             elif type(message) is Ping:
-                self._answer(source, sender, message)
+                ping = message
             elif type(message) is Belief:
                 self._consider(now, message, sender)
                 if message.host == sender:
@@ -369,18 +383,31 @@ class Membership:
                 self._probe_for(now, source, message)
             elif type(message) is Nack and message.number == self._own_number:
                 self._nacks += 1
+        if ping is not None:
+            # Last, so that it is answered with what the same packet told.
+            self._answer(source, sender, ping)
 
     def _answer(self, source: Address, sender: str, ping: Ping) -> None:
         if ping.target != self.me or self._is_leaving:
             return
+        ack = Ack(ping.number)
         state = self._roster.get(sender)
         if state is None:
             # Whoever probes us should be known to us.
-            self._send(source, Ack(ping.number), self._exchanges.overview())
+            self._send(source, ack, self._exchanges.overview())
         elif state.standing is not _ALIVE and self._times.lifeguard:
-            self._send(source, Ack(ping.number), self._belief_of(state))  # so it can refute
+            self._send(source, ack, self._belief_of(state))  # so it can refute
+        elif not self._rumours.is_empty:
+            self._send(source, ack)
+        elif ping.fingerprint == self._roster.fingerprint or not ping.fingerprint:
+            self.outgoing.append(Outgoing(source, (ack,), ACK_OCTETS))
         else:
-            self._send(source, Ack(ping.number))
+            # One of us has missed something, probably of late.
+            overview = self._exchanges.overview()
+            octets = ack.octets() + overview.octets()
+            room = self._times.packet_octets - octets
+            news_octets, news = self._rumours.latest(room)
+            self.outgoing.append(Outgoing(source, (ack, *news, overview), octets + news_octets))
 
     def _correct(self, source: Address, said: Belief) -> None:
         # A host that came back does not know what was held of its earlier life.
@@ -396,7 +423,17 @@ class Membership:
         number = self._new_number()
         self._proxied[number] = source, asked.number
         self._send(asked.address, Ping(number, asked.target))
-        self._at(now + self._times.probe_timeout * 0.8, Membership._no_answer_yet, number)
+        wait = self._times.probe_timeout
+        self._at(now + wait * 0.8, Membership._no_answer_yet, number)
+        if self._times.lifeguard:
+            for share in (0.2, 0.4, 0.6):
+                again = number, asked.target, asked.address
+                self._at(now + wait * share, Membership._probe_for_again, again)
+
+    def _probe_for_again(self, now: float, asked: tuple[int, str, Address]) -> None:
+        number, target, address = asked
+        if number in self._proxied:
+            self._send(address, Ping(number, target))
 
     def _no_answer_yet(self, now: float, number: int) -> None:
         asked_by = self._proxied.get(number)
@@ -411,8 +448,11 @@ class Membership:
     def _ack_received(self, ack: Ack) -> None:
         if ack.number == self._own_number:
             self._own_number = -1
-            self._ask_at = inf
-            if self.health:
+            self._retry_at = inf
+            # Who needs many tries is on a bad line, and should take its time.
+            if self._tries > 2:
+                self._feel(1)
+            elif self.health and self._tries < 2:
                 self._feel(-1)
         else:
             asked_by = self._proxied.pop(ack.number, None)
@@ -436,7 +476,7 @@ class Membership:
             return
         if self._roster.take_entry(state, entry):
             self._tell_all(entry)
-            self._events.append(EntryChanged(entry))
+            self.events.append(EntryChanged(entry))
 
     def _announce_own(self, entry: Entry) -> None:
         self._roster.records_changed(self._mine)
@@ -457,7 +497,7 @@ class Membership:
             if standing == state.standing:
                 self._rumours.heard(said.host, said)
                 if standing is _SUSPECT:
-                    self._confirm(said, Evidence(said.accuser, now, told_by, found))
+                    self._confirm(now, said, told_by, found)
             return
         if standing is not _ALIVE and not state.is_up:
             return
@@ -481,8 +521,9 @@ class Membership:
             self._gone[said.host] = now
             if self._reconnect_at == inf:
                 self._reconnect_at = now + self._random.random() * self._times.reconnect_interval
+                self.due = min(self.due, self._reconnect_at)
         self._tell_all(said)
-        self._events.append(StandingChanged(said.host, standing))
+        self.events.append(StandingChanged(said.host, standing))
 
     def _meet(self, now: float, said: Belief, told_by: str) -> None:
         """Get to know a host; of one that is gone, nobody needs to."""
@@ -505,7 +546,7 @@ class Membership:
         self._trails[said.host] = _Trail(now)
         turn = self._probes_made + int(self._random.random() * len(self._roster))
         heapq.heappush(self._newcomers, (turn, said.host))
-        self._events.append(StandingChanged(said.host, _ALIVE))
+        self.events.append(StandingChanged(said.host, _ALIVE))
         if said.standing is _SUSPECT:
             self._consider(now, said, told_by)
         else:
@@ -519,7 +560,7 @@ class Membership:
                 return False
             known = said.key if state is None else state.key
         if said.key != known:
-            self._events.append(Impersonation(said.host))
+            self.events.append(Impersonation(said.host))
             return False
         return self.identity.has_signed(known, life_statement(said), said.signature)
 
@@ -557,13 +598,15 @@ class Membership:
         trail.evidence = suspicion.evidence
         self._at(suspicion.ends_at(), Membership._judge, (said.host, suspicion))
 
-    def _confirm(self, said: Belief, accusation: Evidence) -> None:
+    def _confirm(self, now: float, said: Belief, told_by: str, found: str) -> None:
         trail = self._trails.get(said.host)
         suspicion = None if trail is None else trail.suspicion
-        if trail is None or suspicion is None or not suspicion.accuse(accusation):
+        if trail is None or suspicion is None or not suspicion.lacks(said.accuser):
             return
+        suspicion.accuse(Evidence(said.accuser, now, told_by, found))
         trail.evidence = suspicion.evidence
-        self._tell_all(said)
+        # The suspicion has time: this need not have packets of its own.
+        self._rumours.add(said, is_urgent=False)
         self._at(suspicion.ends_at(), Membership._judge, (said.host, suspicion))
 
     def _judge(self, now: float, accused: tuple[str, Suspicion]) -> None:
@@ -585,7 +628,7 @@ class Membership:
         """
         self._feel(1)
         self._own_number = -1
-        self._ask_at = inf
+        self._retry_at = inf
         for trail in self._trails.values():
             if trail.suspicion is not None:
                 trail.suspicion.since += seconds
@@ -604,21 +647,35 @@ class Membership:
         self._target = state.name
         self._own_number = number = self._new_number()
         self._nacks = self._nacks_wanted = 0
+        self._tries = 1
         self._ask_at = now + times.probe_timeout * stretch
+        self._retry_at = now + times.probe_retry * stretch if times.lifeguard else self._ask_at
         if state.standing is _SUSPECT and times.lifeguard:
-            self._send(state.address, Ping(number, state.name), self._belief_of(state))
+            self._send(
+                state.address,
+                Ping(number, state.name, self._roster.fingerprint),
+                self._belief_of(state),
+            )
         else:
-            self._send(state.address, Ping(number, state.name))
+            self._send(state.address, Ping(number, state.name, self._roster.fingerprint))
 
-    def _ask_others(self) -> None:
-        self._ask_at = inf
+    def _try_again(self, now: float) -> None:
+        """No answer yet: a packet may be lost.  After a while let others try too."""
         state = self._roster.get(self._target)
+        self._retry_at = inf
         if state is None:
             return
-        others = self._some(self._times.indirect_probes, state.name)
-        self._nacks_wanted = len(others)
-        for other in others:
-            self._send(other.address, IndirectPing(self._own_number, state.name, state.address))
+        number = self._own_number
+        if now >= self._ask_at:
+            self._ask_at = inf
+            others = self._some(self._times.indirect_probes, state.name)
+            self._nacks_wanted = len(others)
+            for other in others:
+                self._send(other.address, IndirectPing(number, state.name, state.address))
+        if self._times.lifeguard:
+            self._tries += 1
+            self._retry_at = now + self._times.probe_retry * (1 + self.health)
+            self._send(state.address, Ping(number, state.name, self._roster.fingerprint))
 
     def _probe_failed(self, now: float) -> None:
         self._own_number = -1
@@ -672,6 +729,7 @@ class Membership:
 
     def _feel(self, change: int) -> None:
         self.health = min(self._times.max_health, max(0, self.health + change))
+        self._rumours.patience = self.health
 
     # Spreading and comparing.
 
@@ -680,6 +738,7 @@ class Membership:
         # Who hears news passes it on at once, and then once an interval.
         if self._spread_at == inf:
             self._spread_at = self._may_spread_at
+            self.due = min(self.due, self._spread_at)
 
     def _spread(self, now: float) -> None:
         times = self._times
@@ -690,7 +749,7 @@ class Membership:
         for _ in range(times.burst_packets if targets else 0):
             octets, news = rumours.take(times.packet_octets, self._tellings(), len(targets))
             for state in targets:
-                self._outgoing.append(Outgoing(state.address, news, octets))
+                self.outgoing.append(Outgoing(state.address, news, octets))
             waiting -= len(news)
             if waiting <= 0 or not news:
                 break
@@ -738,6 +797,7 @@ class Membership:
         wait = self._times.exchange_again / (4 if parts > PARTS // 4 else 1)
         at = now + wait * (0.5 + self._random.random())
         self._exchange_at = min(self._exchange_at, at)
+        self.due = min(self.due, at)
 
     def _send_allowed(self, now: float, address: Address, messages: Iterable[Message]) -> None:
         """Send as much as one second allows: a small question must not cause a flood."""
@@ -747,7 +807,7 @@ class Membership:
             if self._allowance <= 0:
                 return
             self._allowance -= 1
-            self._outgoing.append(Outgoing(address, packet, octets))
+            self.outgoing.append(Outgoing(address, packet, octets))
 
     def _belief_of(
         self, state: HostState, standing: Standing | None = None, accuser: str = ""
@@ -786,13 +846,15 @@ class Membership:
         octets = 0
         for message in messages:
             octets += message.octets()
-        if len(self._rumours):
+        if not self._rumours.is_empty:
             room = self._times.packet_octets - octets
             news_octets, news = self._rumours.take(room, self._tellings())
             messages = (*messages, *news)
             octets += news_octets
-        self._outgoing.append(Outgoing(address, messages, octets))
+        self.outgoing.append(Outgoing(address, messages, octets))
 
     def _at(self, time: float, action: _Action, argument: Any) -> None:
         self._timer_number += 1
         heapq.heappush(self._timers, (time, self._timer_number, action, argument))
+        if time < self.due:
+            self.due = time

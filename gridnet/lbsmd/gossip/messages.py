@@ -24,6 +24,8 @@ IDENTITY_OCTETS = 32
 SIGNATURE_OCTETS = 64
 _NO_KEY, _UNSIGNED = bytes(IDENTITY_OCTETS), bytes(SIGNATURE_OCTETS)
 
+ACK_OCTETS = 5
+
 
 def _text(text: str) -> int:
     return 1 + len(text.encode())
@@ -31,13 +33,18 @@ def _text(text: str) -> int:
 
 @frozen
 class Ping:
-    """Are you *target*?  Answered with an Ack of the same number."""
+    """
+    Are you *target*?  Answered with an Ack of the same number.
+
+    Who holds another table than the *fingerprint* says, and has no news to tell, adds its latest.
+    """
 
     number: int
     target: str
+    fingerprint: int = 0  #: of all that the sender holds, 64 bits; 0: not told
 
     def octets(self) -> int:
-        return 5 + _text(self.target)
+        return 13 + _text(self.target)
 
 
 @frozen
@@ -59,7 +66,7 @@ class Ack:
     number: int
 
     def octets(self) -> int:
-        return 5
+        return ACK_OCTETS
 
 
 @frozen

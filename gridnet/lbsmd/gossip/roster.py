@@ -38,12 +38,6 @@ def range_of(part: int) -> tuple[int, int]:
     return part << _SHIFT, (part + 1 << _SHIFT) - 1
 
 
-def hash_of(prints: Iterable[int]) -> int:
-    """One fingerprint of many, 64 bits."""
-    octets = b"".join(number.to_bytes(8, "big") for number in prints)
-    return int.from_bytes(blake2b(octets, digest_size=8).digest(), "big")
-
-
 @define(eq=False)
 class HostState:
     """
@@ -90,10 +84,12 @@ class Roster(Protocol):
     A state that was changed is replaced: ask again for it.
 
     :ivar prints: of each part, the marks of its hosts combined by exclusive or.
+    :ivar fingerprint: of all parts together.
     :ivar up: hosts that are up.
     """
 
     prints: list[int]
+    fingerprint: int
     up: int
 
     def __len__(self) -> int: ...
@@ -137,6 +133,7 @@ class OwnRoster:
 
     def __init__(self) -> None:
         self.prints = [0] * PARTS
+        self.fingerprint = 0
         self.up = 0
         self._hosts: dict[str, HostState] = {}
         self._order: list[HostState] = []
@@ -161,6 +158,7 @@ class OwnRoster:
         part = part_at(state.place)
         self._parts[part][state.name] = state
         self.prints[part] ^= state.mark
+        self.fingerprint ^= state.mark
         self.up += state.is_up
 
     def remove(self, name: str) -> None:
@@ -173,6 +171,7 @@ class OwnRoster:
         part = part_at(state.place)
         del self._parts[part][name]
         self.prints[part] ^= state.mark
+        self.fingerprint ^= state.mark
         self.up -= state.is_up
 
     def change(
@@ -203,3 +202,4 @@ class OwnRoster:
         was = state.mark
         state.remark()
         self.prints[part_at(state.place)] ^= was ^ state.mark
+        self.fingerprint ^= was ^ state.mark

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from attrs import define
@@ -10,6 +11,7 @@ from gridnet.lbsmd.gossip.messages import Belief, Entry
 
 _Matter = str | tuple[str, str]
 _LEAST_OCTETS = 80  # no rumour is smaller
+_LATEST = 16  # rumours that are kept when they are told no more
 _MISFITS = 8  # rumours too large for the rest of a packet before it is left as it is
 
 
@@ -68,6 +70,8 @@ class Rumours:
     or else one of the lowest rank.
 
     :ivar hot: how many are hot.
+    :ivar is_empty: whether there are none.
+    :ivar patience: to be added to both numbers, where much is lost.
     """
 
     def __init__(self, max_rumours: int, cool_after: int, drop_after: int) -> None:
@@ -75,6 +79,9 @@ class Rumours:
         self._cool_after = cool_after
         self._drop_after = drop_after
         self._rumours: dict[_Matter, _Rumour] = {}
+        self.is_empty = True
+        self.patience = 0
+        self._latest: deque[_Rumour] = deque(maxlen=_LATEST)
         self._ranks = (_Rank({}, {}), _Rank({}, {}), _Rank({}, {}))
         self._cool: dict[_Matter, _Rumour] = {}
         self.hot = 0
@@ -86,9 +93,10 @@ class Rumours:
         """Forget all news."""
         for rumour in tuple(self._rumours.values()):
             self._drop(rumour)
+        self._latest.clear()
 
-    def add(self, message: Belief | Entry) -> None:
-        """Pass *message* on from now."""
+    def add(self, message: Belief | Entry, is_urgent: bool = True) -> None:
+        """Pass *message* on from now; if not *is_urgent*, with other packets only."""
         matter: _Matter
         if type(message) is Belief:
             matter, rank = message.host, 0
@@ -101,8 +109,14 @@ class Rumours:
         elif len(self._rumours) >= self._max_rumours:
             self._drop(self._least_worth())
         rumour = _Rumour(message, matter, rank, message.octets())
-        self._rumours[matter] = self._ranks[rank].fresh[matter] = rumour
-        self.hot += 1
+        self._rumours[matter] = rumour
+        self.is_empty = False
+        if is_urgent:
+            self._ranks[rank].fresh[matter] = rumour
+            self.hot += 1
+        else:
+            rumour.is_cool = True
+            self._cool[matter] = rumour
 
     def heard(self, matter: str | tuple[str, str], message: Belief | Entry) -> None:
         """Somebody else passes *message* on, which is about *matter*."""
@@ -110,9 +124,10 @@ class Rumours:
         if rumour is None or not rumour.says(message):
             return
         rumour.heard += 1
-        if rumour.heard >= self._drop_after:
+        if rumour.heard >= self._drop_after + self.patience:
             self._drop(rumour)
-        elif rumour.heard == self._cool_after:
+            self._latest.append(rumour)
+        elif rumour.heard >= self._cool_after + self.patience and not rumour.is_cool:
             del self._queue(rumour)[matter]
             rumour.is_cool = True
             self._cool[matter] = rumour
@@ -129,7 +144,7 @@ class Rumours:
         :param copies: hosts that this packet goes to.
         :returns: the octets of the news, and the news.
         """
-        if not self._rumours:
+        if self.is_empty:
             return 0, ()
         chosen: list[_Rumour] = []
         left = octets
@@ -155,9 +170,21 @@ class Rumours:
                 self._queue(rumour)[matter] = rumour
             else:
                 del self._rumours[matter]
+                self._latest.append(rumour)
                 if not rumour.is_cool:
                     self.hot -= 1
+        self.is_empty = not self._rumours
         return octets - left, [rumour.message for rumour in chosen]
+
+    def latest(self, octets: int) -> tuple[int, Sequence[Belief | Entry]]:
+        """What of late is told no more, the latest first: for one who seems to have missed it."""
+        chosen: list[Belief | Entry] = []
+        left = octets
+        for rumour in reversed(self._latest):
+            if rumour.octets <= left:
+                left -= rumour.octets
+                chosen.append(rumour.message)
+        return octets - left, chosen
 
     def _least_worth(self) -> _Rumour:
         services_last = [q for rank in reversed(self._ranks) for q in (rank.told, rank.fresh)]
@@ -174,3 +201,4 @@ class Rumours:
         del self._queue(rumour)[rumour.matter]
         if not rumour.is_cool:
             self.hot -= 1
+        self.is_empty = not self._rumours

@@ -11,6 +11,7 @@ class GossipTimes:
 
     probe_interval: float = 1.0  #: between two probes
     probe_timeout: float = 0.5  #: for the direct answer, before others are asked
+    probe_retry: float = 0.04  #: until a probe that is not answered is sent again
     gossip_interval: float = 0.2  #: between two rounds of news, while there are any
     exchange_interval: float = 30.0  #: between two comparisons with another host
     exchange_again: float = 1.0  #: until the next comparison after one that found a difference

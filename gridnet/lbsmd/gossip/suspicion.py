@@ -39,15 +39,16 @@ class Suspicion:
     wanted: int
     evidence: tuple[Evidence, ...] = ()
 
-    def accuse(self, accusation: Evidence) -> bool:
-        """Note one accusation; True: of somebody new, so it is worth passing on."""
-        if len(self.evidence) > self.wanted:
+    def lacks(self, accuser: str) -> bool:
+        """Whether an accusation of *accuser* is new, and worth passing on."""
+        evidence = self.evidence
+        if len(evidence) > self.wanted:
             return False
-        for known in self.evidence:
-            if known.accuser == accusation.accuser:
-                return False
+        return all(known.accuser != accuser for known in evidence)
+
+    def accuse(self, accusation: Evidence) -> None:
+        """Note an accusation of somebody new."""
         self.evidence = (*self.evidence, accusation)
-        return True
 
     def ends_at(self) -> float:
         """When the host counts as dead, on the clock of *since*."""

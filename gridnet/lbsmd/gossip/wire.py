@@ -52,7 +52,7 @@ _BELIEF, _ENTRY, _LINE, _DIGEST = (
     Struct("!QBQQ"),
     Struct("!BIIH"),
 )
-_ORDER = Struct("!QH")
+_ORDER, _PROBE = Struct("!QH"), Struct("!IQ")
 _PING, _INDIRECT, _ACK, _NACK, _SAID, _VALUE, _SUMMARY, _ASK, _ANSWER, _OVERVIEW = range(1, 11)
 _WITHDRAWN, _LOAD = 1, 2
 
@@ -73,7 +73,8 @@ def encode_message(message: Message) -> bytes:
     try:
         match message:
             case Ping():
-                return bytes((_PING,)) + _NUMBER.pack(message.number) + _text(message.target)
+                numbers = _PROBE.pack(message.number, message.fingerprint)
+                return bytes((_PING,)) + numbers + _text(message.target)
             case IndirectPing():
                 host, port = message.address
                 numbers = _NUMBER.pack(message.number) + _PORT.pack(port)
@@ -168,8 +169,8 @@ class _Reader:
             (number,) = self.numbers(_NUMBER)
             return Ack(number) if kind == _ACK else Nack(number)
         if kind == _PING:
-            (number,) = self.numbers(_NUMBER)
-            return Ping(number, self.name())
+            number, fingerprint = self.numbers(_PROBE)
+            return Ping(number, self.name(), fingerprint)
         if kind == _INDIRECT:
             (number,), (port,) = self.numbers(_NUMBER), self.numbers(_PORT)
             return IndirectPing(number, self.name(), self.address(port))

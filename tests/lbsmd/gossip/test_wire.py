@@ -44,7 +44,7 @@ keys = st.binary(min_size=IDENTITY_OCTETS, max_size=IDENTITY_OCTETS)
 signatures = st.binary(min_size=SIGNATURE_OCTETS, max_size=SIGNATURE_OCTETS)
 lines = st.builds(DigestLine, names, longs, standings, longs, longs)
 messages = st.one_of(
-    st.builds(Ping, numbers, names),
+    st.builds(Ping, numbers, names, longs),
     st.builds(IndirectPing, numbers, names, addresses),
     st.builds(Ack, numbers),
     st.builds(Nack, numbers),
