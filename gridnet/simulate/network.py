@@ -48,7 +48,8 @@ class SimulatedHost:
     """
     One host and what it has cost.
 
-    :ivar paused_until: it neither hears nor speaks before; what arrives waits.
+    :ivar paused_until: its process does not run before; what arrives waits.
+    :ivar blocked_until: it neither hears nor speaks before; what arrives and leaves waits.
     """
 
     number: int
@@ -60,10 +61,12 @@ class SimulatedHost:
     is_slow: bool = False  #: reads one packet after the other, each takes its time
     skew: float = 0.0  #: seconds its clock is ahead
     paused_until: float = 0.0
+    blocked_until: float = 0.0
     packets: int = 0
     octets: int = 0
     wakes_at: float = inf
     backlog: deque[_Packet] = field(factory=deque)
+    unsent: deque[tuple[Address, Iterable[Message], int]] = field(factory=deque)
     is_reading: bool = False
 
 
@@ -239,6 +242,20 @@ class Network:
         host.paused_until = until
         self.at(until, lambda: self._resume(host))
 
+    def block(self, host: SimulatedHost, until: float) -> None:
+        """Let *host* neither send nor receive before *until*; its timers go on."""
+        host.blocked_until = until
+        self.at(until, lambda: self._unblock(host))
+
+    def _unblock(self, host: SimulatedHost) -> None:
+        if not host.is_running or host.blocked_until > self.now:
+            return
+        while host.unsent:
+            self._send(host, *host.unsent.popleft())
+        if host.backlog and not host.is_reading:
+            host.is_reading = True
+            self.at(self.now, lambda: self._read(host))
+
     def _happen(self, events: list[_Event]) -> None:
         now = self.now
         for event in events:
@@ -283,7 +300,7 @@ class Network:
             self.lost += 1
             return
         host.backlog.append(packet)
-        if not host.is_reading and host.paused_until <= self.now:
+        if not host.is_reading and max(host.paused_until, host.blocked_until) <= self.now:
             host.is_reading = True
             self.at(self.now + self.traits.slow_packet, lambda: self._read(host))
 
@@ -300,7 +317,7 @@ class Network:
 
     def _read(self, host: SimulatedHost) -> None:
         host.is_reading = False
-        if not host.is_running or host.paused_until > self.now:
+        if not host.is_running or max(host.paused_until, host.blocked_until) > self.now:
             return
         while host.backlog:
             _, sender, messages = host.backlog.popleft()
@@ -326,6 +343,10 @@ class Network:
     def _send(
         self, host: SimulatedHost, address: Address, messages: Iterable[Message], octets: int
     ) -> None:
+        if host.blocked_until > self.now:
+            if len(host.unsent) < self.traits.backlog:
+                host.unsent.append((address, messages, octets))
+            return
         octets += PACKET_OVERHEAD
         host.packets += 1
         host.octets += octets

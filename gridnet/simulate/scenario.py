@@ -31,7 +31,8 @@ class Scenario:
     kills: int = 1  #: hosts that crash for good
     churn: float = 0.0  #: share of the hosts that crash and come back
     churn_down: float = 30.0  #: how long each of them is away
-    slow: int = 0  #: hosts that are stopped again and again, and read slowly in between
+    slow: int = 0  #: hosts that stall again and again, and read slowly in between
+    slow_kind: str = "block"  #: they do not send and receive; "stop": nor do their timers run
     stop_seconds: float = 16.0  #: how long each stop lasts
     run_seconds: float = 0.064  #: how long they run in between
     pauses: int = 0  #: hosts that stop once, for *pause_seconds*
@@ -145,7 +146,8 @@ class Run:
 
     def _stop(self, host: SimulatedHost) -> None:
         scenario, now = self.scenario, self.network.now
-        self.network.pause(host, now + scenario.stop_seconds)
+        stall = self.network.pause if scenario.slow_kind == "stop" else self.network.block
+        stall(host, now + scenario.stop_seconds)
         at = now + scenario.stop_seconds + scenario.run_seconds
         self.network.at(at, lambda: self._stop(host))
 

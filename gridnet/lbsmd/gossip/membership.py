@@ -224,7 +224,10 @@ class Membership:
         self._times = times
         self._random = random
         self._began = now
-        self._rumours = Rumours(times.max_rumours, times.cool_after, times.drop_after)
+        patience = 0 if times.lifeguard else 1 << 30
+        self._rumours = Rumours(
+            times.max_rumours, times.cool_after + patience, times.drop_after + patience
+        )
         self._exchanges = Exchange(self._roster, self._belief_of, times.packet_octets, random)
         self._allowance = times.max_exchange_packets
         self._allowed_at = now
@@ -234,13 +237,14 @@ class Membership:
         # When what is to be done next; the rare things are in a heap.
         self._probe_at = now + random.random() * times.probe_interval
         self._retry_at = inf
-        self._spread_at = inf
+        # Without Lifeguard as in memberlist: rounds go on whether there are news or not.
+        self._spread_at = inf if times.lifeguard else now + random.random() * times.gossip_interval
         self._may_spread_at = now
         self._exchange_at = now + random.random() * times.exchange_interval
         self._reconnect_at = inf
         self._timers: list[tuple[float, int, _Action, Any]] = []
         self._timer_number = 0
-        self.due = min(self._probe_at, self._exchange_at)
+        self.due = min(self._probe_at, self._exchange_at, self._spread_at)
         # The probe under way, and those made for others.
         self._probe_number = random.getrandbits(31)
         self._own_number = -1
@@ -281,7 +285,6 @@ class Membership:
             self._consider(now, belief, "what was kept")
         self._rumours.clear()
         self.events.clear()
-        self._spread_at = inf
 
     def publish(self, key: str, value: bytes | None, is_load: bool = False) -> bool:
         """
@@ -596,6 +599,9 @@ class Membership:
         suspicion = Suspicion(accusation.at, shortest, longest, wanted, (accusation,))
         trail.suspicion = suspicion
         trail.evidence = suspicion.evidence
+        if wanted and self._random.random() * up < times.confirmers:
+            # Let some try themselves, so that the verdict need not wait for all turns to come.
+            heapq.heappush(self._newcomers, (self._probes_made, said.host))
         self._at(suspicion.ends_at(), Membership._judge, (said.host, suspicion))
 
     def _confirm(self, now: float, said: Belief, told_by: str, found: str) -> None:
@@ -736,7 +742,7 @@ class Membership:
     def _tell_all(self, news: Belief | Entry) -> None:
         self._rumours.add(news)
         # Who hears news passes it on at once, and then once an interval.
-        if self._spread_at == inf:
+        if self._spread_at == inf and self._times.lifeguard:
             self._spread_at = self._may_spread_at
             self.due = min(self.due, self._spread_at)
 
@@ -753,7 +759,7 @@ class Membership:
             waiting -= len(news)
             if waiting <= 0 or not news:
                 break
-        self._spread_at = self._may_spread_at if rumours.hot else inf
+        self._spread_at = self._may_spread_at if rumours.hot or not times.lifeguard else inf
 
     def _exchange(self, now: float) -> None:
         self._exchange_at = now + self._times.exchange_interval * (0.75 + self._random.random() / 2)

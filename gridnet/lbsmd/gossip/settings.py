@@ -20,6 +20,7 @@ class GossipTimes:
     fanout: int = 3  #: hosts a round of news goes to
     burst_packets: int = 8  #: packets to each of them, at most, while much is waiting
     indirect_probes: int = 3  #: hosts asked to probe one that does not answer
+    confirmers: int = 5  #: hosts that probe a suspected one out of turn, on average
     suspicion_multiplier: float = 4.0  #: shortest suspicion, in probe intervals times log10(hosts)
     suspicion_stretch: float = 6.0  #: longest suspicion, in shortest ones
     retransmit_multiplier: int = 4  #: tellings of a rumour at most, times log10(hosts)

@@ -25,12 +25,19 @@ class Evidence:
         return f"{held}: " + (self.found or f"told by {self.told_by}")
 
 
+#: Accusers beyond those wanted that shorten a suspicion below the shortest, and how much each.
+FURTHER_ACCUSERS = 2
+FURTHER_SHARE = 0.2
+
+
 @define(eq=False)
 class Suspicion:
     """
     One running suspicion; each further accuser shortens it (Lifeguard, "LHA-Suspicion").
 
-    With no *wanted* confirmations the shortest time holds from the start.
+    With no *wanted* confirmations the shortest time holds from the start; as many as are wanted
+    bring it down to that.  Unlike Lifeguard's, it becomes shorter still when even more hosts,
+    each of which has tried many times, agree.
     """
 
     since: float
@@ -42,7 +49,7 @@ class Suspicion:
     def lacks(self, accuser: str) -> bool:
         """Whether an accusation of *accuser* is new, and worth passing on."""
         evidence = self.evidence
-        if len(evidence) > self.wanted:
+        if len(evidence) > (self.wanted + FURTHER_ACCUSERS if self.wanted else 0):
             return False
         return all(known.accuser != accuser for known in evidence)
 
@@ -55,6 +62,9 @@ class Suspicion:
         if self.wanted < 1:
             return self.since + self.shortest
         confirmations = max(0, len(self.evidence) - 1)
+        further = confirmations - self.wanted
+        if further > 0:
+            return self.since + self.shortest * (1 - FURTHER_SHARE * further)
         share = log(confirmations + 1) / log(self.wanted + 1)
         span = self.longest - share * (self.longest - self.shortest)
         return self.since + max(self.shortest, span)
