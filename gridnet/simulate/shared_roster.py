@@ -87,6 +87,16 @@ class SharedRoster:
     count as gone.
     """
 
+    __slots__ = (
+        "_common",
+        "_later",
+        "_me",
+        "_own",
+        "fingerprint",
+        "prints",
+        "up",
+    )
+
     def __init__(self, common: CommonKnowledge, me: str) -> None:
         self.prints = list(common.prints)
         self.fingerprint = common.fingerprint

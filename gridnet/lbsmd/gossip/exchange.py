@@ -37,6 +37,13 @@ class Exchange:
     :param packet_octets: room for messages in one packet.
     """
 
+    __slots__ = (
+        "_belief_of",
+        "_packet_octets",
+        "_random",
+        "_roster",
+    )
+
     def __init__(
         self,
         roster: Roster,

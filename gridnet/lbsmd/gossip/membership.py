@@ -194,6 +194,53 @@ class Membership:
     :ivar events: what :meth:`take_events` is about to give.
     """
 
+    __slots__ = (
+        "_allowance",
+        "_allowed_at",
+        "_ask_at",
+        "_began",
+        "_exchange_at",
+        "_exchanges",
+        "_gone",
+        "_is_leaving",
+        "_known_keys",
+        "_may_spread_at",
+        "_mine",
+        "_nacks",
+        "_nacks_wanted",
+        "_newcomers",
+        "_only_known",
+        "_own_number",
+        "_pass_index",
+        "_pass_left",
+        "_pass_length",
+        "_pass_step",
+        "_probe_at",
+        "_probe_number",
+        "_probes_made",
+        "_proxied",
+        "_random",
+        "_reconnect_at",
+        "_retry_at",
+        "_roster",
+        "_rumours",
+        "_spread_at",
+        "_target",
+        "_timer_number",
+        "_timers",
+        "_times",
+        "_trails",
+        "_tries",
+        "due",
+        "events",
+        "health",
+        "hosts",
+        "identity",
+        "me",
+        "outgoing",
+        "own",
+    )
+
     def __init__(
         self,
         me: str,
@@ -525,7 +572,11 @@ class Membership:
             if self._reconnect_at == inf:
                 self._reconnect_at = now + self._random.random() * self._times.reconnect_interval
                 self.due = min(self.due, self._reconnect_at)
-        self._tell_all(said)
+        if standing is _DEAD and self._times.lifeguard:
+            # All find that out by themselves at about the same time.
+            self._rumours.add(said, is_urgent=False)
+        else:
+            self._tell_all(said)
         self.events.append(StandingChanged(said.host, standing))
 
     def _meet(self, now: float, said: Belief, told_by: str) -> None:

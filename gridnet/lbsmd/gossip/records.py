@@ -25,6 +25,14 @@ class HostRecords:
     :ivar newest: highest version among them.
     """
 
+    __slots__ = (
+        "_entries",
+        "_max_entries",
+        "fingerprint",
+        "newest",
+        "owner",
+    )
+
     def __init__(self, owner: str, max_entries: int) -> None:
         self.owner = owner
         self.fingerprint = 0

@@ -74,6 +74,19 @@ class Rumours:
     :ivar patience: to be added to both numbers, where much is lost.
     """
 
+    __slots__ = (
+        "_cool",
+        "_cool_after",
+        "_drop_after",
+        "_latest",
+        "_max_rumours",
+        "_ranks",
+        "_rumours",
+        "hot",
+        "is_empty",
+        "patience",
+    )
+
     def __init__(self, max_rumours: int, cool_after: int, drop_after: int) -> None:
         self._max_rumours = max_rumours
         self._cool_after = cool_after
@@ -116,6 +129,7 @@ class Rumours:
             self.hot += 1
         else:
             rumour.is_cool = True
+            rumour.heard = self._cool_after
             self._cool[matter] = rumour
 
     def heard(self, matter: str | tuple[str, str], message: Belief | Entry) -> None:
