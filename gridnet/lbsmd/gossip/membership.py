@@ -447,17 +447,25 @@ class Membership:
             self._send(source, ack, self._exchanges.overview())
         elif state.standing is not _ALIVE and self._times.lifeguard:
             self._send(source, ack, self._belief_of(state))  # so it can refute
-        elif not self._rumours.is_empty:
-            self._send(source, ack)
         elif ping.fingerprint == self._roster.fingerprint or not ping.fingerprint:
-            self.outgoing.append(Outgoing(source, (ack,), ACK_OCTETS))
+            if self._rumours.is_empty:
+                self.outgoing.append(Outgoing(source, (ack,), ACK_OCTETS))
+            else:
+                self._send(source, ack)
         else:
             # One of us has missed something, probably of late.
-            overview = self._exchanges.overview()
-            octets = ack.octets() + overview.octets()
-            room = self._times.packet_octets - octets
-            news_octets, news = self._rumours.latest(room)
-            self.outgoing.append(Outgoing(source, (ack, *news, overview), octets + news_octets))
+            told: tuple[Message, ...] = (ack,)
+            if not self._rumours.hot:
+                told = ack, self._exchanges.overview()
+            octets = sum(message.octets() for message in told)
+            news_octets, news = self._rumours.take(
+                self._times.packet_octets - octets, self._tellings()
+            )
+            octets += news_octets
+            late_octets, late = self._rumours.latest(self._times.packet_octets - octets)
+            octets += late_octets
+            # The overview last: it is compared with what the others have told.
+            self.outgoing.append(Outgoing(source, (*late, *news, *told), octets))
 
     def _correct(self, source: Address, said: Belief) -> None:
         # A host that came back does not know what was held of its earlier life.
@@ -805,10 +813,12 @@ class Membership:
         waiting = rumours.hot
         for _ in range(times.burst_packets if targets else 0):
             octets, news = rumours.take(times.packet_octets, self._tellings(), len(targets))
+            if not news:
+                break
             for state in targets:
                 self.outgoing.append(Outgoing(state.address, news, octets))
             waiting -= len(news)
-            if waiting <= 0 or not news:
+            if waiting <= 0:
                 break
         self._spread_at = self._may_spread_at if rumours.hot or not times.lifeguard else inf
 

@@ -11,7 +11,7 @@ from gridnet.lbsmd.gossip.messages import Belief, Entry
 
 _Matter = str | tuple[str, str]
 _LEAST_OCTETS = 80  # no rumour is smaller
-_LATEST = 16  # rumours that are kept when they are told no more
+_LATEST = 64  # rumours that are kept when they are told no more
 _MISFITS = 8  # rumours too large for the rest of a packet before it is left as it is
 
 
