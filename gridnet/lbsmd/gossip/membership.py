@@ -744,6 +744,7 @@ class Membership:
 
     def _probe_failed(self, now: float) -> None:
         self._own_number = -1
+        self._retry_at = inf
         if self._times.lifeguard:
             self._feel(self._nacks_wanted - self._nacks if self._nacks_wanted else 1)
         state = self._roster.get(self._target)
