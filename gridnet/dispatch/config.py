@@ -45,6 +45,8 @@ class DispatchConfig:
     # What all clients may take together; of each worker.
     max_connections: int = field(default=10_000, validator=at_least(1))
     max_connections_per_address: int = field(default=8_000, validator=at_least(1))
+    #: TLS handshakes not done yet, each about 50 kB; beyond, the longest one is cut off
+    max_tls_handshakes: int = field(default=1024, validator=at_least(1))
     #: octets of unfinished heads and waiting requests
     max_held_octets: int = field(default=67_108_864, validator=at_least(65_536))
     #: octets waiting for one peer that reads slowly, before the other side is made to wait

@@ -141,6 +141,7 @@ class HttpConnection(TwistedProtocol):
         """Called by Twisted's TLS layer."""
         self._handshaken = True
         self.touched = self.factory.now
+        self.factory.handshake_over(self.socket_side)
 
     def readConnectionLost(self) -> None:
         """Called by Twisted: the client has finished sending."""
@@ -597,6 +598,7 @@ class HttpConnection(TwistedProtocol):
         assert self.factory.tls is not None
         above = HttpConnection(self.factory, self.address, self)
         self._above = above
+        self.factory.handshake_begun(self)
         layer = self.factory.tls.under(above)
         # Whoever calls this protocol reaches the layer: no detour on the way of each segment.
         shown = cast(Any, self)

@@ -123,6 +123,7 @@ class HttpFactory(Factory):
         self.open = 0
         self._leaving = 0  # of them, those already sent away
         self._per_address: Counter[str] = Counter()
+        self._handshakes: dict[HttpConnection, None] = {}  # not done yet, longest first
 
         def parsed(raw: bytes) -> Prepared:
             return prepare(parse_request(raw, config.max_headers))
@@ -167,11 +168,25 @@ class HttpFactory(Factory):
         self.connections.discard(connection)
         if connection.secure:
             return
+        self.handshake_over(connection)
         self.open -= 1
         if connection.evicted:
             self._leaving -= 1
         else:
             self._forget(connection.counted_address)
+
+    def handshake_begun(self, connection: HttpConnection) -> None:
+        """Called by a connection that puts TLS above itself: the costly part of its life."""
+        self._handshakes[connection] = None
+        if len(self._handshakes) > self.config.max_tls_handshakes:
+            longest = next(iter(self._handshakes))
+            self.handshake_over(longest)
+            self.refused["tls handshake"] += 1
+            longest.evict()
+
+    def handshake_over(self, connection: HttpConnection) -> None:
+        """Called when the handshake above *connection* is done, or will never be."""
+        self._handshakes.pop(connection, None)
 
     def count(self, kind: str, status: int) -> None:
         """Count a reply."""

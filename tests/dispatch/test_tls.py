@@ -172,6 +172,25 @@ class OnePortTests(SynchronousTestCase):
         self.assertFalse(other_transport.over)
         self.assertEqual(self.bench.factory.refused["tls handshake"], 1)
 
+    def test_handshakes_at_once_are_bounded(self) -> None:
+        """The longest one makes room; those that are done do not count."""
+        self.bench = Bench(max_tls_handshakes=3)
+        self.bench.factory.tls = ServerTls(self.context, self.bench.clock)
+        done = [self.client() for _ in range(5)]
+        for client in done:
+            client.shake_hands()
+        begun = [self.bench.connect() for _ in range(5)]
+        for protocol, _ in begun:
+            protocol.dataReceived(b"\x16\x03\x01")
+        self.assertEqual([t.aborted for _, t in begun], [True, True, False, False, False])
+        self.assertEqual(self.bench.factory.refused["tls handshake"], 2)
+        begun[2][0].connectionLost()
+        protocol, _ = self.bench.connect()
+        protocol.dataReceived(b"\x16\x03\x01")
+        self.assertFalse(begun[3][1].aborted)
+        for client in done:
+            self.assertFalse(client.transport.over)
+
     def test_silence_behind_the_handshake(self) -> None:
         """It counts as a slow head: a good-bye, and no endless wait for the client's."""
         client = self.client()
