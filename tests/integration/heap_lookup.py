@@ -256,7 +256,7 @@ def main(path: str, look_ups: int, changes_per_second: float) -> None:
         found["host"] = client.host()
         began = time.monotonic()
         found["penalized"] = client.penalize(100.0)
-        wait_until(lambda: look() is None)
+        found["suppressed"] = wait_until(lambda: look() is None) < float("inf")
         found["penalty_seconds"] = time.monotonic() - began
         log = (directory / "log").read_text()
         daemon.kill()
