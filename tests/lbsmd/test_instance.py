@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import gridnet
 from gridnet.config import SiteConfig, SiteSection
+from gridnet.control import ask
 from gridnet.errors import ConfigError
 from gridnet.lbsmd.config import LbsmdConfig
 from gridnet.lbsmd.instance import AlreadyRunningError, InstanceLock
@@ -260,11 +262,14 @@ class ProcessTests(SynchronousTestCase):
     """Real daemons."""
 
     def setUp(self) -> None:
-        self.directory = Path(self.mktemp()).absolute()
-        self.directory.mkdir()
+        # A short path: the system has little room for the name of a socket.
+        place = tempfile.TemporaryDirectory(prefix="gridnet")
+        self.addCleanup(place.cleanup)
+        self.directory = Path(place.name)
         (self.directory / "servrc.cfg").write_text("A [0] STANDALONE :1\n")
         (self.directory / "site.toml").write_text(
-            '[lbsmd]\nservrc = "servrc.cfg"\nlog_file = "lbsmd.log"\ncontrol = ""\n'
+            '[lbsmd]\nservrc = "servrc.cfg"\nlog_file = "lbsmd.log"\n'
+            'feedback_socket = ""\nkeep_penalties = "penalties.json"\n'
         )
         self.log = self.directory / "lbsmd.log"
 
@@ -331,3 +336,18 @@ class ProcessTests(SynchronousTestCase):
             process.send_signal(number)
             process.wait(timeout=30)
             self.assertFalse(pid_file.exists())
+
+    def test_what_was_acknowledged_outlasts_a_kill(self) -> None:
+        """Killed right after the answer, and started again, several times."""
+        control = self.directory / "state" / "lbsmd.control"
+        for round_number in range(1, 4):
+            process = self.start()
+            self.expect("SIGUSR1 toggles", round_number)
+            table = ask(control, {"ask": "table"})
+            penalty = table["services"][0]["penalty"]
+            if round_number > 1:
+                self.assertEqual(penalty, 10.0 * (round_number - 1))
+            argument = f"A ANY {10 * round_number} 600"
+            ask(control, {"ask": "feedback", "argument": argument, "reason": "trial"})
+            process.kill()
+            process.wait()
