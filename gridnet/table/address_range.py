@@ -14,7 +14,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from attrs import field, frozen
 
 from gridnet.errors import ConfigError, Fault, TableError, shown
-from gridnet.table.address import address_number, address_text, ipv6_number, quad
+from gridnet.table.address import (
+    address_number,
+    address_text,
+    canonical_address,
+    ipv6_number,
+    quad,
+)
 
 #: Ranges that one file may hold.
 MAX_RANGES = 257
@@ -343,7 +349,8 @@ def client_address(headers: Mapping[str, str], peer: str, local: AddressRanges) 
 
     :param headers: lower-case name -> value.
     :param peer: IP address text of the TCP peer.
-    :returns: the client's address, and True for a client from inside.
+    :returns: the client's address in its usual form (servers behind us might read ``010.0.0.1``
+        otherwise than we do), and True for a client from inside.
     """
     if not local.contains(peer):
         return peer, False
@@ -353,14 +360,16 @@ def client_address(headers: Mapping[str, str], peer: str, local: AddressRanges) 
         for word in re.split(r"[, \t]+", headers.get(name, "").strip(", \t")):
             if not word:
                 continue
-            if address_number(word) is None:
+            address = canonical_address(word)
+            if address is None:
                 inside = False
-            elif local.contains(word):
-                named.append(word)
+            elif local.contains(address):
+                named.append(address)
             else:
-                return word, False
+                return address, False
     own = headers.get("client-host", "").strip()
-    for address in (own, *named, headers.get("x-real-ip", "").strip(), peer):
-        if address_number(address) is not None:
+    for word in (own, *named, headers.get("x-real-ip", "").strip()):
+        address = canonical_address(word)
+        if address is not None:
             return address, inside and local.contains(address)
     return peer, inside

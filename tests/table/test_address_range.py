@@ -229,6 +229,11 @@ class ClientTests(SynchronousTestCase):
             ),
             ("10.1.1.1", {"x-real-ip": "10.6.6.6"}, ("10.6.6.6", True)),
             ("10.1.1.1", {"x-real-ip": "9.9.9.9"}, ("9.9.9.9", False)),
+            # In its usual form, which everybody reads alike.
+            ("10.1.1.1", {"client-host": "010.0.0.1"}, ("8.0.0.1", False)),
+            ("10.1.1.1", {"x-forwarded-for": "010.0.0.1"}, ("8.0.0.1", False)),
+            ("10.1.1.1", {"x-forwarded-for": "::ffff:10.2.2.2"}, ("10.2.2.2", True)),
+            ("10.1.1.1", {"x-real-ip": "2001:DB8:0:0::1"}, ("2001:db8::1", False)),
         ):
             self.assertEqual(client_address(headers, peer, self.local), expected, (peer, headers))
 
