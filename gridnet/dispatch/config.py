@@ -17,8 +17,8 @@ class DispatchConfig:
     #: PEM file; empty: a self-signed certificate is made in ``site.state_dir`` at first start
     certificate: str = ""
     certificate_key: str = ""  #: PEM file of its private key
-    #: PEM file of authorities that servers marked ``$=yes`` must be certified by; empty: any
-    #: certificate will do, as for the released clients
+    #: PEM file of authorities that servers marked ``$=yes`` must be certified by, for their names
+    #: where they have one; empty: any certificate will do, as for the released clients
     server_authorities: str = ""
     #: paths that are dispatched beside those that end in ``/dispd.cgi`` or ``/ncbid.cgi``
     paths: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ body of an HTTP reply.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -28,6 +29,10 @@ from gridnet.table.server_info import ServerInfo, ServerType
 
 DEFAULT_CONTENT_TYPE = "x-ncbi-data/x-unknown"
 
+#: What a server can be called in TLS (RFC 6066, 3): no address, nothing but host names.
+_SERVER_NAME = re.compile(
+    r"(?=.{1,253}\Z)(?=.*[A-Za-z])[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62}(?:\.[A-Za-z0-9_]|\Z))*"
+)
 #: Methods that a server may see twice without harm (RFC 9110, 9.2.2).
 _IDEMPOTENT = frozenset(["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"])
 
@@ -68,12 +73,15 @@ class Relays:
 
 def place_of(info: ServerInfo) -> Place:
     """Where to connect for the server *info*; one object for each place, so a cheap key."""
-    return _place(info.host, info.port, info.secure)
+    return _place(info.host, info.port, info.secure, info.vhost if info.secure else "")
 
 
 @lru_cache(maxsize=4096)
-def _place(host: str, port: int, secure: bool) -> Place:
-    return Place(canonical_address(host) or host, port, secure)
+def _place(host: str, port: int, secure: bool, vhost: str) -> Place:
+    name = vhost.partition(":")[0]
+    if _SERVER_NAME.fullmatch(name) is None:
+        name = ""
+    return Place(canonical_address(host) or host, port, secure, name=name)
 
 
 class Relay:

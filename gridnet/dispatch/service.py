@@ -42,7 +42,8 @@ def make_dispatch(config: DispatchConfig, site: Site) -> IService:
 def client_tls(config: DispatchConfig, directory: Path, reactor: Any) -> ClientTls:
     """What relays speak to servers that want TLS."""
     authorities = directory / config.server_authorities if config.server_authorities else None
-    return ClientTls(client_context(authorities), reactor)
+    named = client_context(authorities, named=True)
+    return ClientTls(client_context(authorities), reactor, named)
 
 
 def addresses(bound: IAddress, config: DispatchConfig, site_address: str) -> Mapping[str, str]:

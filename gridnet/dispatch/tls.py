@@ -61,18 +61,18 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
-def client_context(authorities: Path | None) -> ssl.SSLContext:
+def client_context(authorities: Path | None, named: bool = False) -> ssl.SSLContext:
     """
     What relays speak to servers marked ``$=yes``.
 
     :param authorities: PEM file of certificate authorities; None: servers are not verified, as
         the released clients do not.
+    :param named: the certificate must be for the server's name, too.
     :raises ConfigError: the file cannot be used.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # Servers are known by address; a name is checked only when the table gives one.
-    context.check_hostname = False
+    context.check_hostname = named and authorities is not None
     if authorities is None:
         context.verify_mode = ssl.CERT_NONE
         return context
@@ -255,6 +255,7 @@ class TlsLayer(TLSMemoryBIOProtocol):
     """
 
     _output_ended = False
+    server_name = ""  #: of the server that is spoken to, where it is known by one
 
     def loseWriteConnection(self) -> None:
         """Close our direction, once all is sent; the peer may go on."""
@@ -303,16 +304,30 @@ class ServerTls:
 
 @implementer(IOpenSSLClientConnectionCreator)
 class ClientTls:
-    """Puts the client's side of TLS under protocols."""
+    """
+    Puts the client's side of TLS under protocols.
 
-    def __init__(self, context: ssl.SSLContext, reactor: Any) -> None:
+    :param named: the context for servers that have a name; None: the same.
+    """
+
+    def __init__(
+        self, context: ssl.SSLContext, reactor: Any, named: ssl.SSLContext | None = None
+    ) -> None:
         self._context = context
+        self._named = named or context
         self._factory = _QuietFactory(self, True, Factory(), reactor)
 
     def clientConnectionForTLS(self, protocol: Any) -> Any:
         """Called by Twisted."""
-        return _Connection(self._context, False)
+        name = protocol.server_name
+        return _Connection(self._named if name else self._context, False, name or None)
 
-    def under(self, protocol: IProtocol) -> TlsLayer:
-        """A TLS layer for *protocol*, to be connected to a transport."""
-        return TlsLayer(self._factory, protocol)
+    def under(self, protocol: IProtocol, server_name: str = "") -> TlsLayer:
+        """
+        A TLS layer for *protocol*, to be connected to a transport.
+
+        :param server_name: what the server is told that it is asked as; empty: nothing.
+        """
+        layer = TlsLayer(self._factory, protocol)
+        layer.server_name = server_name
+        return layer

@@ -43,6 +43,7 @@ class Place:
     port: int
     secure: bool = False  #: TLS
     path: str = ""  #: UNIX socket instead of host and port
+    name: str = ""  #: host name that it goes by in TLS; empty: none
 
 
 class User(Protocol):
@@ -412,7 +413,9 @@ class Attempt(ClientFactory):
         """Called by Twisted."""
         if self._user is None:
             return None
-        return self._link if self._tls is None else self._tls.under(self._link)
+        if self._tls is None:
+            return self._link
+        return self._tls.under(self._link, self._link.place.name)
 
     def clientConnectionFailed(self, connector: object, reason: Failure) -> None:
         """Called by Twisted."""

@@ -135,7 +135,11 @@ class Duty(TwistedProtocol):
             self._reactor,
             self._table,
             AddressRanges(_CONVERTER.structure(site["local_networks"], tuple[AddressRange, ...])),
-            ClientTls(client_context(authorities), self._reactor),
+            ClientTls(
+                client_context(authorities),
+                self._reactor,
+                client_context(authorities, named=True),
+            ),
             site["address"],
             lambda: None,
             lambda: None,

@@ -355,8 +355,54 @@ class SecureServerTests(Stage):
         """A played server behind TLS; gives its port."""
         directory = Path(self.mktemp())
         directory.mkdir()
-        server = ServerTls(server_context(*self_signed(directory, HERE, NOW)), self.core)
+        self.certificate, key = self_signed(directory, HERE, NOW)
+        context = server_context(self.certificate, key)
+        self.asked_as: list[str | None] = []
+
+        def told(socket: object, name: str | None, context: object) -> None:
+            self.asked_as.append(name)
+
+        context.sni_callback = told
+        server = ServerTls(context, self.core)
         return self.listen(serving(lambda: server.under(Backend(self))))
+
+    async def test_a_server_is_asked_by_its_name(self) -> None:
+        """Where the table gives one that is a host name: several may share a place."""
+        port = self.secure_backend()
+        for name, told in (
+            ("H=www.example.org", "www.example.org"),
+            ("H=www.example.org:8443", "www.example.org"),
+            ("H=10.1.2.3", None),
+            ("H=no_host..name", None),
+            ("", None),
+        ):
+            self.start(f"web HTTP 127.0.0.1:{port} /x L=no $=yes {name}")
+            client = await self.ask()
+            backend = await self.backend(len(self.asked_as))
+            backend.say(reply(b"secret"))
+            await client.until(b"secret")
+            self.assertEqual(self.asked_as[-1], told)
+            assert self.front is not None
+            await self.front.drain()
+
+    async def test_a_name_is_checked_when_certificates_are(self) -> None:
+        """The certificate is for localhost and two addresses."""
+        port = self.secure_backend()
+        cases = (("H=localhost", b"200"), ("H=other", b"502"), ("", b"200"))
+        for number, (name, status) in enumerate(cases):
+            self.start(f"web HTTP 127.0.0.1:{port} /x L=no $=yes {name}")
+            assert self.front is not None
+            self.front.pool.tls = ClientTls(
+                client_context(self.certificate),
+                self.core,
+                client_context(self.certificate, named=True),
+            )
+            client = await self.ask()
+            if status == b"200":
+                (await self.backend(number)).say(reply(b"secret"))
+            octets = await client.until(b"\r\n\r\n")
+            self.assertTrue(octets.startswith(b"HTTP/1.1 " + status), (name, octets))
+            await self.front.drain()
 
     async def test_an_http_server(self) -> None:
         """One to one, as in the clear."""
