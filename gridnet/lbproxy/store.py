@@ -304,6 +304,7 @@ class Readers:
             self._closed = True
             idle, self._idle = self._idle, []
             for connection in self._busy:
+                connection.deadline = 0.0
                 connection.interrupt()
         for connection in idle:
             connection.close()

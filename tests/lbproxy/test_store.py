@@ -240,6 +240,15 @@ class ReadersTests(SynchronousTestCase):
             with readers.reading(5):
                 pass
 
+    def test_closing_ends_what_goes_on(self) -> None:
+        """Also between statements."""
+        readers = Readers(self.store)
+        with self.assertRaises(QueryTimeout):
+            with readers.reading(WAIT_SECONDS) as connection:
+                readers.close()
+                connection.check_time()
+        self.assertEqual((readers._idle, readers._busy), ([], set()))
+
     def test_connections_are_used_again(self) -> None:
         """Also after an answer that is an error; not after a fault."""
         readers = Readers(self.store)
