@@ -173,7 +173,7 @@ def _shown_job(
     unique = record.job_id.unique
     histogram = None
     children: tuple[str, ...] = ()
-    child_jobs: tuple[ShownJob, ...] = ()
+    child_jobs: Iterable[ShownJob] = ()
     if JobFlags.CHILDHIST_THOROUGH in flags:
         histogram = true_histogram(connection, unique)
     if flags & (JobFlags.CHILDREN | JobFlags.CHILDSTAT):
@@ -185,8 +185,9 @@ def _shown_job(
             raise _TooMany
         if JobFlags.CHILDREN in flags:
             children = tuple(job_id for _, job_id, *_ in found)
-        if JobFlags.CHILDSTAT in flags:
-            child_jobs = tuple(_child(connection, row, described, limits) for row in found)
+        if JobFlags.CHILDSTAT in flags and found:
+            # Read as they are shown: there can be very many.
+            child_jobs = (_child(connection, row, described, limits) for row in found)
     return ShownJob(record, children, child_jobs, histogram)
 
 
@@ -263,7 +264,7 @@ def _answer_events(
     may_have_all = _single(request.jobs, "jobid") and not request.events
     shown, partly = _bound(limit, limits, may_have_all, len(found))
     events = sorted(
-        (ShownEvent(event_lines.parse(line), arrived) for line, arrived in found),
+        (_shown_event(line, arrived, limits) for line, arrived in found),
         key=lambda one: (seqcode.sort_key(one.event.seqcode), one.event.timestamp),
     )
     content = _joined(map(query.event_xml, events[:shown]), limits)
@@ -272,6 +273,11 @@ def _answer_events(
         status = query.http_status(too_many.number, "/queryEvents")
         return Answer(status, query.write_error("/queryEvents", too_many, content))
     return Answer(200, query.write_events(content))
+
+
+def _shown_event(line: bytes, arrived: int, limits: AnswerLimits) -> ShownEvent:
+    limits.check_time()
+    return ShownEvent(event_lines.parse(line), arrived)
 
 
 # -- sequence code --------------------------------------------------------------------------------

@@ -406,10 +406,11 @@ ABSENT_PATHS = frozenset({"/dumpRequest", "/loadRequest", "/notifRequest", "/sta
 _RESULT_ROOTS = {path: root[: -len("Request")] for path, (root, _) in _READERS.items()}
 
 
-def parse_request(path: str, body: bytes) -> Request:
+def parse_request(path: str, body: bytes, pause: Callable[[], None] = lambda: None) -> Request:
     """
     Read the *body* of a POST to *path*, one of :data:`PATHS`.
 
+    :param pause: called now and then while a long one is read.
     :raises BadRequest: it cannot be understood.
     :raises QueryError: it asks for what cannot be answered.
     """
@@ -417,7 +418,7 @@ def parse_request(path: str, body: bytes) -> Request:
         return IndexedAttributesQuery()
     wanted, read = _READERS[path]
     try:
-        root = xml.parse(body)
+        root = xml.parse(body, pause)
     except XmlError as error:
         raise BadRequest(str(error)) from None
     if root.name != wanted:
@@ -536,7 +537,7 @@ class ShownJob:
 
     record: JobRecord
     children: tuple[str, ...] = ()  #: job ids, when asked for
-    child_jobs: tuple[ShownJob, ...] = ()  #: their states, when asked for
+    child_jobs: Iterable[ShownJob] = ()  #: their states, when asked for; gone through once
     histogram: tuple[int, ...] | None = None  #: true number of children per state, when asked for
 
 

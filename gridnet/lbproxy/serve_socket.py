@@ -198,7 +198,7 @@ class ServeConnection(BoundedConnection):
         if request.path == "/purgeRequest":
             # In a thread as well: a list of jobs can be long.
             asked = await self.factory.book.read(
-                lambda _: query.parse_request(request.path, request.body)
+                lambda reader: query.parse_request(request.path, request.body, reader.check_time)
             )
             assert isinstance(asked, PurgeRequest)
             return await self.factory.purger.purge(asked)
@@ -211,7 +211,7 @@ class ServeConnection(BoundedConnection):
                 connection.check_time()
 
             check()
-            asked = query.parse_request(request.path, request.body)
+            asked = query.parse_request(request.path, request.body, check)
             return answers.answer(connection, asked, evolve(limits, check_time=check))
 
         return await self.factory.book.read(work)

@@ -7,6 +7,7 @@ Source: docs/protocols/lbproxy.rst, "XML".
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from xml.parsers import expat
 
 from attrs import define, field
@@ -17,6 +18,9 @@ from gridnet.errors import RemoteProtocolError
 MAX_DEPTH = 16
 #: Elements of one request: enough for a purge of a hundred thousand jobs.
 MAX_ELEMENTS = 200_000
+
+#: Read without a pause.
+_PIECE_OCTETS = 16 << 10
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&apos;"}
 _ATTRIBUTE_ESCAPES = str.maketrans(_ENTITIES)
@@ -98,10 +102,11 @@ class _Builder:
         raise XmlError("a document type declaration")
 
 
-def parse(octets: bytes) -> Element:
+def parse(octets: bytes, pause: Callable[[], None] = lambda: None) -> Element:
     """
     The root element of a request.
 
+    :param pause: called now and then while a long one is read.
     :raises XmlError: not well formed, a document type, or too deep or too many elements.
     """
     builder = _Builder()
@@ -113,7 +118,10 @@ def parse(octets: bytes) -> Element:
     parser.CharacterDataHandler = builder.characters
     parser.StartDoctypeDeclHandler = builder.doctype
     try:
-        parser.Parse(octets, True)
+        for start in range(0, len(octets), _PIECE_OCTETS):
+            parser.Parse(octets[start : start + _PIECE_OCTETS], False)
+            pause()
+        parser.Parse(b"", True)
     except expat.ExpatError as error:
         raise XmlError(f"broken XML: {error}") from None
     if builder.root is None:
