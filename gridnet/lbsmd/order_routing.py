@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 from attrs import evolve
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, DeferredSemaphore, maybeDeferred
 from twisted.internet.defer import TimeoutError as DeferTimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -21,6 +22,8 @@ from gridnet.table.model import ServiceTable
 
 #: Reasons of hosts that are told one by one.
 _TOLD_REASONS = 5
+#: That look up users, and as many that look up names: the process has few, for everything.
+_THREADS = 2
 
 
 class OrderRouting:
@@ -31,7 +34,8 @@ class OrderRouting:
     :param address: of this host.
     :param resolve: gives the address of a host name, or raises OSError; blocks.
     :param run_in_thread: calls a function that blocks: ``Deferred`` of its result.
-    :param max_orders: requests under way at a time; more are refused.
+    :param max_orders: requests under way at a time, a quarter of them of one user but for root;
+        more are refused.
     :param seconds: that looking up names may take.
     :param share: runs work of a user (a :class:`gridnet.time_share.TimeShare`'s ``run``): to find
         the servers that a mask means takes its time.
@@ -61,7 +65,9 @@ class OrderRouting:
         self._clock = clock
         self._max_orders = max_orders
         self._seconds = seconds
-        self._under_way = 0
+        self._under_way: Counter[int] = Counter()
+        self._users = DeferredSemaphore(_THREADS)
+        self._names = DeferredSemaphore(_THREADS)
         self._share = share
 
     def ask(self, request: Request, uid: int, reason: str = "") -> Deferred[str]:
@@ -72,18 +78,23 @@ class OrderRouting:
         :param reason: what it is for, as they say.
         :returns: what was done, for the asker.  Fails with :exc:`RefusedError`.
         """
-        if self._under_way >= self._max_orders:
+        under_way = self._under_way
+        # One user leaves room for others, and all of them for root.
+        most = max(1, self._max_orders // 4)
+        if uid != 0 and (under_way[uid] >= most or under_way.total() >= self._max_orders):
+            return _refused("too many requests are under way already; try again")
+        if under_way[uid] >= self._max_orders:
             return _refused(f"{self._max_orders} requests are under way already; try again")
-        self._under_way += 1
+        under_way[uid] += 1
         asking = Deferred.fromCoroutine(self._ask(request, uid, one_line(reason)))
-        return asking.addBoth(self._asked)
+        return asking.addBoth(self._asked, uid)
 
-    def _asked(self, result: Any) -> Any:
-        self._under_way -= 1
+    def _asked(self, result: Any, uid: int) -> Any:
+        self._under_way -= Counter((uid,))
         return result
 
     async def _ask(self, request: Request, uid: int, reason: str) -> str:
-        asker = await self._run_in_thread(find_asker, uid, self._address)
+        asker = await self._users.run(self._run_in_thread, find_asker, uid, self._address)
         request = await self._with_address(request)
         await self._turn(uid)
         order = Order(request, asker, reason)
@@ -134,9 +145,8 @@ class OrderRouting:
             return request
         address = canonical_address(host)
         if address is None:
-            looking: Deferred[str] = self._run_in_thread(self._resolve, host)
             try:
-                found = await looking.addTimeout(self._seconds, self._clock)
+                found = await self._look_up(host).addTimeout(self._seconds, self._clock)
             except OSError as error:
                 raise RefusedError(f"host {host} is not known: {error.strerror or error}") from None
             except DeferTimeoutError:
@@ -149,6 +159,17 @@ class OrderRouting:
         if own or address == self._address:
             return evolve(request, target=evolve(request.target, host=None))
         return at_host(request, address)
+
+    def _look_up(self, host: str) -> Deferred[str]:
+        """The address of *host*; giving up to wait for it does not give its thread to others."""
+        found: Deferred[str] = Deferred()
+
+        def ended(result: Any) -> None:
+            if not found.called:
+                found.callback(result)  # a Failure makes it fail
+
+        self._names.run(self._run_in_thread, self._resolve, host).addBoth(ended)
+        return found
 
     def _owners(self, target: Target) -> dict[str, bool]:
         """The hosts that are to be told, as keys."""

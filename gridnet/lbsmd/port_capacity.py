@@ -14,7 +14,7 @@ from typing import Any
 
 from attrs import define, frozen
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import (
     IDelayedCall,
     IReactorFDSet,
@@ -44,8 +44,10 @@ STEP = 0.05
 _ROUNDING = 1e-9
 #: Datagrams that are read before the reactor has its turn again.
 _BATCH = 64
-#: Posts that wait for the user database.
+#: Users and ports of which it is being found out whether they may.
 MAX_WAITING = 256
+#: That look at the user database and at sockets: the process has few, for everything.
+_THREADS = 2
 #: Users whose right to post on a port is remembered, and how long.
 _MAX_REMEMBERED = 1024
 _REMEMBER_SECONDS = 30.0
@@ -260,7 +262,9 @@ class PortSocket(Service):
         self._run_in_thread = run_in_thread
         self._is_listening = is_listening
         self._socket: socket.socket | None = None
-        self._waiting = 0
+        #: (uid, port) of which it is being found out whether they may
+        self._asking: set[tuple[int, int]] = set()
+        self._users = DeferredSemaphore(_THREADS)
         self._refusals = Repeats(_REFUSAL_SECONDS)
         #: (uid, port) -> whether that user may, and until when that is remembered
         self._remembered: dict[tuple[int, int], tuple[bool, float]] = {}
@@ -371,22 +375,24 @@ class PortSocket(Service):
             self._capacity.refused += 1
             self._answer(letter, _FORBIDDEN.format(user=letter.uid, port=post.port))
             return  # logged when it was found out
-        if self._waiting >= MAX_WAITING:
-            self._refuse(letter, "too many posts are waiting")
+        asked = (letter.uid, post.port)
+        if asked in self._asking or len(self._asking) >= MAX_WAITING:
+            # What counts is the next post, which comes soon: there is no queue.
+            self._refuse(letter, "it is being found out whether you may; post again")
             return
-        self._waiting += 1
+        self._asking.add(asked)
         asking = Deferred.fromCoroutine(self._ask(letter, post))
-        asking.addErrback(self._failed).addBoth(self._asked)
+        asking.addErrback(self._failed).addBoth(self._asked, asked)
 
-    def _asked(self, _: object) -> None:
-        self._waiting -= 1
+    def _asked(self, _: object, asked: tuple[int, int]) -> None:
+        self._asking.discard(asked)
 
     def _failed(self, failure: Failure) -> None:
         self._log.failure("taking a post of a port", failure)
 
     async def _ask(self, letter: _Letter, post: Post) -> None:
         """See whether the sender may, which takes a look at the user database."""
-        asker = await self._run_in_thread(find_asker, letter.uid)
+        asker = await self._users.run(self._run_in_thread, find_asker, letter.uid)
         may = self._authority.operates_all(asker) or any(
             self._authority.operates(asker, service)
             for service in self._local.services().values()
@@ -394,7 +400,8 @@ class PortSocket(Service):
             and self._local.is_here(service.configured.info.host)
         )
         if not may:
-            may = await self._run_in_thread(self._is_listening, letter.uid, post.port)
+            listening = self._is_listening
+            may = await self._users.run(self._run_in_thread, listening, letter.uid, post.port)
         if len(self._remembered) >= _MAX_REMEMBERED:
             self._remembered.clear()
         self._remembered[letter.uid, post.port] = (may, self._clock.seconds() + _REMEMBER_SECONDS)

@@ -577,19 +577,66 @@ class RoutingTests(PenaltyCase):
         # A host that is known may have servers that are switched off just now.
         self.assertEqual(self.ask("Gamma ANY h2 5"), "done for servers of 10.0.0.2")
 
+    def make_slow(self, max_orders: int) -> list[tuple[Any, Deferred[Any]]]:
+        """A routing whose threads end when the test says so; what they are asked."""
+        asked: list[tuple[Any, Deferred[Any]]] = []
+
+        def later(function: Any, *arguments: Any) -> Deferred[Any]:
+            asked.append(((function, arguments), Deferred()))
+            return asked[-1][1]
+
+        self.routing = OrderRouting(
+            self.table,
+            "10.0.0.1",
+            self.penalties,
+            self.carrier,
+            self.resolve,
+            later,
+            self.clock,  # type: ignore[arg-type]
+            max_orders,
+        )
+        return asked
+
     def test_requests_under_way_are_bounded(self) -> None:
-        """One too many is told so."""
-        waiting: list[Deferred[Any]] = []
+        """Of one user, and of all; root has room all the same."""
+        asked = self.make_slow(8)
+        request = parse_argument("Alpha ANY 5")
+        orders = [self.routing.ask(request, uid) for uid in (1, 1, 2, 2, 3, 3, 4, 4, 0)]
+        for uid in (1, 5):
+            refused = self.failureResultOf(self.routing.ask(request, uid), RefusedError)
+            self.assertIn("try again", refused.getErrorMessage())
+        answered = 0
+        while answered < len(asked):
+            self.assertLessEqual(len(asked) - answered, 2)
+            asked[answered][1].callback(ROOT)
+            answered += 1
+        for order in orders:
+            self.assertEqual(self.successResultOf(order), "done for 2 servers of this host")
+        self.assertNoResult(self.routing.ask(request, 5))
 
-        def never(function: Any, *arguments: Any) -> Deferred[Any]:
-            waiting.append(Deferred())
-            return waiting[-1]
+    def test_names_that_hang_are_given_up_and_keep_few_threads(self) -> None:
+        """However many ask for them; addresses are not held up."""
+        asked = self.make_slow(100)
+        hanging = [self.routing.ask(parse_argument(f"Alpha ANY h{n} 5"), 1) for n in range(9)]
+        done = 0
 
-        self.routing._run_in_thread = never
-        asked = [self.routing.ask(parse_argument("Alpha ANY 5"), 0) for _ in range(3)]
-        self.assertIn("try again", self.failureResultOf(asked[2], RefusedError).getErrorMessage())
-        for each in waiting:
-            each.callback(ROOT)
-        self.successResultOf(asked[0])
-        self.successResultOf(asked[1])
-        self.assertNoResult(self.routing.ask(parse_argument("Alpha ANY 5"), 0))
+        def answer_users() -> None:
+            nonlocal done
+            while done < len(asked):
+                (function, _), thread = asked[done]
+                done += 1
+                if function is find_asker:
+                    thread.callback(ROOT)
+
+        answer_users()
+        names = [each for (function, each), _ in asked if function == self.resolve]
+        self.assertEqual(len(names), 2)
+        order = self.routing.ask(parse_argument("Alpha ANY 5"), 2)
+        answer_users()
+        self.successResultOf(order)
+        self.clock.advance(10)
+        for each in hanging:
+            text = self.failureResultOf(each, RefusedError).getErrorMessage()
+            self.assertIn("no address within 10 s", text)
+        names = [each for (function, each), _ in asked if function == self.resolve]
+        self.assertEqual(len(names), 2)
