@@ -12,7 +12,8 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -122,6 +123,19 @@ class Prediction:
         )
 
 
+def predict(hosts: int, services: int, at_once: int) -> Mapping[str, Sequence[float]]:
+    """What the simulator says of each step, one figure a seed or more."""
+    changes: list[float] = []
+    for seed in _SEEDS:
+        prediction = Prediction(hosts, services, seed)
+        changes += (prediction.burst(at_once) for _ in range(25))
+    return {
+        "changes": changes,
+        "a partition heals": [Prediction(hosts, services, seed).heal() for seed in _SEEDS],
+        "kill -9 of a host": [Prediction(hosts, services, seed).crash() for seed in _SEEDS],
+    }
+
+
 def _definitions(host: RealHost, services: int, version: int) -> str:
     return "".join(
         f"S{number} [0] STANDALONE {host.address}:{number + 1000} L=no R={version}\n"
@@ -132,8 +146,16 @@ def _definitions(host: RealHost, services: int, version: int) -> str:
 class Acceptance:
     """The steps, in their order."""
 
-    def __init__(self, site: GossipSite, services: int, changes: int, at_once: int = 3) -> None:
+    def __init__(
+        self,
+        site: GossipSite,
+        services: int,
+        changes: int,
+        at_once: int = 3,
+        predicted: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
         self.site = site
+        self.predicted = predicted or {}
         self.at_once = min(at_once, len(site.hosts))
         self.count = len(site.hosts)
         self.services = services
@@ -160,11 +182,10 @@ class Acceptance:
             seconds.append(self.change_once(self.at_once))
             if len(seconds) % 10 == 1:
                 _say(f"round {len(seconds)} of {rounds}: agreed after {seconds[-1]:.2f} s")
-        predicted: list[float] = []
-        for seed in _SEEDS:
-            prediction = Prediction(self.count, self.services, seed)
-            predicted += (prediction.burst(self.at_once) for _ in range(25))
-        return Finding("changes", tuple(seconds), tuple(predicted))
+        return self._finding("changes", seconds)
+
+    def _finding(self, what: str, seconds: Sequence[float]) -> Finding:
+        return Finding(what, tuple(seconds), tuple(self.predicted[what]))
 
     def change_once(self, at_once: int) -> float:
         """All services of so many hosts change; seconds until all tables agree."""
@@ -188,9 +209,7 @@ class Acceptance:
 
     def heal(self) -> Finding:
         """The site is parted, changes on both sides, and comes together."""
-        seconds = self.part_and_heal()
-        predicted = (Prediction(self.count, self.services, seed).heal() for seed in _SEEDS)
-        return Finding("a partition heals", (seconds,), tuple(predicted))
+        return self._finding("a partition heals", [self.part_and_heal()])
 
     def part_and_heal(self) -> float:
         """The same; seconds until all tables agree."""
@@ -253,9 +272,7 @@ class Acceptance:
 
     def crash(self) -> Finding:
         """A host is killed, and is out of every table."""
-        seconds = self.kill_one()
-        predicted = (Prediction(self.count, self.services, seed).crash() for seed in _SEEDS)
-        return Finding("kill -9 of a host", (seconds,), tuple(predicted))
+        return self._finding("kill -9 of a host", [self.kill_one()])
 
     def kill_one(self) -> float:
         """The same; seconds until all tables agree."""
@@ -298,10 +315,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--changes", type=int, default=10_000, help="of services, at least")
     parser.add_argument("--at-once", type=int, default=3, help="hosts that change together")
     parser.add_argument("--base", type=int, default=21500, help="first of 2 UDP ports a host")
+    parser.add_argument(
+        "--predictions", type=Path, help="file to keep what the simulator says for another run"
+    )
     options = parser.parse_args(arguments)
+    if options.predictions and options.predictions.exists():
+        predicted = json.loads(options.predictions.read_text())
+    else:
+        predicted = predict(options.hosts, options.services, options.at_once)
+        if options.predictions:
+            options.predictions.write_text(json.dumps(predicted))
     site = GossipSite(options.hosts, options.base)
     try:
-        steps = Acceptance(site, options.services, options.changes, options.at_once)
+        steps = Acceptance(site, options.services, options.changes, options.at_once, predicted)
         findings = []
         for step in (
             steps.join,
