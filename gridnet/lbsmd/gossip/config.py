@@ -90,6 +90,8 @@ class GossipConfig:
     probe_interval_seconds: float = field(default=1.0, validator=between(0.05, 3600))
     #: seconds for the direct answer to a probe
     probe_timeout_seconds: float = field(default=0.5, validator=between(0.02, 3600))
+    #: seconds until a probe that is not answered is sent again
+    probe_retry_seconds: float = field(default=0.04, validator=between(0.005, 3600))
     #: seconds between two rounds of news
     gossip_interval_seconds: float = field(default=0.2, validator=between(0.02, 60))
     #: seconds between two comparisons with another host
@@ -108,6 +110,8 @@ class GossipConfig:
     burst_packets: int = field(default=8, validator=between(1, 1000))
     #: hosts asked to probe one that does not answer
     indirect_probes: int = field(default=3, validator=between(0, 20))
+    #: hosts that probe a suspected one out of turn, on average
+    confirmers: int = field(default=5, validator=between(0, 1000))
     #: shortest suspicion, in probe intervals times log10(hosts)
     suspicion_multiplier: float = field(default=4.0, validator=between(1, 100))
     #: longest suspicion, in shortest ones
@@ -149,6 +153,7 @@ class GossipConfig:
         return GossipTimes(
             probe_interval=self.probe_interval_seconds,
             probe_timeout=min(self.probe_timeout_seconds, self.probe_interval_seconds * 0.9),
+            probe_retry=self.probe_retry_seconds,
             gossip_interval=self.gossip_interval_seconds,
             exchange_interval=self.exchange_interval_seconds,
             exchange_again=self.exchange_again_seconds,
@@ -157,6 +162,7 @@ class GossipConfig:
             fanout=self.fanout,
             burst_packets=self.burst_packets,
             indirect_probes=self.indirect_probes,
+            confirmers=self.confirmers,
             suspicion_multiplier=self.suspicion_multiplier,
             suspicion_stretch=self.suspicion_stretch,
             retransmit_multiplier=self.retransmit_multiplier,
