@@ -83,6 +83,8 @@ class MirrorConfig:
     stream_alive_seconds: int = field(default=15, validator=at_least(1))
     #: seconds that a list nobody wants any more is kept current
     linger_seconds: float = field(default=60.0, validator=at_least(0))
+    #: a followed master that asked this site to leave is asked again after this
+    comes_back_seconds: float = field(default=60.0, validator=more_than(0))
     #: seconds that clients have, when the site stops, to acknowledge that it does
     wind_down_seconds: float = field(default=2.0, validator=at_least(0))
 

@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from twisted.application.service import IService, MultiService
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
-from twisted.internet.interfaces import IAddress
+from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.internet.ssl import Certificate, PrivateCertificate
 from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
@@ -107,6 +107,7 @@ class ListService(MultiService):
         )
         self._repeater: Repeater | None = None
         self._mirrors: list[MirrorService] = []
+        self._coming_back: list[IDelayedCall] = []
         self._follow_all()
         self._listen()
         self._offer()
@@ -182,6 +183,15 @@ class ListService(MultiService):
         for name in follow.types or (ALL,):
             mirror.subscribe(name)
         self._mirrors.append(mirror)
+
+        def told(state: str, reason: str) -> None:
+            if state == "ended":
+                # Somebody there asked it to leave; a site that is to follow comes back.
+                delay = self._config.comes_back_seconds
+                waiting = [call for call in self._coming_back if call.active()]
+                self._coming_back = [*waiting, self._reactor.callLater(delay, mirror.restart)]
+
+        mirror.on_state(told)
         return mirror
 
     def _make_native(self, canonical_host: Any = str.lower) -> MasterService:
@@ -265,6 +275,9 @@ class ListService(MultiService):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
+        for call in self._coming_back:
+            if call.active():
+                call.cancel()
         stopping = [maybeDeferred(super().stopService)]
         stopping += [mirror.stopService() for mirror in self._mirrors]
         self._page.end()

@@ -327,6 +327,39 @@ class QmasterTests(GridEngineTestCase):
         self.assertEqual(lines, ["JB_END 4 1", "JB_END 4 2"])
         await self.run_("qdel", "2")
 
+    def test_a_site_serves_the_lists_of_a_qmaster_to_others(self) -> Deferred[None]:
+        """To an unmodified ``qevent``, and as a list of its own, through one mirror."""
+        return Deferred.fromCoroutine(self._served_again())
+
+    async def _served_again(self) -> None:
+        (port,) = free_ports(1)
+        source = f"gridengine://127.0.0.1:{self.cell.port}{self.cell.common}"
+        running = RunningSite(
+            self.directory,
+            gridengine_listen=f"tcp:{port}:interface=127.0.0.1",
+            follow=[{"name": "cell", "source": source, "delivery_seconds": 1}],
+        )
+        await running.start()
+        self.addCleanup(running.stop)
+        quiet = ("-b", "y", "-shell", "n", "-o", "/dev/null", "-e", "/dev/null")
+        await self.run_("qsub", *quiet, "-h", "-N", "held", "true")
+        (follower,) = running.mirror.followers
+        await self.until(lambda: bool(follower.service.mirror.lists.count("JOB")))
+        qevent = self.qevent(dict(self.cell.at_port(port)), "-ts")
+        native = running.mirror.native.master
+        await self.until(lambda: any(client.sent for client in native.clients.values()))
+        await self.run_("qsub", *quiet, "-N", "array", "-t", "1-3", "true")
+        await self.until(lambda: "JOB_DEL (2." in qevent.output)
+        for name in ("JOB_START", "JOB_FINISH"):
+            for task in (1, 2, 3):
+                self.assertIn(f"{name} (2.{task}:", qevent.output)
+        listed = await self.gridnet(
+            *("mirror", "list", "--source", running.address, "cell/JOB", "--json"),
+            *("--what", "JB_job_name"),
+        )
+        rows = [json.loads(line) for line in listed.splitlines()]
+        self.assertEqual(rows, [{"key": "1", "JB_job_name": "held"}])
+
     def test_jobs_of_a_qmaster_become_jobs_of_the_lb_proxy(self) -> Deferred[None]:
         """The example in the documentation, as it stands there."""
         return Deferred.fromCoroutine(self._jobs_into_lb_proxy())

@@ -160,6 +160,24 @@ class MirroredSiteTests(SiteTestCase):
         await self.until(lambda: [k[-2:] for k in self.keys(mirror, "first/services")] == [":7"])
         self.assertEqual(second.site.status.failures(), {})
 
+    def test_a_site_that_was_asked_to_leave_comes_back(self) -> Deferred[None]:
+        """After ``comes_back_seconds``: it is to follow."""
+        return Deferred.fromCoroutine(self._comes_back())
+
+    async def _comes_back(self) -> None:
+        first = await self.run_site()
+        follow = {"source": first.address, "name": "first", "delivery_seconds": 1}
+        second = await self.run_site(follow=[follow], comes_back_seconds=0.1)
+        (mirror,) = [each.service for each in second.mirror.followers]
+        await self.until(lambda: mirror.client.is_registered)
+        states: list[str] = []
+        mirror.on_state(lambda state, reason: states.append(state))
+        keeper = first.mirror.keeper
+        keeper.master.shut_down_dynamic(keeper.now)
+        keeper.touch()
+        await self.until(lambda: states[-1:] == ["registered"])
+        self.assertEqual(states, ["ended", "registered"])
+
     def test_a_stranger_gets_no_list_over_tls(self) -> Deferred[None]:
         """Without a certificate of the authority there is no registration."""
         return Deferred.fromCoroutine(self._stranger())
