@@ -14,7 +14,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
 from twisted.logger import LogEvent, globalLogPublisher
@@ -23,6 +23,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 from gridnet.errors import ConfigError
 from gridnet.lbsmd.authority import Authority
 from gridnet.lbsmd.local_services import LocalServices
+from gridnet.lbsmd.orders import Asker
 from gridnet.lbsmd.port_capacity import PortCapacity, PortSocket, listens
 from gridnet.lbsmd.port_posts import (
     MAX_POST_OCTETS,
@@ -335,6 +336,29 @@ class SocketTests(TestCase):
             self.listening.add((nobody, 82))
             self.assertEqual(await self.post_as("nobody", 82, 10, 10, 0), "")
             self.assertEqual(self.rate("E"), 0.0)
+
+        return Deferred.fromCoroutine(drive())
+
+    def test_one_user_cannot_fill_the_queue(self) -> Deferred[None]:
+        """While it is being found out whether he may, his further posts are refused."""
+        asked: list[Deferred[Any]] = []
+
+        def never(function: Any, *arguments: Any) -> Deferred[Any]:
+            asked.append(Deferred())
+            return asked[-1]
+
+        self.socket._run_in_thread = never
+
+        async def drive() -> None:
+            posts = [self.post_as("nobody", 80, 10, 5, 5) for _ in range(2)]
+            done = await DeferredList(posts, fireOnOneCallback=True)
+            self.assertIn("post again", str(done))
+            self.assertEqual(len(asked), 1)
+            await self.post(81, 10, 5, 5)
+            asked[0].callback(Asker("nobody"))
+            asked[1].callback(False)
+            await DeferredList(posts)
+            self.assertEqual(self.rate("A"), 1000.0)
 
         return Deferred.fromCoroutine(drive())
 
