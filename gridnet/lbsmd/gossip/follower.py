@@ -26,6 +26,7 @@ from gridnet.lbsmd.gossip.table_values import (
     decode_load,
     decode_service,
 )
+from gridnet.table.address import canonical_address
 from gridnet.table.model import DEFAULT_TIME_SECONDS, Entry, Host, ServiceTable
 from gridnet.table.visibility import in_zone
 
@@ -102,7 +103,8 @@ class Follower:
         self, event: StandingChanged, members: Mapping[str, Member], now: float, step: _Step
     ) -> None:
         name = event.host
-        if name == self._me:
+        if name == self._me or canonical_address(name) != name:
+            # Only hosts with an address have a place in the table.
             return
         part = self._parts.get(name)
         if event.standing in (Standing.DEAD, Standing.LEFT):

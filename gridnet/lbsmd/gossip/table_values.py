@@ -43,7 +43,7 @@ _FIGURES = (
 )
 _STATIC, _RESERVED = "s", "r"
 _MAX_NAME_LETTERS = 256
-_MAX_FIGURE = 1e15
+_MAX_FIGURE, _MAX_STATUS = 1e15, 1e9
 
 
 def _octets(value: object) -> bytes:
@@ -141,10 +141,7 @@ def decode_load(octets: bytes, host: Host) -> Host:
         **attrs.asdict(host.facts),
         **dict(zip(_FIGURES, figures[count:], strict=False)),
     }
-    try:
-        told = structure(Host, {"address": host.address, **statuses, "facts": facts}, "host")
-    except ConfigError as error:
-        raise RemoteProtocolError(str(error)) from None
+    told = _host({"address": host.address, **statuses, "facts": facts})
     return attrs.evolve(host, status=told.status, status_blast=told.status_blast, facts=told.facts)
 
 
@@ -160,10 +157,19 @@ def decode_host(octets: bytes, address: str) -> Host:
     known = {name: value for name, value in members.items() if name in _HOST_FIELDS}
     if isinstance(known.get("facts"), dict):
         known["facts"] = {n: value for n, value in known["facts"].items() if n in _FACTS}
+    return _host({**known, "address": address})
+
+
+def _host(members: Mapping[str, object]) -> Host:
     try:
-        return structure(Host, {**known, "address": address}, "host")
+        host = structure(Host, members, "host")
     except ConfigError as error:
         raise RemoteProtocolError(str(error)) from None
+    for status in (host.status, host.status_blast):
+        _figure(status, 0.0, _MAX_STATUS)
+    if not 0 <= host.zone < 2**32:
+        raise RemoteProtocolError("a host with a foreign zone")
+    return host
 
 
 def _is_tame(value: object) -> bool:

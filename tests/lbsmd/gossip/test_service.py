@@ -19,8 +19,11 @@ from gridnet.interfaces import IConfigurationHolder
 from gridnet.lbsmd.config import LbsmdConfig
 from gridnet.lbsmd.feedback import PenaltyRequest, Target
 from gridnet.lbsmd.gossip.config import GossipConfig
+from gridnet.lbsmd.gossip.identity import SigningIdentity
 from gridnet.lbsmd.gossip.keys import new_key_line, write_private
+from gridnet.lbsmd.gossip.membership import GossipTimes, Membership
 from gridnet.lbsmd.gossip.messages import Standing
+from gridnet.lbsmd.gossip.table_values import encode_service
 from gridnet.lbsmd.orders import Asker, Order, RefusedError
 from gridnet.lbsmd.service import make_lbsmd
 from gridnet.site import Site
@@ -241,6 +244,20 @@ class GossipTests(SiteCase):
         self.assertEqual(one.gossip.facts()["values refused"], 4)
         self.assertEqual(len(one.site.table.owned_by(TWO)), 2)
         self.assertTrue(self.logged("value refused"))
+
+    def test_a_host_without_an_address_for_a_name_is_in_no_table(self) -> None:
+        one = self.hosts[ONE]
+        odd = SigningIdentity(b"x" * 32)
+        core = Membership("odd name", (THREE, 9), GossipTimes(), Random(1), 0.0, odd)
+        entry = evolve(one.site.table.entries("a")[0], owner="odd name")
+        core.publish("s0", encode_service(entry))
+        said = [core.my_belief(), *core.own]
+        one.gossip.membership.receive(one.gossip._now(), (THREE, 9), "odd name", said)
+        one.gossip._soon()
+        self.network.run(1.0)
+        self.assertIn("odd name", one.gossip.membership.hosts)
+        self.assertIsNone(one.site.table.host("odd name"))
+        self.assertEqual(one.site.table.owned_by("odd name"), ())
 
     def test_strangers_cost_a_line_now_and_then(self) -> None:
         port = self.network.ports[ONE, 21000]

@@ -107,6 +107,12 @@ class HostValueTests(SynchronousTestCase):
         self.assertNotEqual(lasting, HOST)
         self.assertEqual(decode_load(encode_load(HOST), lasting), HOST)
 
+    def test_foreign_figures_are_refused(self) -> None:
+        for text in (b'{"zone":-1}', b'{"zone":4294967296}', b'{"status":-1}', b'{"facts":3}'):
+            self.assertRaises(RemoteProtocolError, decode_host, text, "10.0.0.1")
+        for text in (b"[-1,1]", b"[1,1e10]", b"[1]", b"[1,1e999]", b"[1,1,true]", b'["1",1]'):
+            self.assertRaises(RemoteProtocolError, decode_load, text, HOST)
+
     def test_what_a_later_version_adds_is_left_out(self) -> None:
         members = json.loads(encode_host(HOST))
         members["colour"] = "red"
