@@ -65,13 +65,14 @@ def encode_service(entry: Entry) -> bytes:
     """
     *entry* for other hosts; its owner and its end are not told.
 
+    Nor is the program behind it: what a host runs is never decided on another one.
+
     :raises DescriptorError: a field holds what a descriptor cannot say.
     """
     info = entry.info
     flags = _STATIC * entry.static + _RESERVED * entry.reserved
     # The rate stands apart: a descriptor rounds it.
-    parts = [entry.service, flags, entry.zone, entry.penalty, info.rate, write(info)]
-    return _octets([*parts, entry.launcher] if entry.launcher else parts)
+    return _octets([entry.service, flags, entry.zone, entry.penalty, info.rate, write(info)])
 
 
 def decode_service(octets: bytes, owner: str) -> Entry:
@@ -81,11 +82,10 @@ def decode_service(octets: bytes, owner: str) -> Entry:
     :raises RemoteProtocolError: it makes no sense.
     """
     parts = _read(octets)
-    if not isinstance(parts, list) or not 6 <= len(parts) <= 7:
+    if not isinstance(parts, list) or len(parts) < 6:
         raise RemoteProtocolError("a service that is no list of its parts")
-    service, flags, zone, penalty, rate, text, *rest = parts
-    launcher = rest[0] if rest else ""
-    if not all(isinstance(each, str) for each in (service, flags, text, launcher)):
+    service, flags, zone, penalty, rate, text = parts[:6]
+    if not all(isinstance(each, str) for each in (service, flags, text)):
         raise RemoteProtocolError("a service with a part that is no text")
     if not 0 < len(service) <= _MAX_NAME_LETTERS or set(flags) - {_STATIC, _RESERVED}:
         raise RemoteProtocolError("a service with a foreign name or flag")
@@ -103,7 +103,6 @@ def decode_service(octets: bytes, owner: str) -> Entry:
         reserved=_RESERVED in flags,
         penalty=_figure(penalty, 0.0, 100.0),
         zone=zone,
-        launcher=launcher,
     )
 
 

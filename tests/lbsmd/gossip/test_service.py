@@ -99,7 +99,10 @@ class GossipTests(SiteCase):
             address = owner.site.section.address
             for other in self.hosts.values():
                 theirs = sorted(other.site.table.owned_by(address), key=repr)
-                self.assertEqual(theirs, sorted(owner.site.table.owned_by(address), key=repr))
+                ours = sorted(owner.site.table.owned_by(address), key=repr)
+                if other is not owner:
+                    ours = [evolve(entry, launcher="") for entry in ours]
+                self.assertEqual(theirs, ours)
                 self.assertEqual(other.site.table.host(address), owner.site.table.host(address))
 
     def test_what_a_host_says_of_itself_travels(self) -> None:
