@@ -59,9 +59,16 @@ INSERT INTO deliveries (receipt, run_id, client_id, attempt, retry, state, serve
 INSERT INTO history (run_id, from_state, to_state, by_whom, at, attempt, seq, detail)
  VALUES (:run, 'pending', 'sent', 'server a', 2e9, 1, 0, '');
 """
+#: Database connections that the server has.
+_POOL = 4
+#: What pgbench runs, and on how many connections.
 _CLAIMS = {
-    "its SELECT and UPDATE alone": _SELECT + "COMMIT;\n",
-    "with its delivery and history rows": _SELECT + _NOTED + "COMMIT;\n",
+    f"SELECT and UPDATE, {_POOL} connections as the server has": (_SELECT + "COMMIT;\n", _POOL),
+    f"with its delivery and history rows, {_POOL} connections": (
+        _SELECT + _NOTED + "COMMIT;\n",
+        _POOL,
+    ),
+    f"SELECT and UPDATE, {CLIENTS} connections": (_SELECT + "COMMIT;\n", CLIENTS),
 }
 
 
@@ -173,7 +180,7 @@ def handshakes(one: ServerProcess, client: Path, seconds: float) -> float | None
 
 
 def claims(
-    postgres: PostgresServer, dsn: str, text: str, seconds: float
+    postgres: PostgresServer, dsn: str, text: str, connections: int, seconds: float
 ) -> tuple[float, float] | None:
     """Claims a second, and a processor second: pgbench with the script *text* on *dsn*."""
     pgbench = peer("pgbench")
@@ -184,7 +191,7 @@ def claims(
         script.write_text(text.format(clients=CLIENTS))
         before = processor_seconds(postgres.pid) + _of_children()
         done = subprocess.run(
-            [pgbench, "-n", "-M", "prepared", "-c", str(CLIENTS), "-j", "2", "-T",
+            [pgbench, "-n", "-M", "prepared", "-c", str(connections), "-j", "2", "-T",
              str(max(1, round(seconds))), "-f", str(script), dsn],
             capture_output=True,
             text=True,
@@ -268,8 +275,8 @@ def _cycles_on_postgresql(options: Options) -> Iterable[Figure]:
                 found.append(load("cycles", one, options.seconds, clients))
                 found[-1]["all"] = found[-1]["processor"] + processor_seconds(postgres.pid) - before
                 one.stop()
-                for name, text in _CLAIMS.items():
-                    limit = claims(postgres, dsn, text, options.seconds)
+                for name, (text, connections) in _CLAIMS.items():
+                    limit = claims(postgres, dsn, text, connections, options.seconds)
                     if limit is not None:
                         limits[name].append(limit)
         finally:

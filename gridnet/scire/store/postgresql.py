@@ -47,6 +47,13 @@ LEADER_LOCK = 0x5C12E001
 CHANNELS = ("work", "control", "schedule")
 _CHANNEL_PREFIX = "scire_"
 _ATTEMPT_SECONDS = 5
+#: A database host that vanished is noticed after these seconds, also by whoever only listens.
+_KEEPALIVE: dict[str, Any] = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,  # milliseconds
+}
 _NOTIFY = "SELECT pg_notify(?, ?)"
 
 
@@ -110,7 +117,9 @@ def connect(dsns: Sequence[str], **options: Any) -> psycopg.Connection[Any]:
     reasons = []
     for dsn in dsns:
         try:
-            connection = psycopg.connect(dsn, connect_timeout=_ATTEMPT_SECONDS, **options)
+            connection = psycopg.connect(
+                dsn, connect_timeout=_ATTEMPT_SECONDS, **_KEEPALIVE, **options
+            )
         except psycopg.Error as error:
             reasons.append(str(error).strip())
             continue
