@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet.threads import deferToThreadPool
+
 from gridnet.scire import reports, runs, wire
 from gridnet.scire.enrol import renew_certificate
 from gridnet.scire.faults import FaultCode, ScireFault
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 PROTOCOL = "1.0"
 MAX_FILE_PIECE = 1048576  #: octets of one ``get_file``
 MAX_FACTS = 1048576  #: octets of an inventory, as JSON
+_LARGE_FILE = 65536  #: octets from which a status file is read in a thread
 _ONLY_CLIENTS = "only clients may call this"
 _MARKS = {"downloaded": "received", "finished": "succeeded"}
 
@@ -133,6 +136,8 @@ async def next_job(server: JobServer, call: Call, receipt: str) -> dict[str, Any
         return server.idle_answer()
 
     def operation(tx: Transaction) -> runs.Delivery | None:
+        if receipt:
+            tx.ahead(runs.DELIVERED, (receipt,))
         client = _client(call.listener.authenticate(tx, call))
         if receipt:
             runs.acknowledge(tx, client, receipt, server.jobs)
@@ -230,12 +235,21 @@ def get_file(
     return server.file_piece(tx, digest, offset, length)
 
 
-@method("scire.job_status", "struct", "base64")
-def job_status(
-    server: JobServer, tx: Transaction, caller: Client | User | None, file: bytes
-) -> dict[str, Any] | Kept:
+@method("scire.job_status", "struct", "base64", lane=Lane.FREE)
+async def job_status(server: JobServer, call: Call, file: bytes) -> dict[str, Any] | Kept:
     """Record a status file, once."""
-    return reports.record_report(tx, _client(caller), parse_status(file), file, server.jobs)
+    if len(file) < _LARGE_FILE:
+        status = parse_status(file)
+    else:
+        pool = server.reactor.getThreadPool()
+        status = await deferToThreadPool(server.reactor, pool, parse_status, file)
+
+    def operation(tx: Transaction) -> dict[str, Any] | Kept:
+        tx.ahead(reports.REPORTED, (status.seq, status.run))
+        client = _client(call.listener.authenticate(tx, call))
+        return reports.record_report(tx, client, status, file, server.jobs)
+
+    return await server.database.write(operation)
 
 
 @method("scire.put_output", "int", "int", "string", "int", "base64", "boolean")

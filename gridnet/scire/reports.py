@@ -151,7 +151,7 @@ def _advance(
         move(tx, run, state, by, columns, detail=detail, seq=status.seq)
 
 
-_REPORTED = """
+REPORTED = """
     SELECT r.*, j.version AS job_version, j.watched, j.user_id, j.state AS job_state,
            p.digest AS reported
     FROM runs r JOIN jobs j ON j.id = r.job_id
@@ -168,7 +168,7 @@ def record_report(
     :returns: the answer; or the fault 1033 of a report that is kept but changed nothing.
     :raises ScireFault: 1022, 1032; 1050 another report of this number was recorded.
     """
-    row = tx.one(_REPORTED, (status.seq, status.run))
+    row = tx.one(REPORTED, (status.seq, status.run))
     if row is None:
         raise ScireFault(FaultCode.UNKNOWN_RUN, f"unknown run {status.run}")
     run = of_client(as_run(row), client)

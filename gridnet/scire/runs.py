@@ -388,7 +388,7 @@ def waiting_for(tx: Transaction, client_id: int) -> Sequence[Row]:
     )
 
 
-_DELIVERY = """
+DELIVERED = """
     SELECT r.*, j.version AS job_version, j.watched, j.user_id, j.state AS job_state,
            d.state AS delivery, d.retry AS delivery_retry
     FROM deliveries d JOIN runs r ON r.id = d.run_id JOIN jobs j ON j.id = r.job_id
@@ -401,7 +401,7 @@ def _delivered(tx: Transaction, receipt: str, client: Client) -> Run:
 
     :raises ScireFault: 1031 unknown receipt, 1032 another client's.
     """
-    row = tx.one(_DELIVERY, (receipt,))
+    row = tx.one(DELIVERED, (receipt,))
     if row is None:
         raise ScireFault(FaultCode.UNKNOWN_RECEIPT, "unknown receipt")
     if row["client_id"] != client.id:

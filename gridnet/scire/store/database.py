@@ -72,6 +72,17 @@ class Transaction(ABC):
         self.notices: list[Notice] = []
         self.wrote = False
 
+    def next_operation(self) -> None:
+        """Another operation begins in the same transaction."""
+        self.events, self.notices, self.wrote = [], [], False
+
+    def ahead(self, sql: str, parameters: Parameters = ()) -> None:  # noqa: B027 - a hint
+        """
+        Say that :meth:`one` or :meth:`all` will be called with this, as the next thing but one.
+
+        Where a database is far away, both then take one journey.
+        """
+
     @abstractmethod
     def all(self, sql: str, parameters: Parameters = ()) -> Sequence[Row]:
         """Every row of the result."""
@@ -182,8 +193,7 @@ class Session(ABC):
         try:
             transaction = self.begin(write)
             for operation in operations:
-                transaction.events, transaction.notices = [], []
-                transaction.wrote = False
+                transaction.next_operation()
                 outcome = Outcome(events=transaction.events, notices=transaction.notices)
                 try:
                     outcome.value = operation(transaction)

@@ -45,19 +45,37 @@ _READERS: dict[int, Callable[[bytes], Any]] = {
 }
 
 
-def _encoded(value: Any) -> bytes | None:
-    """A parameter as the wire has it; only octets are in their binary form."""
-    if value is None:
-        return None
-    if isinstance(value, str):
-        if "\0" in value:
-            raise psycopg.DataError("a text with a NUL character")
-        return value.encode("utf-8")
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return bytes(value)
-    if isinstance(value, float):
-        return repr(value).encode("ascii")
-    return b"%d" % value
+def _text(value: str) -> bytes:
+    octets = value.encode("utf-8")
+    if b"\0" in octets:
+        raise psycopg.DataError("a text with a NUL character")
+    return octets
+
+
+class _Writers(dict[type, Callable[[Any], "bytes | None"]]):
+    """By type; a derived type (an enumeration of texts) is written as what it comes from."""
+
+    def __missing__(self, kind: type) -> Callable[[Any], bytes | None]:
+        found = next((self[base] for base in kind.__mro__ if base in self), None)
+        if found is None:
+            raise psycopg.ProgrammingError(f"no form for values of type {kind.__name__}")
+        self[kind] = found
+        return found
+
+
+#: A parameter as the wire has it; only octets are in their binary form.
+_WRITERS = _Writers(
+    {
+        type(None): lambda value: None,
+        str: _text,
+        int: lambda value: b"%d" % value,
+        float: lambda value: repr(float(value)).encode("ascii"),
+        bytes: bytes,
+        bytearray: bytes,
+        memoryview: bytes,
+    }
+)
+_OCTETS = frozenset({bytes, bytearray, memoryview})
 
 
 def _error(result: pq.abc.PGresult) -> psycopg.Error:
@@ -83,6 +101,7 @@ class _Sent:
 
     prepared: _Prepared | None
     expected: int | None
+    key: tuple[str, tuple[Any, ...]] | None = None  #: of rows that are kept
 
 
 class Pipeline:
@@ -103,6 +122,8 @@ class Pipeline:
         self._prepared: dict[str, _Prepared] = {}
         self._sent: deque[_Sent] = deque()
         self._unexpected = False
+        self._coming: set[tuple[str, tuple[Any, ...]]] = set()
+        self._kept: dict[tuple[str, tuple[Any, ...]], list[dict[str, Any]]] = {}
         self._poll = select.poll()
         self._poll.register(self._pgconn.socket, select.POLLIN)
 
@@ -110,6 +131,7 @@ class Pipeline:
 
     def begin(self) -> None:
         """Open a transaction; nothing is waited for."""
+        self.forget()
         self._pgconn.enter_pipeline_mode()
         self._command("BEGIN")
 
@@ -140,6 +162,7 @@ class Pipeline:
         """
         self._unexpected = False
         self._sent.clear()
+        self.forget()
         if self._pgconn.pipeline_status == pq.PipelineStatus.OFF:
             return
         self._pgconn.pipeline_sync()
@@ -171,22 +194,42 @@ class Pipeline:
             self._pgconn.send_prepare(prepared.name, prepared.sql)
             self._sent.append(_Sent(None, None))
             self._prepared[sql] = prepared
+        types = [type(value) for value in parameters]
         formats = None
-        if any(isinstance(value, (bytes, bytearray, memoryview)) for value in parameters):
-            formats = [
-                int(isinstance(value, (bytes, bytearray, memoryview))) for value in parameters
-            ]
-        self._pgconn.send_query_prepared(
-            prepared.name, [_encoded(value) for value in parameters], formats
-        )
+        if not _OCTETS.isdisjoint(types):
+            formats = [int(kind in _OCTETS) for kind in types]
+        values = [_WRITERS[kind](value) for kind, value in zip(types, parameters, strict=True)]
+        self._pgconn.send_query_prepared(prepared.name, values, formats)
         self._sent.append(_Sent(prepared, expected))
 
     def rows(self, sql: str, parameters: Sequence[Any]) -> list[dict[str, Any]]:
-        """Send a statement and wait for its rows."""
+        """Send a statement, unless that was done ahead, and wait for its rows."""
+        key = (sql, tuple(parameters))
+        if key in self._coming:
+            self._fetch()
+        kept = self._kept.pop(key, None)
+        if kept is not None:
+            return kept
         self.send(sql, parameters)
         prepared = self._sent[-1].prepared
         assert prepared is not None
-        result = self._ask()
+        return self._rows(prepared, self._ask())
+
+    def ahead(self, sql: str, parameters: Sequence[Any]) -> None:
+        """Send a statement whose :meth:`rows` will be asked for after others."""
+        self.send(sql, parameters)
+        key = (sql, tuple(parameters))
+        self._sent[-1].key = key
+        self._coming.add(key)
+
+    def forget(self) -> None:
+        """Rows that were read ahead and not asked for are old."""
+        for sent in self._sent:
+            sent.key = None
+        self._coming.clear()
+        self._kept.clear()
+
+    def _rows(self, prepared: _Prepared, result: pq.abc.PGresult) -> list[dict[str, Any]]:
         columns = prepared.columns
         if columns is None:
             columns = prepared.columns = [
@@ -232,6 +275,9 @@ class Pipeline:
                 self._sent.clear()
                 error = _error(last)
                 raise error
+            if sent.key is not None and sent.prepared is not None:
+                self._coming.discard(sent.key)
+                self._kept[sent.key] = self._rows(sent.prepared, last)
             if sent.expected is not None and last.command_tuples != sent.expected:
                 self._unexpected = True
             self._result()  # the None that ends each result

@@ -81,6 +81,15 @@ class PostgresTransaction(Transaction):
         super().__init__(now)
         self._pipeline = pipeline
 
+    def next_operation(self) -> None:
+        """Another operation begins: what was read ahead for the one before is old."""
+        super().next_operation()
+        self._pipeline.forget()
+
+    def ahead(self, sql: str, parameters: Parameters = ()) -> None:
+        """Send a reading statement along with the next one."""
+        self._pipeline.ahead(sql, parameters)
+
     def all(self, sql: str, parameters: Parameters = ()) -> Sequence[Row]:
         """Every row of the result."""
         rows: Sequence[Row] = self._pipeline.rows(sql, parameters)
