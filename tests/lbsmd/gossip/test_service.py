@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -175,6 +176,31 @@ class GossipTests(SiteCase):
         now = self.network.seconds()
         ends = {e.service: e.expires_at - now for e in one.site.table.owned_by(TWO)}
         self.assertEqual({name: round(left, 0) for name, left in ends.items()}, {"A": 30, "C": 7})
+
+    def test_services_of_a_host_that_was_only_suspected_have_no_end_again(self) -> None:
+        port = self.network.ports.pop((TWO, 21000))
+        one = self.hosts[ONE]
+        while one.gossip.membership.hosts[TWO].standing is not Standing.SUSPECT:
+            self.network.run(0.05)
+        self.network.run(0.01)
+        table = one.site.table
+        self.assertTrue(all(entry.expires_at < inf for entry in table.owned_by(TWO)))
+        self.network.ports[TWO, 21000] = port
+        self.network.run(5.0)
+        self.assertIs(one.gossip.membership.hosts[TWO].standing, Standing.ALIVE)
+        self.assertEqual([entry.expires_at for entry in table.owned_by(TWO)], [inf, inf])
+
+    def test_damaged_notes_of_an_earlier_life_are_not_used(self) -> None:
+        self.stop(ONE)
+        path = self.directory / ONE / "state" / "gossip.hosts"
+        for text in ("", "{", '{"hosts": [[1]]}', '{"hosts": [["a", "b", 1, "ab"]]}', "[]", "\0"):
+            path.write_text(text)
+            host = self.start(ONE, TEXTS[ONE], seeds=(f"{TWO}:21000",))
+            self.network.run(3.0)
+            self.assertEqual(len(host.services()), 5)
+            self.stop(ONE)
+            self.network.run(1.0)
+        self.assertTrue(self.logged("makes no sense"))
 
     def test_a_host_that_leaves_is_out_at_once(self) -> None:
         self.stop(THREE)
