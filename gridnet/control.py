@@ -11,8 +11,8 @@ import os
 import socket
 import struct
 import time
-from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +123,9 @@ class ControlProtocol(LineOnlyReceiver, TimeoutMixin):
         if not self._desk.share(self._uid, answer):
             self.transport.abortConnection()
 
-    def _reply(self, octets: bytes) -> None:
+    def _reply(self, parts: Sequence[bytes]) -> None:
         if self.connected:
-            _Reply(self.transport, octets).start()
+            _Reply(self.transport, parts).start()
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """Called by Twisted."""
@@ -160,9 +160,9 @@ class ControlFactory(Factory):
             return None
         return ControlProtocol(self)
 
-    def answer(self, line: bytes, uid: int = -1) -> Deferred[bytes]:
+    def answer(self, line: bytes, uid: int = -1) -> Deferred[Sequence[bytes]]:
         """
-        A line with ``{"result": ...}``, or ``{"error": text}``; never a failure.
+        A line with ``{"result": ...}``, or ``{"error": text}``, in parts; never a failure.
 
         :param uid: who asks; -1: the system does not say.
         """
@@ -176,13 +176,13 @@ class ControlFactory(Factory):
             raise RemoteProtocolError(f"unknown question; expected one of {known}")
         return answerer({**question, "uid": uid})
 
-    def _failed(self, failure: Failure) -> bytes:
+    def _failed(self, failure: Failure) -> Sequence[bytes]:
         text = "the daemon failed; its log says more"
         if failure.check(GridnetError) is not None:
             text = failure.getErrorMessage()
         else:
             self._log.failure("answering a local tool", failure)
-        return json.dumps({"error": text}).encode("utf-8") + b"\n"
+        return (json.dumps({"error": text}).encode("utf-8"), b"\n")
 
 
 def _at_once(user: Hashable, work: Callable[[], object]) -> bool:
@@ -190,40 +190,44 @@ def _at_once(user: Hashable, work: Callable[[], object]) -> bool:
     return True
 
 
-def _result(result: Any) -> bytes:
+def _result(result: Any) -> Sequence[bytes]:
     text = result.octets if isinstance(result, JsonText) else json.dumps(result).encode("utf-8")
-    return b'{"result": %b}\n' % text
+    return (b'{"result": ', text, b"}\n")
 
 
 @implementer(IPullProducer)
 class _Reply:
     """An answer on its way, in pieces: many that wait to be taken share their octets."""
 
-    def __init__(self, transport: Any, octets: bytes) -> None:
+    def __init__(self, transport: Any, parts: Sequence[bytes]) -> None:
         self._transport = transport
-        self._octets = memoryview(octets)
+        self._parts = deque(memoryview(part) for part in parts)
         self._is_registered = False
 
     def start(self) -> None:
         """Begin to write."""
-        if len(self._octets) <= _PIECE_OCTETS:
-            self.resumeProducing()
-        else:
+        if sum(map(len, self._parts)) > _PIECE_OCTETS:
             self._is_registered = True
             self._transport.registerProducer(self, False)
+            return
+        while self._parts:
+            self.resumeProducing()
 
     def resumeProducing(self) -> None:
         """Called by the transport when there is room."""
-        piece, self._octets = self._octets[:_PIECE_OCTETS], self._octets[_PIECE_OCTETS:]
-        self._transport.write(bytes(piece))
-        if not self._octets:
+        if self._parts:
+            part = self._parts.popleft()
+            self._transport.write(bytes(part[:_PIECE_OCTETS]))
+            if len(part) > _PIECE_OCTETS:
+                self._parts.appendleft(part[_PIECE_OCTETS:])
+        if not self._parts:
             if self._is_registered:
                 self._transport.unregisterProducer()
             self._transport.loseConnection()
 
     def stopProducing(self) -> None:
         """Called by the transport: the peer has gone."""
-        self._octets = memoryview(b"")
+        self._parts.clear()
 
 
 def peer_uid(transport: object) -> int:
