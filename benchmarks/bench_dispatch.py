@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.common import Figure, Options, free_port, scratch, site, wait_for_port
+from benchmarks.common import Figure, Options, scratch, site, wait_for_port
 from benchmarks.http_load import Load, etcd, measure, nginx, warm_up
+from tests.ports import free_port
 
 NAME = "dispatch"
 PATH = "/Service/dispd.cgi?service=bounce&address=localhost(127.0.0.1)&platform=x86_64-linux-gnu"

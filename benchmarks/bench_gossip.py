@@ -30,11 +30,11 @@ from gridnet.lbsmd.gossip.settings import GossipTimes
 from gridnet.lbsmd.gossip.wire import Seal
 from tests.integration.gossip_site import (
     GossipSite,
-    free_udp_block,
     processor_seconds,
     proportional_octets,
     resident_octets,
 )
+from tests.ports import free_block
 
 NAME = "gossip"
 _IDLE_SECONDS = 20.0
@@ -157,7 +157,7 @@ def _packets(site: GossipSite, seconds: float) -> float:
 
 
 def _gridnet(options: Options, hosts: int, kills: int) -> dict[str, tuple[float, ...]]:
-    site = GossipSite(hosts, free_udp_block(2 * hosts), with_switch=False)
+    site = GossipSite(hosts, free_block(2 * hosts), with_switch=False)
     try:
         site.start()
         site.wait(lambda: site.agree(hosts), "agreement", 0.5)
@@ -186,7 +186,7 @@ def _serf(hosts: int, kills: int) -> dict[str, tuple[float, ...]]:
     program = peer("serf")
     if program is None:
         return {}
-    site = SerfSite(program, hosts, free_udp_block(2 * hosts))
+    site = SerfSite(program, hosts, free_block(2 * hosts))
     try:
         site.start()
         resident, own, share = _idle([process.pid for process in site.processes])

@@ -27,7 +27,6 @@ from benchmarks.common import (
     REPOSITORY,
     Figure,
     Options,
-    free_port,
     peer,
     running,
     scratch,
@@ -36,6 +35,7 @@ from benchmarks.common import (
 from benchmarks.lbproxy_load import PLACEHOLDER, small_job, unique_parts
 from gridnet.lbproxy import frames
 from gridnet.lbproxy.client import connect_unix
+from tests.ports import free_port
 
 NAME = "lbproxy"
 EVENTS_OF_A_JOB = 10

@@ -29,13 +29,13 @@ from benchmarks.common import (
     REPOSITORY,
     Figure,
     Options,
-    free_port,
     peer,
     running,
     say,
     scratch,
     wait_for_port,
 )
+from tests.ports import free_port
 
 PIPE_OCTETS = 1 << 20
 STREAMS = 16

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.common import Figure, Options, free_port, say, scratch, site, wait_for_port
+from benchmarks.common import Figure, Options, say, scratch, site, wait_for_port
 from benchmarks.http_load import Load, haproxy, measure, nginx, warm_up
+from tests.ports import free_port
 
 NAME = "relay-http"
 SMALL_OCTETS = 1024

@@ -27,8 +27,9 @@ from typing import Any
 from benchmarks.common import REPOSITORY, Figure, Options, peer, running, scratch, wait_for_port
 from gridnet.scire.store.database import Transaction
 from gridnet.scire.store.opening import open_database
+from tests.ports import free_port
 from tests.scire.databases import PostgresServer, postgres_binaries
-from tests.scire.processes import ServerProcess, free_port
+from tests.scire.processes import ServerProcess
 
 NAME = "scire"
 CLIENTS = 16

@@ -113,14 +113,6 @@ def peer(program: str, *places: str) -> str | None:
     return found
 
 
-def free_port() -> int:
-    """A TCP port of the loopback address that nobody holds now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 def wait_for_port(port: int, seconds: float = 15.0) -> None:
     """
     Return once something listens on loopback *port*.

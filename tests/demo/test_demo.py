@@ -22,7 +22,8 @@ from gridnet.demo.command import main
 from gridnet.demo.plan import DemoPlan
 from gridnet.demo.tour import tour
 from gridnet.lbproxy.client import Context, make_job_id
-from tests.integration.demo_process import ROOT, DemoProcess, free_block
+from tests.integration.demo_process import ROOT, DemoProcess
+from tests.ports import free_block
 
 
 class PlanTests(SynchronousTestCase):
@@ -64,7 +65,7 @@ class CommandLineTests(SynchronousTestCase):
 @cache
 def the_demo() -> DemoProcess:
     """One demo site for all tests that only ask it (trial has no fixtures of classes)."""
-    demo = DemoProcess(free_block())
+    demo = DemoProcess(free_block(100))
     atexit.register(demo.kill)
     return demo
 
@@ -211,14 +212,14 @@ class StoppingTests(SynchronousTestCase):
     def test_sigterm_and_sigint_end_it_cleanly_and_soon(self) -> None:
         """Status 0, and within the 5 s that it promises; nothing more on standard output."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            demo = DemoProcess(free_block())
+            demo = DemoProcess(free_block(100))
             status, seconds = demo.stop(number)
             self.assertEqual(status, 0)
             self.assertLess(seconds, 5.0)
 
     def test_nothing_is_left_when_it_is_killed(self) -> None:
         """Its second host ends by itself."""
-        demo = DemoProcess(free_block())
+        demo = DemoProcess(free_block(100))
         control = Path(demo.ready["second-host"]["lbsmd"]["control"])
         pid = ask(control, {"ask": "table"})["pid"]
         demo.process.kill()
@@ -230,7 +231,7 @@ class StoppingTests(SynchronousTestCase):
 
     def test_a_port_in_use_ends_it_with_a_message(self) -> None:
         """Status 1; no line of JSON."""
-        first = DemoProcess(free_block())
+        first = DemoProcess(free_block(100))
         self.addCleanup(first.kill)
         error = self.assertRaises(AssertionError, DemoProcess, first.base)
         self.assertIn("in use", str(error))
@@ -239,7 +240,7 @@ class StoppingTests(SynchronousTestCase):
         """``--servrc`` takes the place of its own."""
         path = Path(self.mktemp()).absolute()
         path.write_text("Mine [0] STANDALONE 127.0.0.1:9 L=no\n")
-        demo = DemoProcess(free_block(), ["--servrc", str(path)])
+        demo = DemoProcess(free_block(100), ["--servrc", str(path)])
         self.addCleanup(demo.kill)
         address = urlsplit(demo.ready["status"])
         connection = http.client.HTTPConnection("127.0.0.1", address.port, timeout=20)

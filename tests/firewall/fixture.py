@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import mkdtemp
@@ -223,11 +222,3 @@ async def dial(port: int, talker: Talker) -> Talker:
 def open_descriptors() -> int:
     """How many descriptors this process has."""
     return len(os.listdir("/proc/self/fd"))
-
-
-def nobody_listens() -> int:
-    """A loopback port that refuses connections."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 import gridnet
-from tests.firewall.fixture import nobody_listens
+from tests.ports import free_port
 
 ROOT = Path(gridnet.__file__).parent.parent
 #: Far more than anything here takes.
@@ -48,7 +48,7 @@ class RelayProcess:
 
     def __init__(self, more: str = "") -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="gridnet-relay-"))
-        self.port = nobody_listens()
+        self.port = free_port()
         site = self.directory / "site.toml"
         site.write_text(SITE.format(port=self.port, more=more))
         self._tickets = self.directory / "tickets"

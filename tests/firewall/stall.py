@@ -13,8 +13,8 @@ import subprocess
 import sys
 import time
 
-from tests.firewall.fixture import nobody_listens
 from tests.firewall.relay_process import PATIENCE_SECONDS, ROOT, RelayProcess, hear
+from tests.ports import free_port
 
 CONNECTIONS = 50
 STALL_SECONDS = 2.0
@@ -41,7 +41,7 @@ def stall(more: str) -> None:
         enter = ["nsenter", "-t", pid, "-n"]
         for words in (f"address add {SERVER}/30 dev inside", "link set inside up"):
             subprocess.run([*enter, "ip", *words.split()], check=True)
-        port = nobody_listens()
+        port = free_port()
         code = (
             "import socket, threading\n"
             f"listening = socket.create_server(('{SERVER}', {port}), backlog=100)\n"

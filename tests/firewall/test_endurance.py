@@ -15,8 +15,8 @@ import time
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.firewall.fixture import nobody_listens
 from tests.firewall.relay_process import PATIENCE_SECONDS, ROOT, RelayProcess, Sessions, hear
+from tests.ports import free_port
 
 SESSIONS = int(os.environ.get("GRIDNET_SESSIONS", "150"))
 IDLE_SESSIONS = int(os.environ.get("GRIDNET_IDLE_SESSIONS", "300"))
@@ -91,7 +91,7 @@ class BothPaths:
     def test_a_killed_server_leaves_nothing(self: SynchronousTestCase) -> None:  # type: ignore[misc]
         relay = self.relay()  # type: ignore[attr-defined]
         before = relay.until_descriptors(KEPT_DESCRIPTORS)
-        port = nobody_listens()
+        port = free_port()
         server = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.relay_backend", "echo", str(port)], cwd=ROOT
         )
@@ -151,7 +151,7 @@ class BothPaths:
         """Stopped, so that their systems still answer for them; both buffers are full."""
         relay = self.relay("stall_seconds = 1.0")  # type: ignore[attr-defined]
         before = relay.until_descriptors(KEPT_DESCRIPTORS)
-        port = nobody_listens()
+        port = free_port()
         server = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.relay_backend", "sink", str(port)], cwd=ROOT
         )

@@ -19,10 +19,10 @@ from tests.firewall.fixture import (
     Relay,
     Talker,
     dial,
-    nobody_listens,
     open_descriptors,
     reactor,
 )
+from tests.ports import free_port
 
 SIZES = (0, 0, 1, 7, 300, 5_000, 16_384, 70_000, 200_000)
 
@@ -260,7 +260,7 @@ class BothPaths:
 
     def test_a_server_that_is_not_there_ends_the_connection(self) -> Deferred[None]:
         async def scenario() -> None:
-            first = self.relay.ticket(nobody_listens())
+            first = self.relay.ticket(free_port())
             client = await dial(self.relay.port, Talker(first + b"data", end_after_peer=True))
             await client.over
             self.assertEqual(client.heard, b"")

@@ -28,6 +28,7 @@ from gridnet.site import Site, make_site
 from gridnet.table.server_info import ServerInfo, ServerType
 from gridnet.table.way_in import ConnectionPoint, WayInRequest
 from tests.firewall.fixture import Talker, dial
+from tests.ports import free_ports
 
 reactor: Any = _reactor
 
@@ -60,18 +61,6 @@ penalize_inside = true
 unused_limit = 3
 {more}
 """
-
-
-def free_ports(number: int) -> list[int]:
-    """Loopback ports that nobody holds now."""
-    held = [socket.socket() for _ in range(number)]
-    try:
-        for each in held:
-            each.bind(("127.0.0.1", 0))
-        return sorted(each.getsockname()[1] for each in held)
-    finally:
-        for each in held:
-            each.close()
 
 
 @implementer(IHalfCloseableProtocol)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import selectors
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,24 +19,6 @@ import gridnet
 
 ROOT = Path(gridnet.__file__).parent.parent
 START_SECONDS = 60.0
-
-
-def free_block(size: int = 100) -> int:
-    """The first of *size* loopback TCP ports of which none is in use now."""
-    chooser = random.SystemRandom()
-    while True:
-        base = chooser.randrange(20000, 32000 - size, 100)
-        held: list[socket.socket] = []
-        try:
-            for port in range(base, base + size):
-                held.append(socket.socket())
-                held[-1].bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        finally:
-            for each in held:
-                each.close()
-        return base
 
 
 class DemoProcess:

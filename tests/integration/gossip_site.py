@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import selectors
 import shutil
 import signal
@@ -26,24 +25,6 @@ from gridnet.lbsmd.gossip.keys import new_key_line, write_private
 ROOT = Path(gridnet.__file__).resolve().parent.parent
 #: Seconds after which a condition that does not come true has failed.
 PATIENCE_SECONDS = 120.0
-
-
-def free_udp_block(size: int) -> int:
-    """The first of *size* loopback UDP ports of which none is in use now."""
-    chooser = random.SystemRandom()
-    while True:
-        base = chooser.randrange(20000, 32000 - size)
-        held: list[socket.socket] = []
-        try:
-            for port in range(base, base + size):
-                held.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-                held[-1].bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        finally:
-            for each in held:
-                each.close()
-        return base
 
 
 class Switch(threading.Thread):

@@ -8,7 +8,8 @@ import socket
 import psutil
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.demo_process import DemoProcess, free_block
+from tests.integration.demo_process import DemoProcess
+from tests.ports import free_block
 
 CLIENTS = 64
 LIMIT = 32  #: ``per_service``, as it is without a word in the site file
@@ -27,7 +28,7 @@ class FilterLimitTests(SynchronousTestCase):
         with open(servrc, "w") as file:
             # It answers octet by octet, so that a client knows that it runs.
             file.write("Filter [0] NCBID '' L=no | /usr/bin/stdbuf -o0 /bin/cat\n")
-        self.demo = DemoProcess(free_block(), ["--servrc", servrc])
+        self.demo = DemoProcess(free_block(100), ["--servrc", servrc])
         self.addCleanup(self.demo.kill)
         self.clients: list[socket.socket] = []
         self.addCleanup(lambda: [each.close() for each in self.clients])

@@ -7,7 +7,8 @@ import os
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.integration.gossip_acceptance import Acceptance
-from tests.integration.gossip_site import GossipSite, free_udp_block
+from tests.integration.gossip_site import GossipSite
+from tests.ports import free_block
 
 
 class RealSiteTests(SynchronousTestCase):
@@ -15,7 +16,7 @@ class RealSiteTests(SynchronousTestCase):
 
     def test_tables_stay_equal_through_changes_a_partition_and_a_crash(self) -> None:
         count = int(os.environ.get("GRIDNET_GOSSIP_HOSTS", "3"))
-        site = GossipSite(count, free_udp_block(2 * count))
+        site = GossipSite(count, free_block(2 * count))
         self.addCleanup(site.end)
         steps = Acceptance(site, 5, 10 * count)
         steps.join()

@@ -17,7 +17,8 @@ from contextlib import ExitStack
 import psutil
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.demo_process import DemoProcess, free_block
+from tests.integration.demo_process import DemoProcess
+from tests.ports import free_block
 
 IDLE = int(os.environ.get("GRIDNET_IDLE_CONNECTIONS", "1000"))
 #: What the process may grow by, whatever is thrown at it here.
@@ -33,7 +34,7 @@ class HostileClientTests(SynchronousTestCase):
         wanted = min(hard, max(soft, 2 * IDLE + 500))
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
-        self.demo = DemoProcess(free_block())
+        self.demo = DemoProcess(free_block(100))
         self.addCleanup(self.demo.kill)
         self.process = psutil.Process(self.demo.process.pid)
         self.before = self.process.memory_info().rss

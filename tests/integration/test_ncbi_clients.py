@@ -24,7 +24,8 @@ from typing import Any
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from tests.integration.demo_process import DemoProcess, free_block
+from tests.integration.demo_process import DemoProcess
+from tests.ports import free_block
 
 HERE = Path(__file__).parent / "ncbi"
 HELLO = b"hello, world\nQUIT\n"
@@ -90,7 +91,7 @@ class Stage:
             ],
             check=True,
         )
-        base = free_block()
+        base = free_block(100)
         self.backends = [Backend(base + n) for n in range(1, 7)]
         echo, *many = (f"127.0.0.1:{backend.port}" for backend in self.backends)
         lines = [f"DemoEcho[0] STANDALONE {echo} L=no"]

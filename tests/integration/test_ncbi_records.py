@@ -15,7 +15,8 @@ from threading import Thread
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from tests.integration.demo_process import DemoProcess, free_block
+from tests.integration.demo_process import DemoProcess
+from tests.ports import free_block
 
 RECORD = Path(__file__).parent.parent / "vectors" / "firewall" / "record.asnb"
 SHIM_SOURCE = Path(__file__).parent / "ncbi" / "nofortify.c"
@@ -62,7 +63,7 @@ class RecordTests(SynchronousTestCase):
             f"ID1[0] STANDALONE 127.0.0.1:{self.serve(answer_id1)} L=no\n"
             f"SeqFetch[0] STANDALONE 127.0.0.1:{self.serve(answer_fetch)} L=no\n"
         )
-        self.demo = DemoProcess(free_block(), ["--servrc", str(servrc)])
+        self.demo = DemoProcess(free_block(100), ["--servrc", str(servrc)])
         self.addCleanup(self.demo.kill)
         self.environment = {
             **{name: value for name, value in os.environ.items() if "CONN_" not in name},

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.demo_process import DemoProcess, free_block
+from tests.integration.demo_process import DemoProcess
+from tests.ports import free_block
 
 SECONDS = float(os.environ.get("GRIDNET_RELOAD_SECONDS", "6"))
 REQUESTS_PER_SECOND = 500
@@ -31,7 +32,7 @@ class ReloadUnderLoadTests(SynchronousTestCase):
         self.servrc = Path(self.mktemp()).absolute()
         self.write(0)
         # The demo looks at its files every half second; SIGHUP is not needed.
-        self.demo = DemoProcess(free_block(), ["--servrc", str(self.servrc)])
+        self.demo = DemoProcess(free_block(100), ["--servrc", str(self.servrc)])
         self.addCleanup(self.demo.kill)
 
     def write(self, number: int) -> None:

@@ -19,7 +19,8 @@ from threading import Thread
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.integration.demo_process import ROOT, DemoProcess, free_block
+from tests.integration.demo_process import ROOT, DemoProcess
+from tests.ports import free_block
 
 SERVERS, RATE = map(int, os.environ.get("GRIDNET_ROLLING", "3x25").split("x"))
 CLIENTS = 4
@@ -96,7 +97,7 @@ class RollingReplacementTests(SynchronousTestCase):
     """Batch jobs come and go, the service stays."""
 
     def setUp(self) -> None:
-        self.demo = DemoProcess(free_block())
+        self.demo = DemoProcess(free_block(100))
         self.addCleanup(self.demo.kill)
         self.started: list[subprocess.Popen[bytes]] = []
         self.addCleanup(self.kill_all)

@@ -26,8 +26,9 @@ ROOT = Path(gridnet.__file__).parent.parent
 _READ_PUBLIC = """\
 import sys, time
 from gridnet.table.heap_segment import HeapReader
-from tests.integration.demo_process import DemoProcess, free_block
-demo = DemoProcess(free_block(), sys.argv[1:])
+from tests.integration.demo_process import DemoProcess
+from tests.ports import free_block
+demo = DemoProcess(free_block(100), sys.argv[1:])
 try:
     print(demo.ready["lbsmd"]["shared_memory"]["semaphores"])
     found = HeapReader().read(time.time())

@@ -29,6 +29,7 @@ from gridnet.lbsmd.config import LbsmdConfig
 from gridnet.site import Site
 from gridnet.table.model import Entry
 from tests.firewall.fixture import Talker, dial
+from tests.ports import free_port
 
 reactor: Any = _reactor
 ROOT = Path(gridnet.__file__).parent.parent
@@ -188,9 +189,7 @@ class BirthTests(BatchTestCase):
         return Deferred.fromCoroutine(scenario())
 
     def test_the_port_is_of_the_pool_and_may_stand_among_the_arguments(self) -> Deferred[None]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
 
         async def scenario() -> None:
             command = (sys.executable, ECHO, "{port}")

@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from tests.integration.demo_process import ROOT, DemoProcess, free_block
+from tests.integration.demo_process import ROOT, DemoProcess
 from tests.mirror.cell import PrivateCell, why_not
+from tests.ports import free_block
 
 PATIENCE_SECONDS = 90.0
 #: Draining begins a minute before the end, so ten seconds after the start.
@@ -34,7 +35,7 @@ class GridEngineTests(SynchronousTestCase):
             if os.environ.get("CI"):
                 self.fail(f"CI must be able to: {reason}")
             raise SkipTest(reason)
-        self.demo = DemoProcess(free_block())
+        self.demo = DemoProcess(free_block(100))
         self.addCleanup(self.demo.kill)
         self.cell = PrivateCell()
         self.addCleanup(self.cell.stop)

@@ -31,9 +31,9 @@ from gridnet.launcher.launcherd.lock import AlreadyRunningError, ServiceLock
 from gridnet.launcher.launcherd.log import LaunchLog
 from gridnet.launcher.launcherd.options import Options, UsageError, parse
 from gridnet.launcher.launcherd.statistics import Statistics
-from tests.firewall.fixture import nobody_listens
 from tests.hypothesis_profile import examples
-from tests.integration.demo_process import DemoProcess, free_block
+from tests.integration.demo_process import DemoProcess
+from tests.ports import free_block, free_port
 
 ROOT = Path(gridnet.__file__).parent.parent
 CAT = "/bin/cat"
@@ -235,7 +235,7 @@ class ProcessCase(SynchronousTestCase):
             "GRIDNET_RUNDIR": str(self.directory / "run"),
             "GRIDNET_CONTROL": str(self.directory / "none"),
         }
-        self.port = nobody_listens()
+        self.port = free_port()
         self.addCleanup(self.end_all)
 
     def end_all(self) -> None:
@@ -418,7 +418,7 @@ class TableTests(ProcessCase):
             f"Filter [0] STANDALONE :{self.port} R=0\n"
             f"Cgi [0] NCBID :80 '' | {CAT}\n"
         )
-        demo = DemoProcess(free_block(), ["--servrc", str(servrc)])
+        demo = DemoProcess(free_block(100), ["--servrc", str(servrc)])
         self.addCleanup(demo.kill)
         self.environment["GRIDNET_CONTROL"] = demo.ready["lbsmd"]["control"]
         for name in ("Cgi", "Unknown"):

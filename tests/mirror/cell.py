@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from tests.ports import free_ports
+
 PROGRAMS = Path("/usr/lib/gridengine")
 SHARE = Path("/usr/share/gridengine")
 _SHIM_SOURCE = Path(__file__).with_name("loopback.c")
@@ -37,18 +39,6 @@ def why_not() -> str:
     if os.geteuid() != 0:
         return "only root can start an execution daemon"
     return ""
-
-
-def free_ports(count: int) -> list[int]:
-    """TCP ports of the loopback interface that nobody holds now."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 class ClientFiles:

@@ -41,9 +41,10 @@ from gridnet.mirror.model import Element, ElementList, Event, Registration
 from gridnet.table.address_range import AddressRanges
 from tests.integration.demo_process import ROOT
 from tests.lbproxy.running import RunningProxy
-from tests.mirror.cell import PROGRAMS, ClientFiles, PrivateCell, free_ports, why_not
+from tests.mirror.cell import PROGRAMS, ClientFiles, PrivateCell, why_not
 from tests.mirror.recording import RecordingProxy
 from tests.mirror.running import Numbers, RunningSite
+from tests.ports import free_ports
 
 reactor: Any = installed_reactor
 SGE = dialect()

@@ -5,10 +5,8 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -25,24 +23,10 @@ from gridnet.scire import installing
 from gridnet.scire.certificates import key_pem, make_key, make_request
 from gridnet.scire.config import ScireConfig
 from gridnet.scire.store.opening import open_database
+from tests.ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-#: Below what systems hand out to outgoing connections, so that a server that is started again
-#: finds its port free; a range of one's own where several people share a machine.
-PORTS = range(*map(int, os.environ.get("GRIDNET_TEST_PORTS", "26000-27000").split("-")))
 PATIENCE = 30.0  # seconds
-
-
-def free_port() -> int:
-    """A loopback port that nobody holds now."""
-    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError("no port is free")
 
 
 def wait_until(ready: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:

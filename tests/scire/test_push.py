@@ -12,8 +12,9 @@ from typing import Any
 
 from gridnet.scire.certificates import Authority, key_pem
 from gridnet.scire.store.opening import open_database
+from tests.ports import free_port
 from tests.scire.databases import SqliteMixin
-from tests.scire.processes import ClientProcess, fault_of, free_port, wait_until
+from tests.scire.processes import ClientProcess, fault_of, wait_until
 from tests.scire.test_server import HELLO, ServerCase, script_job
 
 _USER = pwd.getpwuid(os.getuid()).pw_name

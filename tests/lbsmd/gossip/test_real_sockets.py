@@ -11,8 +11,8 @@ from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from gridnet.lbsmd.gossip.keys import new_key_line, write_private
-from tests.integration.gossip_site import free_udp_block
 from tests.lbsmd.gossip.hosts import HostDaemon, start_host
+from tests.ports import free_block
 
 REACTOR: Any = reactor
 ADDRESSES = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
@@ -47,27 +47,27 @@ class RealSocketTests(TestCase):
         self.fail(str([host.services() for host in self.hosts]))
 
     def test_ipv6(self) -> Deferred[None]:
-        base = free_udp_block(3)
+        base = free_block(3)
         self.start(base, interface="::1", seeds=(f"[::1]:{base}",))
         return Deferred.fromCoroutine(self.all_know_all())
 
     def test_one_socket_for_both_families(self) -> Deferred[None]:
-        base = free_udp_block(3)
+        base = free_block(3)
         seeds = (f"127.0.0.1:{base}",)
         self.start(base, interface="::ffff:127.0.0.1", seeds=seeds)
         return Deferred.fromCoroutine(self.all_know_all())
 
     def test_a_seed_by_name(self) -> Deferred[None]:
-        base = free_udp_block(3)
+        base = free_block(3)
         self.start(base, seeds=(f"localhost:{base}",))
         return Deferred.fromCoroutine(self.all_know_all())
 
     def test_a_multicast_group(self) -> Deferred[None]:
-        base = free_udp_block(4)
+        base = free_block(4)
         self.start(base, discover=f"239.255.73.27:{base + 3}")
         return Deferred.fromCoroutine(self.all_know_all())
 
     def test_a_broadcast_address(self) -> Deferred[None]:
-        base = free_udp_block(4)
+        base = free_block(4)
         self.start(base, discover=f"127.255.255.255:{base + 3}")
         return Deferred.fromCoroutine(self.all_know_all())
