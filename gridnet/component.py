@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -47,9 +47,10 @@ class Component:
 
     name: str  #: one noun
     summary: str  #: one line
-    config: type  #: attrs class of its section
-    #: ``"module:make_noun"``, called with (config, site), gives an IService; imported late so
-    #: that listing components stays cheap
+    #: ``"module:Class"``, the attrs class of its section; imported late, as its factory is, so
+    #: that a process loads only what its site file names
+    config: str
+    #: ``"module:make_noun"``, called with (config, site), gives an IService; imported late
     factory: str
     after: tuple[str, ...] = ()  #: components that are made, and so started, before it
     #: of these, those without which it is of no use: they come along when it runs alone, if the
@@ -65,6 +66,11 @@ class Component:
     #: visitor of the demo what the component does; blocking; empty: nothing
     demo_tour: str = ""
     commands: tuple[Command, ...] = field(default=())
+
+    def config_class(self) -> type:
+        """Import and return the class of its section."""
+        loaded: type = load_object(self.config)
+        return loaded
 
     def make(self, config: Any, site: Any) -> Any:
         """Make its service (:class:`twisted.application.service.IService`) in *site*."""
@@ -95,6 +101,19 @@ def components() -> Mapping[str, Component]:
     return ordered
 
 
+class _ConfigClasses(Mapping[str, type]):
+    """Knows all components, and imports the class of one when it is asked for it."""
+
+    def __getitem__(self, name: str) -> type:
+        return components()[name].config_class()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(components())
+
+    def __len__(self) -> int:
+        return len(components())
+
+
 def config_classes() -> Mapping[str, type]:
-    """Component name -> class of its section of the site file."""
-    return {name: component.config for name, component in components().items()}
+    """Component name -> class of its section of the site file, imported when it is looked up."""
+    return _ConfigClasses()

@@ -132,7 +132,7 @@ def make_site(
         if name in config.sections:
             section = config.sections[name]
         elif name == only:
-            section = component.config()
+            section = component.config_class()()
         else:
             continue
         _make(component, section, site).setServiceParent(service)

@@ -217,6 +217,35 @@ class ComponentBoundaryTests(SynchronousTestCase):
                         found.append(f"{file.relative_to(PACKAGE)} imports {name}")
         self.assertEqual(found, [])
 
+    def test_a_component_alone_loads_no_other_and_none_of_their_libraries(self) -> None:
+        """What runs a daemon on every host of a site is to be small there."""
+        script = (
+            "import sys\n"
+            "from pathlib import Path\n"
+            "from twisted.internet import reactor\n"
+            "from gridnet.component import config_classes, load_object, components\n"
+            "from gridnet.config import parse\n"
+            "from gridnet import tap\n"
+            "parse('[lbsmd.gossip]\\nport = 1\\n', config_classes())\n"
+            "load_object(components()['lbsmd'].factory)\n"
+            "print('\\n'.join(sys.modules))\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        loaded = set(done.stdout.split())
+        self.assertIn("gridnet.lbsmd.service", loaded)
+        others = {p.parent.name for p in PACKAGE.glob("*/component.py")} - {"lbsmd", "status"}
+        unwanted = {f"gridnet.{name}.config" for name in others} | {
+            *("prometheus_client", "twisted.web.resource", "twisted.mail", "holidays"),
+            *("psycopg", "txredisapi", "sqlite3", "gridnet.simulate.network"),
+        }
+        self.assertEqual(unwanted & loaded, set())
+
 
 def _imports(file: Path) -> list[str]:
     names = []

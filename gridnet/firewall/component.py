@@ -1,12 +1,11 @@
 """The ticketed relay as a component."""
 
 from gridnet.component import Command, Component
-from gridnet.firewall.config import FirewallConfig
 
 COMPONENT = Component(
     name="firewall",
     summary="ticketed relay: lets outside clients through to public services",
-    config=FirewallConfig,
+    config="gridnet.firewall.config:FirewallConfig",
     factory="gridnet.firewall.service:make_firewall",
     after=("lbsmd",),
     demo="gridnet.firewall.demo:section",

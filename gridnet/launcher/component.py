@@ -1,12 +1,11 @@
 """The launcher as a component."""
 
 from gridnet.component import Command, Component
-from gridnet.launcher.config import LauncherConfig
 
 COMPONENT = Component(
     name="launcher",
     summary="runs Unix filters as services",
-    config=LauncherConfig,
+    config="gridnet.launcher.config:LauncherConfig",
     factory="gridnet.launcher.service:make_launcher",
     demo="gridnet.launcher.demo:section",
     commands=(

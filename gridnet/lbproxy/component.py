@@ -1,12 +1,11 @@
 """The LB proxy as a component."""
 
 from gridnet.component import Command, Component
-from gridnet.lbproxy.config import LbproxyConfig
 
 COMPONENT = Component(
     name="lbproxy",
     summary="job events: stored, queried, streamed, forwarded",
-    config=LbproxyConfig,
+    config="gridnet.lbproxy.config:LbproxyConfig",
     factory="gridnet.lbproxy.service:make_lbproxy",
     demo="gridnet.lbproxy.demo:section",
     demo_tour="gridnet.lbproxy.demo:show",

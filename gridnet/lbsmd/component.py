@@ -1,12 +1,11 @@
 """The daemon that fills the service table, as a component."""
 
 from gridnet.component import Command, Component
-from gridnet.lbsmd.config import LbsmdConfig
 
 COMPONENT = Component(
     name="lbsmd",
     summary="fills the service table from its configuration",
-    config=LbsmdConfig,
+    config="gridnet.lbsmd.config:LbsmdConfig",
     factory="gridnet.lbsmd.service:make_lbsmd",
     demo="gridnet.lbsmd.demo:section",
     demo_company="gridnet.lbsmd.demo:second_host",

@@ -1,12 +1,11 @@
 """The event mirror as a component."""
 
 from gridnet.component import Command, Component
-from gridnet.mirror.config import MirrorConfig
 
 COMPONENT = Component(
     name="mirror",
     summary="live copies of object lists, of this site and of a Grid Engine",
-    config=MirrorConfig,
+    config="gridnet.mirror.config:MirrorConfig",
     factory="gridnet.mirror.service:make_mirror",
     after=("lbsmd", "lbproxy", "scire", "firewall", "launcher", "dispatch"),
     demo="gridnet.mirror.demo:section",

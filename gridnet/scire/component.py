@@ -1,12 +1,11 @@
 """The job server as a component."""
 
 from gridnet.component import Command, Component
-from gridnet.scire.config import ScireConfig
 
 COMPONENT = Component(
     name="scire",
     summary="work for machines that can only call out",
-    config=ScireConfig,
+    config="gridnet.scire.config:ScireConfig",
     factory="gridnet.scire.service:make_scire",
     demo="gridnet.scire.demo:section",
     demo_company="gridnet.scire.demo:client",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
-from prometheus_client import CollectorRegistry
-from twisted.web.resource import IResource
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from twisted.web.resource import IResource
 
 #: Gives a JSON-able mapping of facts about a component, at the time of the call.
 Facts = Callable[[], Mapping[str, Any]]
@@ -22,14 +25,20 @@ class StatusBoard:
 
     :ivar facts: component name -> its facts, for ``/status`` and ``/status.json``.
     :ivar checks: component name -> its health check, for ``/healthz``.
-    :ivar metrics: Prometheus collectors, for ``/metrics``.
     :ivar pages: first path segment -> resource, for pages of a component's own.
     """
 
     facts: dict[str, Facts] = field(factory=dict)
     checks: dict[str, Check] = field(factory=dict)
-    metrics: CollectorRegistry = field(factory=CollectorRegistry)
     pages: dict[bytes, IResource] = field(factory=dict)
+
+    @cached_property
+    def metrics(self) -> CollectorRegistry:
+        """Prometheus collectors, for ``/metrics``."""
+        # Imported late: a process that neither counts nor shows anything stays that much smaller.
+        from prometheus_client import CollectorRegistry
+
+        return CollectorRegistry()
 
     def failures(self) -> Mapping[str, str]:
         """Component name -> what is wrong, for those that are not well."""

@@ -1,12 +1,11 @@
 """The status listener as a component."""
 
 from gridnet.component import Component
-from gridnet.status.config import StatusConfig
 
 COMPONENT = Component(
     name="status",
     summary="status pages, metrics and health check",
-    config=StatusConfig,
+    config="gridnet.status.config:StatusConfig",
     factory="gridnet.status.service:make_status",
     demo="gridnet.status.demo:section",
 )

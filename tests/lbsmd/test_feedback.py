@@ -56,7 +56,7 @@ class ArgumentTests(SynchronousTestCase):
                 got = "error"
             self.assertEqual(got, row["result"], row["id"])
 
-    @examples(10_000)
+    @examples(2000)
     @given(joined(WORDS, 7, " "))
     def test_any_text_is_a_request_or_an_error(self, text: str) -> None:
         """Of both readers; and what was read can be told to the daemon."""

@@ -40,7 +40,7 @@ Beta [0,nobody] STANDALONE :81
 class DaemonCase(TestCase):
     """A daemon whose sockets anybody may reach."""
 
-    timeout = 60
+    timeout = 120
 
     def setUp(self) -> Any:
         place = tempfile.TemporaryDirectory(prefix="gridnet")
@@ -107,7 +107,7 @@ class DaemonCase(TestCase):
                 capture_output=True,
                 text=True,
                 check=True,
-                timeout=30,
+                timeout=120,
                 env={"PYTHONPATH": os.pathsep.join(sys.path)},
             )
             return done.stdout + done.stderr
@@ -225,7 +225,7 @@ class DialectTests(DaemonCase):
 
         async def drive() -> None:
             status, out, err = await self.feedback(
-                "Alpha STANDALONE :80 30 5", "--socket", str(self.directory / ".lbsmd")
+                "Alpha STANDALONE :80 30 600", "--socket", str(self.directory / ".lbsmd")
             )
             self.assertEqual((status, out, err), (0, "", ""))
             await self.until(lambda: self.penalty("Alpha") == 30.0)
@@ -241,7 +241,7 @@ class DialectTests(DaemonCase):
 
         def run() -> bytes:
             with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(20)
+                connection.settimeout(60)
                 connection.connect(str(self.directory / ".lbsmd"))
                 connection.sendall(octets)
                 return connection.recv(100)

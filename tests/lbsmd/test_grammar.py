@@ -306,7 +306,7 @@ class LineTests(SynchronousTestCase):
         )
         self.assertEqual(CheckPlan.of(()).interval, Interval(15))
 
-    @examples(10_000)
+    @examples(2000)
     def test_faults_are_short(self) -> None:
         """However long the line is: logs and status pages repeat them."""
         much = "9" * 100_000

@@ -295,7 +295,7 @@ class ProcessTests(SynchronousTestCase):
 
     def expect(self, text: str, times: int = 1) -> None:
         """Wait until the log says *text* so many times."""
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while not self.log.exists() or self.log.read_text().count(text) < times:
             self.assertLess(time.monotonic(), until, f"no {text!r} in the log")
             time.sleep(0.02)
@@ -305,12 +305,12 @@ class ProcessTests(SynchronousTestCase):
         first = self.start()
         self.expect("SIGUSR1 toggles")
         second = self.start()
-        _, errors = second.communicate(timeout=30)
+        _, errors = second.communicate(timeout=120)
         self.assertEqual(second.returncode, 1)
         self.assertIn(f"a daemon runs already as process {first.pid}", errors)
         self.assertNotIn("Traceback", errors)
         third = self.start("-q")
-        _, errors = third.communicate(timeout=30)
+        _, errors = third.communicate(timeout=120)
         self.assertEqual((third.returncode, errors), (0, ""))
         self.assertIsNone(first.poll())
         first.kill()
@@ -334,7 +334,7 @@ class ProcessTests(SynchronousTestCase):
             process.send_signal(signal.SIGHUP)
             self.expect("reading lbsmd anew")
             process.send_signal(number)
-            process.wait(timeout=30)
+            process.wait(timeout=120)
             self.assertFalse(pid_file.exists())
 
     def test_what_was_acknowledged_outlasts_a_kill(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from email import message_from_bytes, policy
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +20,7 @@ from gridnet.lbsmd.config import LbsmdConfig
 from gridnet.lbsmd.notices import Notice, Postman, compose, smtp_sender
 from gridnet.lbsmd.service import make_lbsmd
 from gridnet.site import Site
+from tests.ports import free_port
 
 
 def notice(number: int = 0, service: str = "x") -> Notice:
@@ -237,14 +237,14 @@ class MailHost(SMTPFactory):  # type: ignore[misc]
 class SmtpTests(TestCase):
     """Over loopback."""
 
-    timeout = 30
+    timeout = 120
 
     def test_a_message_arrives_whole(self) -> None:
         """Envelope, headers, and a line that begins with a dot."""
         mailbox = Mailbox()
         port = reactor.listenTCP(0, MailHost(mailbox), interface="127.0.0.1")  # type: ignore[attr-defined]
         self.addCleanup(port.stopListening)
-        send = smtp_sender(reactor, "127.0.0.1", port.getHost().port, "lbsmd@a.b", 5.0)
+        send = smtp_sender(reactor, "127.0.0.1", port.getHost().port, "lbsmd@a.b", 60.0)
 
         async def drive() -> None:
             await send("ann@a.b", b"Subject: hello\n\n.first\nsecond\n")
@@ -262,10 +262,7 @@ class SmtpTests(TestCase):
         self.addCleanup(port.stopListening)
         directory = Path(self.mktemp()).absolute()
         directory.mkdir()
-        # Nobody listens there: the port was free a moment ago.
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            dead = free.getsockname()[1]
+        dead = free_port()
         (directory / "servrc.cfg").write_text(f"Blast [1,ops@a.b] STANDALONE 127.0.0.1:{dead}\n")
         config = LbsmdConfig(
             servrc="servrc.cfg",
@@ -295,7 +292,7 @@ class SmtpTests(TestCase):
         """The postman hears of it."""
         port = reactor.listenTCP(0, SMTPFactory(), interface="127.0.0.1")  # type: ignore[attr-defined]
         number = port.getHost().port
-        send = smtp_sender(reactor, "127.0.0.1", number, "lbsmd@a.b", 5.0)
+        send = smtp_sender(reactor, "127.0.0.1", number, "lbsmd@a.b", 60.0)
 
         async def drive() -> None:
             await port.stopListening()

@@ -411,7 +411,7 @@ class StoreTests(PenaltyCase):
 class CodecTests(SynchronousTestCase):
     """Orders between hosts, and penalties on disk."""
 
-    @examples(5000)
+    @examples(1000)
     @given(st.one_of(st.binary(max_size=80), orders()))
     def test_any_octets_are_an_order_or_an_error(self, octets: bytes) -> None:
         """Damaged ones too; what is taken reads back the same."""
@@ -424,7 +424,7 @@ class CodecTests(SynchronousTestCase):
         except FeedbackError as error:
             self.assertIn("too long", str(error))
 
-    @examples(3000)
+    @examples(600)
     @given(st.one_of(st.binary(max_size=80), kept_files()))
     def test_any_file_is_penalties_or_an_error(self, octets: bytes) -> None:
         """What is taken is written and read the same."""

@@ -121,11 +121,13 @@ class DaemonTests(DaemonCase):
         """What it says fits the keys."""
         plan = DemoPlan(self.directory, 27600, self.main, "python")
         values: Mapping[str, object] = section(plan)
-        self.assertEqual(structure(COMPONENT.config, values, "lbsmd").servrc, str(self.main))
+        self.assertEqual(
+            structure(COMPONENT.config_class(), values, "lbsmd").servrc, str(self.main)
+        )
 
     def test_the_section_is_found_by_its_name(self) -> None:
         """``[lbsmd]``."""
-        config = parse('[lbsmd]\nservrc = "x"\n', {COMPONENT.name: COMPONENT.config})
+        config = parse('[lbsmd]\nservrc = "x"\n', {COMPONENT.name: COMPONENT.config_class()})
         self.assertEqual(config.sections["lbsmd"], LbsmdConfig(servrc="x"))
 
 

@@ -380,7 +380,7 @@ class ResolveTests(DaemonCase):
 class SocketTests(TestCase):
     """The tools against a daemon's real socket."""
 
-    timeout = 20
+    timeout = 120
 
     def setUp(self) -> Any:
         # A short path: the system has little room for the name of a socket.

@@ -15,7 +15,7 @@ from zope.interface import Interface, implementer
 
 import gridnet
 from gridnet.cli import main
-from gridnet.component import components, load_object
+from gridnet.component import components, config_classes, load_object
 from gridnet.config import parse
 from gridnet.errors import ConfigError
 from gridnet.site import Site, make_site
@@ -37,7 +37,7 @@ class ComponentTests(SynchronousTestCase):
 
     def test_every_component_has_a_deployment_file(self) -> None:
         """``tac/<name>.tac`` beside its ``<name>.toml``, which reads without fault."""
-        classes = {name: component.config for name, component in components().items()}
+        classes = config_classes()
         for name in ("site", *components()):
             toml = ROOT / "tac" / f"{name}.toml"
             self.assertTrue((ROOT / "tac" / f"{name}.tac").is_file(), name)
@@ -75,7 +75,7 @@ class SiteTests(SynchronousTestCase):
 
     def make(self, text: str = "", only: str | None = None) -> tuple[Site, MultiService]:
         """A site of *text* on a memory reactor."""
-        classes = {name: component.config for name, component in components().items()}
+        classes = config_classes()
         config = parse(text, classes, Path(self.mktemp()).absolute())
         return make_site(config, MemoryReactorClock(), only)
 

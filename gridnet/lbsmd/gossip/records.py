@@ -11,7 +11,8 @@ from gridnet.lbsmd.gossip.identity import Identity, entry_statement
 from gridnet.lbsmd.gossip.messages import Entry
 
 
-def _mark(entry: Entry) -> int:
+def mark_of(entry: Entry) -> int:
+    """64 bits of one entry, by which equal tables are known."""
     # With the value: a life that begins anew uses versions of an earlier one again.
     said = f"{entry.key}\0{entry.version}\0".encode() + (entry.value or b"")
     return int.from_bytes(blake2b(said, digest_size=8).digest(), "big")
@@ -60,9 +61,9 @@ class HostRecords:
             return False
         held = self._entries.get(entry.key)
         if held is not None:
-            self.fingerprint ^= _mark(held)
+            self.fingerprint ^= mark_of(held)
         self._entries[entry.key] = entry
-        self.fingerprint ^= _mark(entry)
+        self.fingerprint ^= mark_of(entry)
         self.newest = max(self.newest, entry.version)
         return True
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Any
 
 from gridnet.errors import RemoteProtocolError
 from gridnet.lbsmd.gossip.follower import Follower
 from gridnet.lbsmd.gossip.membership import Membership
+from gridnet.lbsmd.gossip.publisher import SERVICE_KEY, number_of
+from gridnet.lbsmd.gossip.records import mark_of
 from gridnet.table.address import canonical_address
 
 
@@ -29,6 +32,22 @@ def facts(
         "values refused": follower.refused,
         "entries left out": follower.left_out,
     }
+
+
+def services_fingerprint(membership: Membership) -> int:
+    """
+    64 bits, equal on hosts that hold the same services of all who are up.
+
+    The load of some host is always under way; services, once told, are not.
+    """
+    combined = 0
+    for host in membership.hosts.values():
+        if host.is_up:
+            for entry in host.records:
+                if number_of(entry.key, SERVICE_KEY) is not None:
+                    mark = f"{host.name} {mark_of(entry)}".encode()
+                    combined ^= int.from_bytes(blake2b(mark, digest_size=8).digest(), "big")
+    return combined
 
 
 def why_down(

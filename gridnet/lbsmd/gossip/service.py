@@ -29,7 +29,7 @@ from gridnet.lbsmd.gossip.messages import Address, Belief, Message, Order, Recei
 from gridnet.lbsmd.gossip.orders import OrderBook
 from gridnet.lbsmd.gossip.protocol import GossipSocket, listen, listen_to_group
 from gridnet.lbsmd.gossip.publisher import Publisher
-from gridnet.lbsmd.gossip.report import facts, why_down
+from gridnet.lbsmd.gossip.report import facts, services_fingerprint, why_down
 from gridnet.lbsmd.gossip.wire import Seal
 from gridnet.lbsmd.orders import Order as Request
 from gridnet.lbsmd.orders import RefusedError, decode_order, encode_order
@@ -522,7 +522,13 @@ class Gossip(Service):
 
     def answerers(self) -> Mapping[str, Callable[[Mapping[str, Any]], Any]]:
         """Questions of local tools, and what answers them."""
-        return {"why_down": self.why_down, "gossip": lambda question: self.facts()}
+        return {"why_down": self.why_down, "gossip": self.figures}
+
+    def figures(self, question: Mapping[str, Any]) -> Mapping[str, Any]:
+        """``gossip``: figures; those that take a look at every entry only if it asks for them."""
+        if not question.get("services"):
+            return self.facts()
+        return {**self.facts(), "services": f"{services_fingerprint(self.membership):016x}"}
 
     def why_down(self, question: Mapping[str, Any]) -> Mapping[str, Any]:
         """``why_down``: what is held of a host, by whom and why."""

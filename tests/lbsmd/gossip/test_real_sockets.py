@@ -21,6 +21,8 @@ ADDRESSES = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
 class RealSocketTests(TestCase):
     """Three hosts in this process."""
 
+    timeout = 180
+
     def setUp(self) -> None:
         self.hosts: list[HostDaemon] = []
 
@@ -40,7 +42,7 @@ class RealSocketTests(TestCase):
             self.hosts.append(host)
 
     async def all_know_all(self) -> None:
-        for _ in range(1000):
+        for _ in range(6000):  # two minutes: nothing normally takes more than one second
             if all(len(host.services()) == len(ADDRESSES) for host in self.hosts):
                 return
             await deferLater(REACTOR, 0.02)

@@ -24,6 +24,7 @@ from gridnet.lbsmd.gossip.identity import SigningIdentity
 from gridnet.lbsmd.gossip.keys import new_key_line, write_private
 from gridnet.lbsmd.gossip.membership import GossipTimes, Membership
 from gridnet.lbsmd.gossip.messages import Standing
+from gridnet.lbsmd.gossip.publisher import LOAD_KEY, SERVICE_KEY
 from gridnet.lbsmd.gossip.table_values import encode_service
 from gridnet.lbsmd.orders import Asker, Order, RefusedError
 from gridnet.lbsmd.service import make_lbsmd
@@ -337,6 +338,17 @@ class GossipTests(SiteCase):
         facts = self.hosts[ONE].site.status.facts["gossip"]()
         self.assertEqual(facts["hosts"], {"alive": 3})
         self.assertEqual(facts["packets"]["refused"], 0)
+
+    def test_whether_two_hosts_hold_the_same_services_does_not_depend_on_loads(self) -> None:
+        hosts = [self.hosts[ONE], self.hosts[TWO]]
+        asked = {"services": True}
+        self.assertNotIn("services", hosts[0].gossip.figures({}))
+        before = {host.gossip.figures(asked)["services"] for host in hosts}
+        self.assertEqual(len(before), 1)
+        hosts[0].gossip.membership.publish(LOAD_KEY, b"another load")
+        self.assertEqual({host.gossip.figures(asked)["services"] for host in hosts}, before)
+        hosts[0].gossip.membership.publish(f"{SERVICE_KEY}9", b"another service")
+        self.assertNotIn(hosts[0].gossip.figures(asked)["services"], before)
 
     def test_an_unknown_host_has_no_reason(self) -> None:
         why = self.hosts[ONE].gossip.why_down
