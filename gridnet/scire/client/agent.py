@@ -354,7 +354,7 @@ class Agent:
         self._news.set()
 
     def _fetch_all(self) -> bool:
-        """Take everything that waits; whether there was anything."""
+        """Take everything that waits; whether there was anything that will be reported on."""
         run, receipt, found = 0, "", False
         while not self.stopping.is_set():
             try:
@@ -370,8 +370,9 @@ class Agent:
                 self._news.set()
             if "receipt" not in answer:
                 return found
-            found = True
             run, receipt = answer["run"], self._take(answer)
+            # What was refused is over: nothing follows that would have the servers asked again.
+            found = found or bool(receipt)
         return found
 
     def _take(self, delivery: dict[str, Any]) -> str:
@@ -389,7 +390,8 @@ class Agent:
         if self.spool.knows(job.run, job.retry):
             _log.info("run %d is here already", job.run)
             # A server that hands it out again may have lost what was reported.
-            self.spool.report_again(job.run)
+            if self.spool.report_again(job.run):
+                self.poll_wanted.set()
         else:
             try:
                 self.spool.store(job, octets)
