@@ -28,14 +28,14 @@ from zope.interface import implementer
 from gridnet.errors import ConfigError, Fault
 from gridnet.lbsmd.authority import Authority, find_asker
 from gridnet.lbsmd.local_services import LocalServices
-from gridnet.lbsmd.port_posts import (
+from gridnet.lbsmd.repeats import Repeats
+from gridnet.port_posts import (
     MAX_POST_OCTETS,
     Post,
     PostError,
     format_answer,
     parse_post,
 )
-from gridnet.lbsmd.repeats import Repeats
 
 #: A host's load message has room for so many ports.
 TOLD_PORTS = 4

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gridnet.errors import ConfigError
-from gridnet.lbsmd.port_posts import PortClient, PostError
 from gridnet.lbsmd.tools import read_section
+from gridnet.port_posts import PortClient, PostError
 
 DONE, REFUSED, USAGE = range(3)
 

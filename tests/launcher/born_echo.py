@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 
-from gridnet.launcher.batch.service import send_capacity
+from gridnet.port_posts import PortClient, PostError
 
 
 class Echo(socketserver.BaseRequestHandler):
@@ -35,14 +35,17 @@ class Server(socketserver.ThreadingTCPServer):
 
 def report(path: str) -> None:
     """Say what the file at *path* says, again and again."""
-    while True:
-        try:
-            with open(path) as file:
-                total, used = file.read().split()
-            send_capacity(float(total), float(used))
-        except (OSError, ValueError):
-            pass
-        time.sleep(0.05)
+    with PortClient(os.environ["GRIDNET_CAPACITY"], 5.0) as client:
+        while True:
+            try:
+                with open(path) as file:
+                    total, used = map(float, file.read().split())
+                client.post(int(os.environ["GRIDNET_PORT"]), total, used, total - used)
+            except (OSError, ValueError):
+                pass
+            except PostError as error:
+                print(f"not posted: {error}", flush=True)
+            time.sleep(0.05)
 
 
 if __name__ == "__main__":

@@ -348,11 +348,12 @@ class LifeTests(BatchTestCase):
         async def scenario() -> None:
             path = self.directory / "capacity"
             path.write_text("8 0")
-            self.run_service("--rate", "400", environment={"CAPACITY_FILE": str(path)})
+            running = self.run_service("--rate", "400", environment={"CAPACITY_FILE": str(path)})
             self.assertEqual((await self.in_table()).info.rate, 400.0)
             for text, rate in (("8 6", 100.0), ("8 8", 0.0), ("8 0", 400.0)):
                 path.write_text(text)
                 await self.rate_is(rate)
+            self.assertNotIn(b"not posted", running.said)
 
         return Deferred.fromCoroutine(scenario())
 

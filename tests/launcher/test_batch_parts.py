@@ -16,12 +16,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from gridnet.errors import GridnetError, LaunchError, RemoteProtocolError
-from gridnet.launcher.batch.capacity import Capacity, parse_capacity
+from gridnet.errors import GridnetError, LaunchError
 from gridnet.launcher.batch.deadline import Deadline, find_deadline
 from gridnet.launcher.batch.lease import Lease
 from gridnet.launcher.batch.machine import INPUTS, STATES, Life, LifeCore, Pause, make_life
 from gridnet.launcher.batch.ports import reserve_port
+from gridnet.launcher.batch.service import CapacityPort
 from gridnet.launcher.batch.sockets import LISTEN, TcpSocket, sockets_at
 from tests.hypothesis_profile import examples
 
@@ -221,42 +221,36 @@ class SocketTableTests(SynchronousTestCase):
 class CapacityTests(SynchronousTestCase):
     """What programs say of themselves."""
 
-    def test_two_numbers_give_the_third(self) -> None:
-        for data in (
-            b'{"total": 8, "used": 2}',
-            b'{"total": 8, "free": 6}',
-            b'{"used": 2, "free": 6, "color": "red"}',
-        ):
-            found = parse_capacity(data)
-            self.assertEqual((found, found.availability), (Capacity(8.0, 6.0), 0.75))
+    def setUp(self) -> None:
+        self.heard: list[float] = []
+        self.answers: list[tuple[bytes, object]] = []
+        self.port = CapacityPort(7000, self.heard.append)
+        self.port.transport = self
 
-    def test_nonsense_is_refused(self) -> None:
-        for data in (
-            b"",
-            b"[]",
-            b'{"total": 8}',
-            b'{"total": 0, "used": 0}',
-            b'{"total": 2, "used": 3}',
-            b'{"total": 2, "free": 3}',
-            b'{"total": true, "free": 0}',
-            b'{"total": "2", "free": 0}',
-            b'{"total": -1, "used": -2}',
-            b'{"total": NaN, "used": 1}',
-            b'{"total": 1e999, "used": 1}',
-            b'{"total": 5, "used": 1}' + b" " * 600,
-            b"\xff\xfe",
-            b"[" * 500,
-        ):
-            self.assertRaises(RemoteProtocolError, parse_capacity, data)
+    def write(self, datagram: bytes, address: object) -> None:
+        """As a transport."""
+        self.answers.append((datagram, address))
 
-    @examples(500)
-    @given(st.binary(max_size=80))
-    def test_any_octets_are_a_capacity_or_refused(self, data: bytes) -> None:
-        try:
-            found = parse_capacity(data)
-        except RemoteProtocolError:
-            return
-        self.assertTrue(0 <= found.availability <= 1)
+    def test_posts_are_taken_and_answered(self) -> None:
+        self.port.datagramReceived(b"PORT 7000 8 6 2\n", b"\0abc")
+        self.port.datagramReceived(b"PORT 7000 8 8 0", None)
+        self.assertEqual(self.heard, [0.25, 0.0])
+        self.assertEqual(self.answers, [(b"OK", b"\0abc")])
+
+    def test_nonsense_and_other_ports_are_refused(self) -> None:
+        for datagram in (b"", b"PORT 7000", b"PORT 7001 8 6 2", b"PORT 7000 8 9 0", b"\xff"):
+            self.port.datagramReceived(datagram, "sender")
+        self.assertEqual(self.heard, [])
+        self.assertTrue(all(answer.startswith(b"ERROR ") for answer, _ in self.answers))
+        self.assertEqual(len(self.answers), 5)
+
+    def test_who_does_not_wait_is_not_missed(self) -> None:
+        def gone(datagram: bytes, address: object) -> None:
+            raise ConnectionRefusedError(111, "Connection refused")
+
+        self.port.transport = type("Gone", (), {"write": staticmethod(gone)})()
+        self.port.datagramReceived(b"PORT 7000 8 6 2", "sender")
+        self.assertEqual(self.heard, [0.25])
 
 
 #: How each state is reached from the first.

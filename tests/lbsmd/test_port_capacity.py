@@ -25,7 +25,7 @@ from gridnet.lbsmd.authority import Authority
 from gridnet.lbsmd.local_services import LocalServices
 from gridnet.lbsmd.orders import Asker
 from gridnet.lbsmd.port_capacity import PortCapacity, PortSocket, listens
-from gridnet.lbsmd.port_posts import (
+from gridnet.port_posts import (
     MAX_POST_OCTETS,
     PortClient,
     Post,
@@ -237,7 +237,7 @@ class SocketTests(TestCase):
         entry = pwd.getpwnam(user)
         script = (
             "import os\n"
-            "from gridnet.lbsmd.port_posts import PortClient, PostError\n"
+            "from gridnet.port_posts import PortClient, PostError\n"
             f"os.setgid({entry.pw_gid}); os.setuid({entry.pw_uid})\n"
             "try:\n"
             f"    PortClient({str(self.path)!r}).post{figures!r}\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +16,7 @@ from twisted.internet.protocol import DatagramProtocol
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from gridnet.errors import LaunchError, RemoteProtocolError
-from gridnet.launcher.batch.capacity import MAX_OCTETS, parse_capacity
+from gridnet.errors import LaunchError
 from gridnet.launcher.batch.deadline import Deadline
 from gridnet.launcher.batch.health import HealthCheck
 from gridnet.launcher.batch.lease import Ask, Lease
@@ -32,6 +30,7 @@ from gridnet.launcher.child import (
     start,
     status_of,
 )
+from gridnet.port_posts import MAX_POST_OCTETS, PostError, format_answer, parse_post
 
 #: How often is looked whether the program listens already.
 _LISTEN_LOOK_SECONDS = 0.05
@@ -75,21 +74,38 @@ class BatchPlan:
 
 
 class CapacityPort(DatagramProtocol):
-    """Hears what the program says of its capacity."""
+    """
+    Hears what the program says of its capacity (docs/protocols/port-capacity.rst).
+
+    :param port: the only one that it may speak of.
+    :param heard: called with the availability, 0 to 1.
+    """
 
     _log = Logger()
+    transport: Any
 
-    def __init__(self, heard: Callable[[float], None]) -> None:
+    def __init__(self, port: int, heard: Callable[[float], None]) -> None:
+        self._port = port
         self._heard = heard
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
         """Called by Twisted."""
+        problem = ""
         try:
-            capacity = parse_capacity(datagram)
-        except RemoteProtocolError as error:
-            self._log.warn("datagram passed over, {reason}", reason=str(error))
+            post = parse_post(datagram)
+            if post.port != self._port:
+                raise PostError(f"port {post.port} is not that of this program")
+        except PostError as error:
+            problem = str(error)
+            self._log.warn("a post is passed over, {reason}", reason=problem)
         else:
-            self._heard(capacity.availability)
+            self._heard(post.availability)
+        if addr:
+            try:
+                self.transport.write(format_answer(problem), addr)
+            except OSError:
+                # Who does not wait for the answer does not want it.
+                pass
 
 
 def open_sockets(port: int) -> Sequence[TcpSocket]:
@@ -209,9 +225,9 @@ class BatchService:
         """
         plan = self._plan
         words = [word.replace("{port}", str(self._port)) for word in plan.words]
-        heard = self._heard_capacity
+        capacity = CapacityPort(self._port, self._heard_capacity)
         self._capacity = self._reactor.listenUNIXDatagram(
-            self._capacity_path, CapacityPort(heard), MAX_OCTETS + 1, 0o600
+            self._capacity_path, capacity, MAX_POST_OCTETS + 1, 0o600
         )
         given = {
             **environment,
@@ -481,23 +497,3 @@ class BatchService:
         if self._status is not None:
             status = self._status
         self._lease.end().addCallback(lambda _: self._over(status))
-
-
-def send_capacity(total: float, used: float) -> None:
-    """
-    Tell ``gridnet run`` how much the program that it has started can take.
-
-    Nothing happens where it was not started that way, or when nobody listens.
-
-    :param total: connections or jobs at once.
-    :param used: of them, now.
-    """
-    path = os.environ.get("GRIDNET_CAPACITY")
-    if not path:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.setblocking(False)
-        try:
-            sender.sendto(b'{"total": %g, "used": %g}' % (total, used), path)
-        except OSError:
-            pass
