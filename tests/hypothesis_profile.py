@@ -7,18 +7,14 @@ Hypothesis as these tests use it: deterministic, without deadlines or an example
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, settings
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _FACTOR = float(os.environ.get("GRIDNET_EXAMPLES_FACTOR", "1"))
 
 
-def examples(number: int) -> Callable[[F], F]:
-    """Decorate a property test: try *number* examples, the same ones in every run."""
+def examples(number: int) -> settings:
+    """Settings, and decorator, of a property test: *number* examples, the same in every run."""
     return settings(
         max_examples=max(1, int(number * _FACTOR)),
         derandomize=True,

@@ -4,56 +4,112 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
 
-from attrs import fields
+from attrs import Attribute, asdict, evolve, fields
 
 from gridnet.lbsmd.gossip.settings import GossipTimes
 from gridnet.simulate.measure import Outcome
 from gridnet.simulate.network import NetworkTraits
+from gridnet.simulate.report import write_report
 from gridnet.simulate.scenario import Scenario, run
-
-OPTIONS: dict[str, str] = {}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Print one line a figure."""
-    parser = argparse.ArgumentParser(prog="python -m gridnet.simulate", description=__doc__)
-    _add_options(parser)
+    parser = _parser()
     options = vars(parser.parse_args(arguments))
-    traits = {f.name: options.pop(f.name) for f in fields(NetworkTraits)}
-    times = GossipTimes(lifeguard=not options.pop("plain_swim"))
-    if options["hosts"] < 3 or options["services"] < 1:
-        parser.error("a site needs 3 hosts and 1 service")
-    scenario = Scenario(**options, traits=NetworkTraits(**traits), times=times)
+    runs, report, as_json = options.pop("runs"), options.pop("report"), options.pop("json")
+    lifeguard = not options.pop("plain_swim")
+    traits = NetworkTraits(**{a.name: options.pop(a.name) for a in _numbers(NetworkTraits)})
+    times = GossipTimes(
+        **{a.name: options.pop(a.name) for a in _numbers(GossipTimes)}, lifeguard=lifeguard
+    )
+    scenario = Scenario(**options, traits=traits, times=times)
+    if scenario.hosts < 3 or scenario.services < 1 or runs < 1:
+        parser.error("a site needs at least 3 hosts with 1 service, and there must be a run")
     # Millions of objects that live on: looking through them for garbage would take a third of
     # the time, and the simulation makes no cycles.
     gc.freeze()
     gc.disable()
-    show(run(scenario))
+    outcomes = []
+    for number in range(runs):
+        outcomes.append(run(evolve(scenario, seed=scenario.seed + number)))
+        gc.collect()
+    if as_json:
+        for outcome in outcomes:
+            print(json.dumps(asdict(outcome, filter=lambda a, _: bool(a.repr))))
+    else:
+        show(outcomes)
+    if report:
+        write_report(Path(report), scenario, outcomes)
 
 
-def show(outcome: Outcome) -> None:
-    """One line a figure."""
-    for field in fields(Outcome):
-        if not field.repr:
+def show(outcomes: Sequence[Outcome]) -> None:
+    """One line a figure; of several runs the least, the median and the most."""
+    for attribute in fields(Outcome):
+        if not attribute.repr:
             continue
-        figure = getattr(outcome, field.name)
-        shown = f"{figure:.3f}" if isinstance(figure, float) else figure
-        print(f"{field.name:28} {shown}")
+        values = [getattr(outcome, attribute.name) for outcome in outcomes]
+        if len(values) == 1:
+            shown = _shown(values[0])
+        elif attribute.name == "trace_hash":
+            shown = " ".join(values)
+        else:
+            known = sorted(value for value in values if value is not None)
+            shown = "-"
+            if known:
+                shown = f"{_shown(known[0])} {_shown(median(known))} {_shown(known[-1])}"
+            if len(known) < len(values):
+                shown += f" ({len(values) - len(known)} of {len(values)} runs without)"
+        print(f"{attribute.name:28} {shown}")
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    for kind in (Scenario, NetworkTraits):
-        for field in fields(kind):
-            if isinstance(field.default, int | float):
-                parser.add_argument(
-                    "--" + field.name.replace("_", "-"),
-                    type=type(field.default),
-                    default=field.default,
-                    metavar="N" if isinstance(field.default, int) else "X",
-                    help=OPTIONS.get(field.name),
-                )
+def _shown(figure: object) -> str:
+    if figure is None:
+        return "-"
+    return f"{figure:.3f}" if isinstance(figure, float) else str(figure)
+
+
+def _numbers(kind: type) -> list[Attribute[Any]]:
+    return [
+        a
+        for a in fields(kind)
+        if isinstance(a.default, int | float | str) and a.name != "lifeguard"
+    ]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m gridnet.simulate",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    groups = (
+        (Scenario, "the site and what happens to it"),
+        (NetworkTraits, "the network"),
+        (GossipTimes, "the protocol, as in [lbsmd.gossip]"),
+    )
+    for kind, title in groups:
+        group = parser.add_argument_group(title)
+        for attribute in _numbers(kind):
+            group.add_argument(
+                "--" + attribute.name.replace("_", "-"),
+                type=type(attribute.default),
+                default=attribute.default,
+                metavar={int: "N", float: "X", str: "WORD"}[type(attribute.default)],
+                choices=("block", "stop") if attribute.name == "slow_kind" else None,
+                help=attribute.metadata.get("meaning", " "),
+            )
     parser.add_argument("--plain-swim", action="store_true", help="without Lifeguard")
+    parser.add_argument("--runs", type=int, default=1, help="runs, each with the next seed")
+    parser.add_argument("--report", metavar="FILE", help="write an HTML page with plots")
+    parser.add_argument("--json", action="store_true", help="one object a run")
+    return parser
 
 
 if __name__ == "__main__":

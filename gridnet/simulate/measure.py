@@ -39,8 +39,9 @@ class Outcome:
     """
 
     trace_hash: str
-    reached: float  #: share of the hosts that know the first change, 0 to 1
-    reached_9999_seconds: float | None  #: until 99.99 % of the hosts knew it
+    listeners: int  #: hosts that live through the run undisturbed
+    reached: float  #: share of these that know the first change, 0 to 1
+    reached_9999_seconds: float | None  #: until 99.99 % of them knew it
     reached_all_seconds: float | None
     settled_after_changes: float | None  #: from the last change until all tables were equal
     settled_after_heal: float | None  #: from the end of the partition until then
@@ -77,14 +78,18 @@ class Measurements:
     """
     Watches a run.
 
+    :param steady: hosts to which nothing happens: those that are to know of a change.
     :param impaired: hosts whose verdicts, and verdicts on whom, are not counted as false.
     """
 
-    def __init__(self, hosts: int, services: int, impaired: set[str]) -> None:
+    def __init__(
+        self, hosts: int, services: int, impaired: set[str], steady: frozenset[str]
+    ) -> None:
         self.network: Network
         self._hosts = hosts
         self._services = services
         self._impaired = impaired
+        self._steady = steady
         self._changed: tuple[str, float, int] | None = None
         self._known: dict[str, int] = {}
         self._spread: list[float] = []
@@ -102,7 +107,12 @@ class Measurements:
     def observe(self, now: float, host: SimulatedHost, event: Event) -> None:
         """One thing that *host* found."""
         if isinstance(event, EntryChanged):
-            if self._changed is not None and event.entry.owner == self._changed[0]:
+            changed = self._changed
+            if (
+                changed is not None
+                and event.entry.owner == changed[0]
+                and host.name in self._steady
+            ):
                 self._entry_arrived(now, host.name, event.entry.version)
         elif isinstance(event, StandingChanged) and event.standing is Standing.DEAD:
             self._verdict(now, host.name, event.host)
@@ -180,7 +190,8 @@ class Measurements:
 
     def outcome(self, seconds: float) -> Outcome:
         """All of it."""
-        needed = ceil((self._hosts - 1) * 0.9999)
+        listeners = len(self._steady) - 1
+        needed = ceil(listeners * 0.9999)
         spread = self._spread
         firsts = [c.first - c.at for c in self._crashes if c.first is not None]
         lasts = [c.last - c.at for c in self._crashes if c.last is not None]
@@ -189,9 +200,10 @@ class Measurements:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return Outcome(
             trace_hash=self.network.trace_hash,
-            reached=len(spread) / (self._hosts - 1),
+            listeners=listeners,
+            reached=len(spread) / listeners,
             reached_9999_seconds=spread[needed - 1] if len(spread) >= needed else None,
-            reached_all_seconds=spread[-1] if len(spread) >= self._hosts - 1 else None,
+            reached_all_seconds=spread[-1] if len(spread) >= listeners else None,
             settled_after_changes=self._settled.get("changes"),
             settled_after_heal=self._settled.get("heal"),
             settled_after_kill=self._settled.get("kill"),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from math import inf
 from random import Random
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from attrs import define, field, frozen
 
@@ -31,16 +31,21 @@ DATAGRAM_OVERHEAD = 28  #: octets of the UDP and IPv4 headers
 _RING = 4096  # ticks that lie in lists; what is later lies in a heap
 
 
+def option(default: Any, meaning: str) -> Any:
+    """A field that is an option of the command."""
+    return field(default=default, metadata={"meaning": meaning})
+
+
 @frozen
 class NetworkTraits:
     """What the network and the machines do to packets; times in seconds."""
 
-    loss: float = 0.0  #: share of packets lost, 0 to 1
-    delay: float = 0.001  #: at least
-    delay_spread: float = 0.002  #: at most, beside *delay*
-    backlog: int = 256  #: packets that wait for a host that does not read; more are lost
-    slow_packet: float = 0.001  #: what a slow host needs to read one, while it runs
-    max_skew: float = 300.0  #: packets of clocks that differ by more are refused
+    loss: float = option(0.0, "share of the packets that are lost, 0 to 1")
+    delay: float = option(0.001, "seconds that a packet takes at least")
+    delay_spread: float = option(0.002, "seconds that it takes longer at most")
+    backlog: int = option(256, "packets that wait for a host that does not read; more are lost")
+    slow_packet: float = option(0.001, "seconds that a slow host needs to read one")
+    max_skew: float = option(300.0, "packets of clocks that differ by more are refused")
 
 
 @define(eq=False)

@@ -11,7 +11,7 @@ from attrs import field, frozen
 
 from gridnet.lbsmd.gossip.settings import GossipTimes
 from gridnet.simulate.measure import Measurements, Outcome
-from gridnet.simulate.network import Network, NetworkTraits, SimulatedHost
+from gridnet.simulate.network import Network, NetworkTraits, SimulatedHost, option
 
 
 @frozen
@@ -22,26 +22,29 @@ class Scenario:
     All hosts know each other from the start: joining is not what is measured here.
     """
 
-    hosts: int = 100
-    services: int = 5  #: published by every host from the start
-    seconds: float = 60.0
-    changes: int = 1  #: times that a host changes all its services
-    change_from: float = 5.0  #: when the first of them is
-    change_interval: float = 1.0  #: between two of them
-    kills: int = 1  #: hosts that crash for good
-    churn: float = 0.0  #: share of the hosts that crash and come back
-    churn_down: float = 30.0  #: how long each of them is away
-    slow: int = 0  #: hosts that stall again and again, and read slowly in between
-    slow_kind: str = "block"  #: they do not send and receive; "stop": nor do their timers run
-    stop_seconds: float = 16.0  #: how long each stop lasts
-    run_seconds: float = 0.064  #: how long they run in between
-    pauses: int = 0  #: hosts that stop once, for *pause_seconds*
-    pause_seconds: float = 30.0
-    partition: float = 0.0  #: share of the hosts that is cut off
-    partition_from: float = 10.0
-    partition_seconds: float = 60.0
-    clock_skew: float = 0.0  #: clocks differ by up to this
-    seed: int = 1
+    hosts: int = option(100, "hosts of the site")
+    services: int = option(5, "services that every host publishes from the start")
+    seconds: float = option(60.0, "simulated time")
+    changes: int = option(1, "times that a host changes all its services, one host after another")
+    change_from: float = option(5.0, "when the first change is, in seconds")
+    change_interval: float = option(1.0, "seconds between two changes")
+    kills: int = option(1, "hosts that crash for good")
+    kill_at: float = option(0.0, "when the first of them crashes; 0: after three tenths of the run")
+    churn: float = option(0.0, "share of the hosts that crash, each once, and come back; 0 to 1")
+    churn_down: float = option(30.0, "seconds that each of them is away")
+    slow: int = option(0, "hosts that stall again and again, and read slowly in between")
+    slow_kind: str = option(
+        "block", "block: they neither send nor receive; stop: nor do their timers run"
+    )
+    stop_seconds: float = option(16.0, "how long they stall")
+    run_seconds: float = option(0.064, "how long they run in between")
+    pauses: int = option(0, "hosts that stand still once, as asleep")
+    pause_seconds: float = option(30.0, "how long these do")
+    partition: float = option(0.0, "share of the hosts that is cut off; 0 to 1")
+    partition_from: float = option(10.0, "when it is cut off, in seconds")
+    partition_seconds: float = option(60.0, "seconds until the network is whole again")
+    clock_skew: float = option(0.0, "seconds by which clocks differ at most")
+    seed: int = option(1, "of all that is left to chance")
     traits: NetworkTraits = field(factory=NetworkTraits)
     times: GossipTimes = field(factory=GossipTimes)
 
@@ -77,7 +80,10 @@ class Run:
         self._publishers = cast
         self._changed: dict[str, int] = {}
         self.measured = Measurements(
-            scenario.hosts, scenario.services, set(self._slow) | set(self._paused)
+            scenario.hosts,
+            scenario.services,
+            impaired=set(self._slow) | set(self._paused),
+            steady=frozenset(cast),
         )
         self.network = Network(
             scenario.seed, scenario.traits, scenario.times, self.measured.observe
@@ -102,7 +108,8 @@ class Run:
                 partial(self._change, name),
             )
         for number, name in enumerate(self._victims):
-            at = scenario.seconds * (0.3 + 0.3 * number / max(1, len(self._victims)))
+            begin = scenario.kill_at or scenario.seconds * 0.3
+            at = begin + scenario.seconds * 0.3 * number / len(self._victims)
             network.at(at, partial(self._crash, name, True))
         for name in self._churned:
             at = random.random() * max(1.0, scenario.seconds - scenario.churn_down - 30.0)

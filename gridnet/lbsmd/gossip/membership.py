@@ -9,7 +9,7 @@ from math import ceil, gcd, inf, log10
 from random import Random
 from typing import Any, TypeAlias
 
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 
 from gridnet.errors import LocalProtocolError
 from gridnet.lbsmd.gossip.exchange import Exchange, packed
@@ -551,6 +551,10 @@ class Membership:
         incarnation, standing = said.incarnation, said.standing
         if incarnation < state.incarnation:
             return
+        if standing is _DEAD and state.standing is _ALIVE and self._times.lifeguard:
+            # Those who give a verdict suspect first.  Whoever hears of it only now was away, or
+            # the others were: the host gets its time to refute, with us too.
+            said, standing = evolve(said, standing=_SUSPECT), _SUSPECT
         if incarnation == state.incarnation and standing <= state.standing:
             if standing == state.standing:
                 self._rumours.heard(said.host, said)
