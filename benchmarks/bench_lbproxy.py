@@ -34,7 +34,7 @@ from benchmarks.common import (
 )
 from benchmarks.lbproxy_load import PLACEHOLDER, small_job, unique_parts
 from gridnet.lbproxy import frames
-from gridnet.lbproxy.client import connect_unix
+from gridnet.lbproxy.blocking import connect_unix
 from tests.ports import free_port
 
 NAME = "lbproxy"

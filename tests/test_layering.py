@@ -96,6 +96,8 @@ PURE = (
     "lbproxy/paths.py",
     "lbproxy/query.py",
     "lbproxy/record.py",
+    "lbproxy/reply_xml.py",
+    "lbproxy/request_xml.py",
     "lbproxy/rows.py",
     "lbproxy/schema.py",
     "lbproxy/selection.py",

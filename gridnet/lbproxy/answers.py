@@ -15,7 +15,7 @@ from typing import Any
 from attrs import frozen
 
 from gridnet.lbproxy import events as event_lines
-from gridnet.lbproxy import query, rows, selection, seqcode
+from gridnet.lbproxy import query, reply_xml, rows, selection, seqcode
 from gridnet.lbproxy.query import (
     Condition,
     EventsQuery,
@@ -27,10 +27,9 @@ from gridnet.lbproxy.query import (
     QueryError,
     ResultMode,
     SequenceCodeQuery,
-    ShownEvent,
-    ShownJob,
 )
 from gridnet.lbproxy.record import STATES, JobRecord
+from gridnet.lbproxy.reply_xml import ShownEvent, ShownJob
 
 
 @frozen
@@ -66,8 +65,8 @@ def answer(
     if isinstance(request, EventsQuery):
         return _answer_events(connection, request, limits)
     if isinstance(request, SequenceCodeQuery):
-        return Answer(200, query.write_sequence_code(_last_code(connection, request)))
-    return Answer(200, query.write_indexed_attributes())
+        return Answer(200, reply_xml.write_sequence_code(_last_code(connection, request)))
+    return Answer(200, reply_xml.write_indexed_attributes())
 
 
 def _joined(texts: Iterable[str], limits: AnswerLimits) -> str:
@@ -156,12 +155,12 @@ def _answer_jobs(
         jobs = (ShownJob(rows.record_from(row)) for row in found[:shown])
     else:
         jobs = (_shown_job(connection, row, flags, limits) for row in found[:shown])
-    content = _joined((query.jobs_xml([job], flags) for job in jobs), limits)
+    content = _joined((reply_xml.jobs_xml([job], flags) for job in jobs), limits)
     if partly:
         too_many = _TooMany()
         status = query.http_status(too_many.number, "/queryJobs")
-        return Answer(status, query.write_error("/queryJobs", too_many, content))
-    return Answer(200, query.write_jobs(content))
+        return Answer(status, reply_xml.write_error("/queryJobs", too_many, content))
+    return Answer(200, reply_xml.write_jobs(content))
 
 
 def _shown_job(
@@ -267,12 +266,12 @@ def _answer_events(
         (_shown_event(line, arrived, limits) for line, arrived in found),
         key=lambda one: (seqcode.sort_key(one.event.seqcode), one.event.timestamp),
     )
-    content = _joined(map(query.event_xml, events[:shown]), limits)
+    content = _joined(map(reply_xml.event_xml, events[:shown]), limits)
     if partly:
         too_many = _TooMany()
         status = query.http_status(too_many.number, "/queryEvents")
-        return Answer(status, query.write_error("/queryEvents", too_many, content))
-    return Answer(200, query.write_events(content))
+        return Answer(status, reply_xml.write_error("/queryEvents", too_many, content))
+    return Answer(200, reply_xml.write_events(content))
 
 
 def _shown_event(line: bytes, arrived: int, limits: AnswerLimits) -> ShownEvent:

@@ -16,24 +16,22 @@ their meaning is docs/protocols/lbproxy.rst, "Client".
 from __future__ import annotations
 
 import errno
-import json
 import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlencode
 
-from attrs import frozen
-
-from gridnet.lbproxy import frames, http, stream
-from gridnet.lbproxy.frames import BodyError, FrameReader, Reply
+from gridnet.lbproxy import frames, http
+from gridnet.lbproxy.blocking import Line, ServerLeg, read_answer, read_reply, tcp_server_leg
+from gridnet.lbproxy.frames import Reply
 from gridnet.lbproxy.jobid import JobId
-from gridnet.lbproxy.query import Condition, ResultMode
+from gridnet.lbproxy.query import ResultMode
 from gridnet.lbproxy.results import BAD_ANSWER, JobEvent, JobStatus, LbError
 from gridnet.lbproxy.session import (
     Call,
     ClientSettings,
+    Conditions,
     Exchange,
     ServeExchange,
     ServerExchange,
@@ -43,8 +41,10 @@ from gridnet.lbproxy.session import (
     condition,
     generate_subjob_ids,
     new_job_id,
+    registration_fields,
     settings_from,
 )
+from gridnet.lbproxy.stream_calls import StreamEvent, cursor_target, parse_poll, stream_target
 
 if TYPE_CHECKING:
     from gridnet.lbproxy.deferred_client import DeferredContext as DeferredContext
@@ -60,15 +60,10 @@ __all__ = [
     "condition",
     "generate_subjob_ids",
     "make_job_id",
+    "tcp_server_leg",
 ]
 
 T = TypeVar("T")
-Conditions = Mapping[str, Any] | Iterable[Condition | Iterable[Condition]]
-#: Sends a store message to a job's own server: (job id, message, seconds) -> reply.
-ServerLeg = Callable[[JobId, bytes, float], Reply]
-
-_MAX_REPLY_OCTETS = 1 << 30
-_RETRY_SECONDS = 0.01  # while the backlog is full, as the original client does
 
 
 def __getattr__(name: str) -> Any:
@@ -85,159 +80,6 @@ def make_job_id(host: str = "", port: int = 9000) -> str:
     host = host or socket.getfqdn()
     chance = os.urandom(16).hex()
     return str(new_job_id(host, port, host, str(os.getpid()), str(time.time()), chance))
-
-
-def _again(text: str) -> LbError:
-    """No socket, refused, lost or silent: come again."""
-    return LbError(errno.EAGAIN, text)
-
-
-def connect_unix(path: str, deadline: float) -> socket.socket:
-    """
-    Connect to the socket at *path*.
-
-    :param deadline: by :func:`time.monotonic`.
-    :raises LbError: EAGAIN: nobody listens, or not in time.
-    """
-    while True:
-        left = deadline - time.monotonic()
-        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            made.settimeout(max(left, 0.001))
-            made.connect(path)
-            return made
-        except BlockingIOError:
-            made.close()
-            if left <= 0:
-                raise _again(f"{path}: the service is busy") from None
-            time.sleep(_RETRY_SECONDS)
-        except OSError as error:
-            made.close()
-            raise _again(f"{path}: {error}") from None
-
-
-class _Line:
-    """A connection that is kept between calls."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._socket: socket.socket | None = None
-        self._is_fresh = False
-
-    def close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-    def send(self, octets: bytes, deadline: float) -> None:
-        """Send; a connection that the service has closed meanwhile is made anew."""
-        if self._socket is not None and self._is_stale():
-            self.close()
-        self._is_fresh = self._socket is None
-        if self._socket is None:
-            self._socket = connect_unix(self._path, deadline)
-        try:
-            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
-            self._socket.sendall(octets)
-        except OSError as error:
-            self.close()
-            raise _again(f"{self._path}: {error}") from None
-
-    def _is_stale(self) -> bool:
-        """Whether the other side has closed; nothing is expected from it between calls."""
-        assert self._socket is not None
-        try:
-            self._socket.setblocking(False)
-            self._socket.recv(1)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-        return True
-
-    def receive(self, deadline: float) -> bytes:
-        assert self._socket is not None
-        try:
-            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
-            data = self._socket.recv(1 << 18)
-        except OSError as error:
-            self.close()
-            raise _again(f"{self._path}: {error or 'no answer in time'}") from None
-        if not data:
-            self.close()
-            raise _again(f"{self._path}: the connection was lost")
-        return data
-
-
-def read_reply(receive: Callable[[], bytes]) -> Reply:
-    """
-    The reply to a store message.
-
-    :raises LbError: what comes is none.
-    """
-    reader = FrameReader(_MAX_REPLY_OCTETS)
-    while True:
-        bodies = reader.receive(receive())
-        if bodies:
-            try:
-                return frames.decode_reply(bodies[0])
-            except BodyError as error:
-                raise LbError(frames.STORE_PROTOCOL, str(error)) from None
-        if reader.fault is not None:
-            raise LbError(frames.STORE_PROTOCOL, str(reader.fault))
-
-
-def tcp_server_leg(
-    wrap: Callable[[socket.socket, str], socket.socket] | None = None,
-) -> ServerLeg:
-    """
-    The way to a job's own server: TCP to the port of the job id plus one.
-
-    :param wrap: makes it secure: given the connected socket and the host name.
-    """
-
-    def leg(job_id: JobId, message: bytes, seconds: float) -> Reply:
-        address = (job_id.host.strip("[]"), job_id.port + 1)
-        try:
-            with socket.create_connection(address, seconds) as plain:
-                made = wrap(plain, address[0]) if wrap is not None else plain
-                made.settimeout(seconds)
-                made.sendall(message)
-
-                def receive() -> bytes:
-                    data = made.recv(1 << 16)
-                    if not data:
-                        raise _again(f"{address[0]}: the connection was lost")
-                    return data
-
-                return read_reply(receive)
-        except OSError as error:
-            raise _again(f"{address[0]}:{address[1]}: {error}") from None
-
-    return leg
-
-
-@frozen
-class StreamEvent:
-    """One event of the stream."""
-
-    position: int
-    fields: Mapping[str, Any]  #: as documented for the stream
-
-    @property
-    def job_id(self) -> str:
-        """Of which job."""
-        return str(self.fields["job"])
-
-    @property
-    def event(self) -> str:
-        """Name of its type."""
-        return str(self.fields["event"])
-
-    @property
-    def state(self) -> str:
-        """State of the job after it."""
-        return str(self.fields["state"])
 
 
 class _EventCalls:
@@ -286,8 +128,8 @@ class Context(_EventCalls):
             level,
         )
         self._server_leg = server_leg or tcp_server_leg()
-        self._store = _Line(self.settings.store)
-        self._serve = _Line(self.settings.serve)
+        self._store = Line(self.settings.store)
+        self._serve = Line(self.settings.serve)
 
     def __enter__(self) -> Context:
         return self
@@ -357,14 +199,17 @@ class Context(_EventCalls):
     def _ask(self, one: ServeExchange) -> tuple[int, bytes]:
         deadline = time.monotonic() + self.settings.query_seconds
         self._serve.send(http.encode_request(one.path, one.body), deadline)
-        reader = http.ReplyReader(_MAX_REPLY_OCTETS)
-        while True:
-            found = reader.receive(self._serve.receive(deadline))
-            if found is not None:
-                return found
-            if reader.fault:
-                self._serve.close()
-                raise LbError(BAD_ANSWER, reader.fault)
+        return read_answer(self._serve, deadline)
+
+    def _request(self, method: bytes, target: str, seconds: float) -> tuple[int, bytes]:
+        """Ask over a connection of its own: it may take long, or be given up."""
+        deadline = time.monotonic() + seconds
+        line = Line(self.settings.serve)
+        try:
+            line.send(b"%s %s HTTP/1.1\r\n\r\n" % (method, target.encode("ascii")), deadline)
+            return read_answer(line, deadline)
+        finally:
+            line.close()
 
     # -- logging ----------------------------------------------------------------------------------
 
@@ -412,7 +257,7 @@ class Context(_EventCalls):
         return self._run(
             self._session.register(
                 job_id,
-                _registration(ns, jdl, jobtype, parent, num_subjobs, seed, wms_dn),
+                registration_fields(ns, jdl, jobtype, parent, num_subjobs, seed, wms_dn),
                 user=user,
                 exclusive=exclusive,
                 with_server=True,
@@ -441,7 +286,7 @@ class Context(_EventCalls):
         return self._run(
             self._session.register(
                 job_id,
-                _registration(ns, jdl, jobtype, parent, num_subjobs, seed, wms_dn),
+                registration_fields(ns, jdl, jobtype, parent, num_subjobs, seed, wms_dn),
                 user=user,
                 exclusive=exclusive,
                 with_server=False,
@@ -560,18 +405,7 @@ class Context(_EventCalls):
         :returns: the events, and the position to give next time.
         """
         target = stream_target(after, consumer, wait, jobs, owners, events, states)
-        deadline = time.monotonic() + wait + self.settings.query_seconds
-        line = _Line(self.settings.serve)
-        try:
-            line.send(b"GET %s HTTP/1.1\r\n\r\n" % target.encode("ascii"), deadline)
-            reader = http.ReplyReader(_MAX_REPLY_OCTETS)
-            found = None
-            while found is None:
-                found = reader.receive(line.receive(deadline))
-                if reader.fault:
-                    raise LbError(BAD_ANSWER, reader.fault)
-        finally:
-            line.close()
+        found = self._request(b"GET", target, wait + self.settings.query_seconds)
         return parse_poll(*found)
 
     def watch(
@@ -631,74 +465,10 @@ class Context(_EventCalls):
 
     def move_cursor(self, consumer: str, position: int) -> None:
         """Tell the service how far *consumer* has come."""
-        target = f"{stream.CURSOR_PATH}?{urlencode({'consumer': consumer, 'position': position})}"
-        deadline = time.monotonic() + self.settings.query_seconds
-        line = _Line(self.settings.serve)
-        try:
-            line.send(b"POST %s HTTP/1.1\r\n\r\n" % target.encode("ascii"), deadline)
-            reader = http.ReplyReader(_MAX_REPLY_OCTETS)
-            found = None
-            while found is None:
-                found = reader.receive(line.receive(deadline))
-                if reader.fault:
-                    raise LbError(BAD_ANSWER, reader.fault)
-        finally:
-            line.close()
+        target = cursor_target(consumer, position)
+        found = self._request(b"POST", target, self.settings.query_seconds)
         if found[0] != 200:
             raise LbError(BAD_ANSWER, found[1].decode("latin-1"))
-
-
-def _registration(
-    ns: str, jdl: str, jobtype: str, parent: str, num_subjobs: int, seed: str, wms_dn: str
-) -> dict[str, Any]:
-    return {
-        "ns": ns,
-        "jdl": jdl,
-        "jobtype": jobtype,
-        "parent": parent,
-        "nsubjobs": num_subjobs,
-        "seed": seed,
-        "wms_dn": wms_dn,
-    }
-
-
-def stream_target(
-    after: int | None,
-    consumer: str,
-    wait: float | None,
-    jobs: Iterable[str],
-    owners: Iterable[str],
-    events: Iterable[str],
-    states: Iterable[str],
-) -> str:
-    """Path and query string of a request for the stream."""
-    pairs: list[tuple[str, Any]] = []
-    if after is not None:
-        pairs.append(("after", after))
-    if consumer:
-        pairs.append(("consumer", consumer))
-    if wait is not None:
-        pairs.append(("wait", wait))
-    for name, values in (("job", jobs), ("owner", owners), ("type", events), ("state", states)):
-        pairs += [(name, value) for value in values]
-    return f"{stream.PATH}?{urlencode(pairs)}" if pairs else stream.PATH
-
-
-def parse_poll(status: int, body: bytes) -> tuple[list[StreamEvent], int]:
-    """
-    The answer to a long poll.
-
-    :raises LbError: it is none.
-    """
-    try:
-        answer = json.loads(body)
-        if status != 200:
-            number = errno.EAGAIN if status == 503 else errno.EINVAL
-            raise LbError(number, str(answer.get("error", status)))
-        found = [StreamEvent(one["position"], one) for one in answer["events"]]
-        return found, int(answer["next"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LbError(BAD_ANSWER, f"unreadable answer: {error}") from None
 
 
 for _name, _call in calls_by_event(Context.log_event).items():

@@ -17,13 +17,7 @@ from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 
 from gridnet.lbproxy import frames, http
-from gridnet.lbproxy.client import (
-    Conditions,
-    StreamEvent,
-    _registration,
-    parse_poll,
-    stream_target,
-)
+from gridnet.lbproxy.blocking import MAX_REPLY_OCTETS
 from gridnet.lbproxy.frames import BodyError, FrameReader, Reply
 from gridnet.lbproxy.jobid import JobId
 from gridnet.lbproxy.query import ResultMode
@@ -31,19 +25,21 @@ from gridnet.lbproxy.results import BAD_ANSWER, JobEvent, JobStatus, LbError
 from gridnet.lbproxy.session import (
     Call,
     ClientSettings,
+    Conditions,
     Exchange,
     ServerExchange,
     Session,
     StoreExchange,
     calls_by_event,
+    registration_fields,
     settings_from,
 )
+from gridnet.lbproxy.stream_calls import StreamEvent, parse_poll, stream_target
 
 T = TypeVar("T")
 #: Sends a store message to a job's own server: (job id, message, seconds) -> Deferred reply.
 DeferredServerLeg = Callable[[JobId, bytes, float], "Deferred[Reply]"]
 
-_MAX_REPLY_OCTETS = 1 << 30
 _MAX_EVENT_OCTETS = 1 << 27
 _ACCEPTED = b"HTTP/1.1 200"
 
@@ -80,7 +76,7 @@ class _Asking(Protocol):
 
 
 def _reply_reader() -> Callable[[bytes], Reply | None]:
-    reader = FrameReader(_MAX_REPLY_OCTETS)
+    reader = FrameReader(MAX_REPLY_OCTETS)
 
     def read(data: bytes) -> Reply | None:
         bodies = reader.receive(data)
@@ -97,7 +93,7 @@ def _reply_reader() -> Callable[[bytes], Reply | None]:
 
 
 def _http_reader() -> Callable[[bytes], tuple[int, bytes] | None]:
-    reader = http.ReplyReader(_MAX_REPLY_OCTETS)
+    reader = http.ReplyReader(MAX_REPLY_OCTETS)
 
     def read(data: bytes) -> tuple[int, bytes] | None:
         found = reader.receive(data)
@@ -254,7 +250,7 @@ class DeferredContext(_EventCalls):
         exclusive: bool = False,
     ) -> Deferred[list[str]]:
         """Register a job with its own server and the proxy."""
-        fields = _registration(ns, jdl, jobtype, parent, num_subjobs, seed, wms_dn)
+        fields = registration_fields(ns, jdl, jobtype, parent, num_subjobs, seed, wms_dn)
         return self._run(
             self._session.register(job_id, fields, user=user, exclusive=exclusive, with_server=True)
         )
@@ -274,7 +270,7 @@ class DeferredContext(_EventCalls):
         exclusive: bool = False,
     ) -> Deferred[list[str]]:
         """Register a job with the proxy alone."""
-        fields = _registration(ns, jdl, jobtype, parent, num_subjobs, seed, wms_dn)
+        fields = registration_fields(ns, jdl, jobtype, parent, num_subjobs, seed, wms_dn)
         return self._run(
             self._session.register(
                 job_id, fields, user=user, exclusive=exclusive, with_server=False

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -21,8 +20,9 @@ from typing import NamedTuple, TypeVar
 from attrs import define, field, frozen
 
 from gridnet.lbproxy import family, frames, rows
-from gridnet.lbproxy.calendar import MICROSECONDS, time_text
+from gridnet.lbproxy.calendar import MICROSECONDS
 from gridnet.lbproxy.changes import COUNTING_TYPES
+from gridnet.lbproxy.departures import MAX_GENERATIONS, Departures
 from gridnet.lbproxy.events import (
     PRIORITY_DIRECT,
     PRIORITY_EXCLUSIVE,
@@ -39,9 +39,6 @@ from gridnet.lbproxy.state import apply
 from gridnet.lbproxy.statements import INSERT_NEW_JOBS
 
 T = TypeVar("T")
-
-#: Parents of parents that are followed; nobody nests collections deeper.
-_MAX_GENERATIONS = 8
 
 TOO_MANY_SUBJOBS = Reply(Major.DATABASE, errno.E2BIG, "too many subjobs in one registration")
 SPOOL_FULL = Reply(Major.DATABASE, errno.ENOSPC, "forwarding spool is full")
@@ -92,7 +89,7 @@ class Ledger:
     """
     Applies events to the store behind *connection*.
 
-    :ivar rules: may be replaced between groups.
+    :ivar rules: what it goes by.
     """
 
     def __init__(self, connection: sqlite3.Connection, rules: LedgerRules) -> None:
@@ -101,6 +98,9 @@ class Ledger:
         self._jobs = HeldJobs(connection)
         self._result = GroupResult()
         self._serial = 1
+        self._departures = Departures(
+            connection, self._jobs, rules.stream_keep_seconds, lambda: self._serial
+        )
         self.spooled = 0
         self._recount()
 
@@ -282,7 +282,7 @@ class Ledger:
         state = family.computed_state(parent.record)
         if state is None or state == parent.record.state:
             return
-        if self._generation(parent) > _MAX_GENERATIONS:
+        if self._generation(parent) > MAX_GENERATIONS:
             return
         made = family.collection_event(
             parent.record,
@@ -297,7 +297,7 @@ class Ledger:
     def _generation(self, entry: HeldJob) -> int:
         depth = 0
         above: HeldJob | None = entry
-        while above is not None and above.parent and depth <= _MAX_GENERATIONS:
+        while above is not None and above.parent and depth <= MAX_GENERATIONS:
             above = self._jobs.entry(above.parent)
             depth += 1
         return depth
@@ -340,7 +340,8 @@ class Ledger:
     def _settle(self, entry: HeldJob, now: float) -> None:
         """Remove the job, and its family, if it may leave at once."""
         if entry.due_at is not None and entry.due_at <= now:
-            self.remove_families([self._root(entry)], now, only_due=True)
+            gone = self._departures.remove_families([self._root(entry)], now, only_due=True)
+            self._result.purged += len(gone)
 
     def _root(self, entry: HeldJob) -> str:
         """The unique part of the oldest ancestor that is in the store."""
@@ -353,100 +354,13 @@ class Ledger:
             entry = above
         return entry.record.job_id.unique
 
-    def family_of(self, root: str) -> list[tuple[int, str, str, str, int, int, float | None]]:
-        """
-        A job and everything below it: (id, unique part, job id, owner, state, updated, due).
-
-        Empty when there is no such job.
-        """
-        self._jobs.flush()
-        return self._db.execute(
-            "WITH RECURSIVE kin (unique_part, depth) AS ("
-            " SELECT unique_part, 0 FROM jobs WHERE unique_part = ?"
-            " UNION SELECT j.unique_part, k.depth + 1 FROM jobs j JOIN kin k"
-            "  ON j.parent = k.unique_part WHERE k.depth < ?)"
-            " SELECT DISTINCT id, unique_part, job_id, owner, state, updated_at, due_at"
-            " FROM jobs WHERE unique_part IN (SELECT unique_part FROM kin) ORDER BY id",
-            (root, _MAX_GENERATIONS),
-        ).fetchall()
-
-    def remove_families(
-        self, roots: Iterable[str], now: float, *, only_due: bool = False
-    ) -> list[str]:
-        """
-        Remove jobs with all their subjobs; inside a transaction.
-
-        :param only_due: leave a family alone unless each of it may leave by now.
-        :returns: the job ids that went.
-        """
-        gone = []
-        for root in roots:
-            members = self.family_of(root)
-            if only_due and any(due is None or due > now for *_, due in members):
-                continue
-            for number, unique, job_id, owner, *_ in members:
-                self._remove(number, unique, job_id, owner, now)
-                gone.append(job_id)
-        self._result.purged += len(gone)
-        return gone
-
-    def _remove(self, number: int, unique: str, job_id: str, owner: str, now: float) -> None:
-        execute = self._db.execute
-        execute("DELETE FROM jobs WHERE id = ?", (number,))
-        execute("DELETE FROM parts WHERE job = ?", (number,))
-        self._jobs.removed(unique, job_id)
-        keeps = self.rules.stream_keep_seconds > 0 or self._is_spooled(number)
-        execute(
-            "INSERT INTO purged VALUES (?, ?, ?, ?, ?, ?)",
-            (number, unique, job_id, owner, now, int(keeps)),
-        )
-        if not keeps:
-            self._delete_events(number)
-
-    def _is_spooled(self, job: int) -> bool:
-        # Through the index of the job's events: the spool of one job may be anywhere in it.
-        found = self._db.execute(
-            "SELECT 1 FROM events e WHERE e.job = ?"
-            " AND EXISTS (SELECT 1 FROM spool s WHERE s.position = e.position) LIMIT 1",
-            (job,),
-        )
-        return found.fetchone() is not None
-
-    def _delete_events(self, job: int) -> None:
-        (highest,) = self._db.execute(
-            "SELECT max(position) FROM events WHERE job = ?", (job,)
-        ).fetchone()
-        if highest is not None:
-            self._db.execute("DELETE FROM events WHERE job = ?", (job,))
-            self._raise_mark("trimmed", highest)
-        self._raise_mark("serial", self._serial)
-
-    def _raise_mark(self, name: str, value: int) -> None:
-        self._db.execute(
-            "INSERT INTO marks VALUES (?, ?) ON CONFLICT (name)"
-            " DO UPDATE SET value = max(value, excluded.value)",
-            (name, value),
-        )
-
     def sweep(self, now: float, most: int) -> int:
         """
         Remove jobs that are due, with their families; at most *most* roots at a time.
 
         :returns: how many jobs went.
         """
-
-        def work() -> int:
-            found = self._db.execute(
-                "SELECT unique_part FROM jobs j WHERE due_at <= ? AND (parent IS NULL OR NOT"
-                " EXISTS (SELECT 1 FROM jobs p WHERE p.unique_part = j.parent))"
-                " AND NOT EXISTS (SELECT 1 FROM jobs c WHERE c.parent = j.unique_part"
-                "  AND (c.due_at IS NULL OR c.due_at > ?))"
-                " ORDER BY due_at LIMIT ?",
-                (now, now, most),
-            ).fetchall()
-            return len(self.remove_families([unique for (unique,) in found], now, only_due=True))
-
-        return self.transaction(work)
+        return self.transaction(lambda: self._departures.sweep(now, most))
 
     def trim(self, now: float, remember_seconds: float, most: int) -> int:
         """
@@ -455,27 +369,7 @@ class Ledger:
         :param remember_seconds: how long a purged id is told from an unknown one.
         :returns: how many jobs' events went.
         """
-
-        def work() -> int:
-            found = self._db.execute(
-                "SELECT job FROM purged WHERE keeps_events AND purged_at <= ?"
-                " ORDER BY purged_at LIMIT ?",
-                (now - self.rules.stream_keep_seconds, most),
-            ).fetchall()
-            dropped = 0
-            for (job,) in found:
-                if not self._is_spooled(job):
-                    self._delete_events(job)
-                    self._db.execute("UPDATE purged SET keeps_events = 0 WHERE job = ?", (job,))
-                    dropped += 1
-            self._db.execute(
-                "DELETE FROM purged WHERE job IN (SELECT job FROM purged"
-                " WHERE purged_at <= ? AND NOT keeps_events ORDER BY purged_at LIMIT ?)",
-                (now - remember_seconds, most),
-            )
-            return dropped
-
-        return self.transaction(work)
+        return self.transaction(lambda: self._departures.trim(now, remember_seconds, most))
 
     def reschedule(self, now: float) -> None:
         """
@@ -484,25 +378,8 @@ class Ledger:
         For the start of the service: the rules may have changed since the file was written.
         Jobs that already had a time keep it if the rules still remove their state.
         """
-
-        def work() -> None:
-            states = list(self.rules.keep_seconds)
-            marks = ", ".join("?" * len(states))
-            self._db.execute(
-                f"UPDATE jobs SET due_at = NULL WHERE due_at IS NOT NULL"
-                f" AND state NOT IN ({marks})",
-                states,
-            )
-            for state, keep in self.rules.keep_seconds.items():
-                self._db.execute(
-                    "UPDATE jobs SET due_at = ? WHERE state = ? AND (due_at IS NULL OR due_at > ?)",
-                    (now + keep, state, now + keep),
-                )
-
-        self.transaction(work)
+        self.transaction(lambda: self._departures.reschedule(self.rules.keep_seconds, now))
         self._jobs.clear()
-
-    # -- purges asked for -------------------------------------------------------------------------
 
     def purge_candidates(self, timeouts: Sequence[float | None], now: float) -> list[str]:
         """
@@ -510,30 +387,7 @@ class Ledger:
 
         :param timeouts: seconds by state number; None: never.
         """
-        older = " OR ".join(
-            f"(j.state = {state} AND ? - j.updated_at / {MICROSECONDS} > ?)"
-            for state, seconds in enumerate(timeouts)
-            if seconds is not None
-        )
-        if not older:
-            return []
-        limits: list[float] = []
-        for seconds in timeouts:
-            if seconds is not None:
-                limits += [int(now), seconds]
-        found = self._db.execute(
-            f"SELECT unique_part FROM jobs j WHERE ({older}) AND (parent IS NULL OR NOT EXISTS"
-            " (SELECT 1 FROM jobs p WHERE p.unique_part = j.parent)) ORDER BY unique_part",
-            limits,
-        ).fetchall()
-        return [unique for (unique,) in found if self._all_older(unique, timeouts, now)]
-
-    def _all_older(self, root: str, timeouts: Sequence[float | None], now: float) -> bool:
-        for *_, state, updated_at, _ in self.family_of(root):
-            seconds = timeouts[state]
-            if seconds is None or not int(now) - updated_at // MICROSECONDS > seconds:
-                return False
-        return True
+        return self._departures.purge_candidates(timeouts, now)
 
     def purge(
         self,
@@ -554,44 +408,9 @@ class Ledger:
         :param really: False: only say what would go.
         :returns: job ids that went.
         """
-
-        def work() -> list[str]:
-            chosen = [
-                root
-                for root in roots
-                if self._is_head(root)
-                and (timeouts is None or self._all_older(root, timeouts, now))
-            ]
-            if dump is not None and really:
-                self._dump(chosen, dump)
-            if not really:
-                return [job_id for root in chosen for _, _, job_id, *_ in self.family_of(root)]
-            return self.remove_families(chosen, now)
-
-        return self.transaction(work)
-
-    def _is_head(self, unique: str) -> bool:
-        """Whether the job is there and no subjob of another, but for one of its own family."""
-        family = {member for _, member, *_ in self.family_of(unique)}
-        row = self._db.execute("SELECT parent FROM jobs WHERE unique_part = ?", (unique,))
-        return any(
-            parent is None or parent in family or self._jobs.entry(parent) is None
-            for (parent,) in row
+        return self.transaction(
+            lambda: self._departures.purge(roots, now, timeouts=timeouts, dump=dump, really=really)
         )
-
-    def _dump(self, roots: Iterable[str], path: Path) -> None:
-        with open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            for root in roots:
-                for number, *_ in self.family_of(root):
-                    lines = self._db.execute(
-                        "SELECT arrived, line FROM events WHERE job = ? ORDER BY position",
-                        (number,),
-                    )
-                    for arrived, line in lines:
-                        stamp = time_text(arrived * MICROSECONDS).encode("ascii")
-                        file.write(b"DG.ARRIVED=%s %s\n" % (stamp, line.rstrip(b"\n")))
-            file.flush()
-            os.fsync(file.fileno())
 
     # -- forwarding and consumers -----------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from gridnet.lbproxy import query
+from gridnet.lbproxy import reply_xml
 from gridnet.lbproxy.answers import Answer
 from gridnet.lbproxy.book import JobBook
 from gridnet.lbproxy.query import NEVER, SERVICE_DEFAULT, PurgeFlags, PurgeRequest
@@ -44,7 +44,7 @@ class Purger:
             return running
         running.addErrback(lambda failure: self._log.failure("purging in the background", failure))
         answered: Deferred[Answer] = Deferred()
-        answered.callback(Answer(202, query.write_purge_result(())))
+        answered.callback(Answer(202, reply_xml.write_purge_result(())))
         return answered
 
     def _timeouts(self, request: PurgeRequest) -> Sequence[float | None]:
@@ -83,7 +83,7 @@ class Purger:
             self._log.info("purged {count} jobs on request", count=len(gone))
         listed = gone if PurgeFlags.LIST in request.flags else []
         written = str(dump) if dump is not None and dump.exists() else ""
-        return Answer(200, query.write_purge_result(listed, written))
+        return Answer(200, reply_xml.write_purge_result(listed, written))
 
     def _batch(
         self,

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from gridnet.errors import GridnetError
-from gridnet.lbproxy import answers, http, query, stream
+from gridnet.lbproxy import answers, http, query, reply_xml, request_xml, stream
 from gridnet.lbproxy.answers import Answer, AnswerLimits
 from gridnet.lbproxy.book import JobBook, Overloaded
 from gridnet.lbproxy.connections import BoundedConnection, BoundedFactory, Budget
@@ -191,14 +191,16 @@ class ServeConnection(BoundedConnection):
         status = http.request_status(request, query.PATHS, query.ABSENT_PATHS)
         if status == 501:
             error = QueryError(errno.ENOSYS, "not offered by this service")
-            return Answer(501, query.write_error(request.path, error))
+            return Answer(501, reply_xml.write_error(request.path, error))
         if status != 200:
             error = QueryError(errno.EPERM, "not allowed")
-            return Answer(status, query.write_error(request.path, error))
+            return Answer(status, reply_xml.write_error(request.path, error))
         if request.path == "/purgeRequest":
             # In a thread as well: a list of jobs can be long.
             asked = await self.factory.book.read(
-                lambda reader: query.parse_request(request.path, request.body, reader.check_time)
+                lambda reader: request_xml.parse_request(
+                    request.path, request.body, reader.check_time
+                )
             )
             assert isinstance(asked, PurgeRequest)
             return await self.factory.purger.purge(asked)
@@ -211,7 +213,7 @@ class ServeConnection(BoundedConnection):
                 connection.check_time()
 
             check()
-            asked = query.parse_request(request.path, request.body, check)
+            asked = request_xml.parse_request(request.path, request.body, check)
             return answers.answer(connection, asked, evolve(limits, check_time=check))
 
         return await self.factory.book.read(work)
@@ -223,10 +225,10 @@ class ServeConnection(BoundedConnection):
             self._log.debug("{peer}: {reason}", peer=str(self.peer), reason=str(error))
             return Answer(400)
         if isinstance(error, QueryError):
-            return Answer(query.http_status(error.number, path), query.write_error(path, error))
+            return Answer(query.http_status(error.number, path), reply_xml.write_error(path, error))
         if isinstance(error, Overloaded):
             busy = QueryError(errno.EAGAIN, str(error))
-            return Answer(503, query.write_error(path, busy))
+            return Answer(503, reply_xml.write_error(path, busy))
         if isinstance(error, _Abandoned):
             return Answer(500)
         if isinstance(error, QueryTimeout):

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from attrs import define, field, frozen
 
 from gridnet.errors import ConfigError
-from gridnet.lbproxy import events, frames, jobid, query, results, seqcode
+from gridnet.lbproxy import events, frames, jobid, query, request_xml, results, seqcode
 from gridnet.lbproxy.calendar import MICROSECONDS
 from gridnet.lbproxy.events import (
     EVENT_TYPES,
@@ -78,6 +78,9 @@ class ServeExchange:
 
 
 Exchange = StoreExchange | ServerExchange | ServeExchange
+#: Attribute -> value or list of alternatives, or conditions and groups of them, of which one
+#: must hold.
+Conditions = Mapping[str, Any] | Iterable[Condition | Iterable[Condition]]
 #: Yields what is to go on at the same time; is sent the answers in the same order.
 Call = Generator[Sequence[Exchange], Sequence[Any], T]
 
@@ -160,9 +163,7 @@ def condition(attribute: str, value: Any, operator: str = "equal", name: str = "
     return Condition(word, Operator(operator), values, name)
 
 
-def _groups(
-    conditions: Mapping[str, Any] | Iterable[Condition | Iterable[Condition]],
-) -> Groups:
+def _groups(conditions: Conditions) -> Groups:
     if isinstance(conditions, Mapping):
         made: list[tuple[Condition, ...]] = []
         for attribute, value in conditions.items():
@@ -363,7 +364,7 @@ class Session:
 
     def query_sequence_code(self, job_id: str | JobId) -> Call[str]:
         """``QuerySequenceCodeProxy``"""
-        body = query.write_sequence_code_query(_job_id(job_id), self.source_number)
+        body = request_xml.write_sequence_code_query(_job_id(job_id), self.source_number)
         ((status, answer),) = yield [ServeExchange("/querySequenceCode", body)]
         found = results.parse_result(status, answer).child("sequence_code")
         if found is None:
@@ -372,14 +373,14 @@ class Session:
 
     def query_jobs(
         self,
-        conditions: Mapping[str, Any] | Iterable[Condition | Iterable[Condition]],
+        conditions: Conditions,
         flags: Iterable[str] = (),
         limit: int = 0,
         mode: ResultMode = ResultMode.UNSET,
     ) -> Call[list[JobStatus]]:
         """``QueryJobsProxy`` and ``QueryJobsExtProxy``"""
         asked = JobsQuery(_groups(conditions), _flags(flags), Limit(limit, mode))
-        body = self._body(query.write_jobs_query, asked)
+        body = self._body(request_xml.write_jobs_query, asked)
         ((status, answer),) = yield [ServeExchange("/queryJobs", body)]
         return results.parse_jobs(results.parse_result(status, answer))
 
@@ -397,14 +398,14 @@ class Session:
 
     def query_events(
         self,
-        jobs: Mapping[str, Any] | Iterable[Condition | Iterable[Condition]] = (),
-        event_conditions: Mapping[str, Any] | Iterable[Condition | Iterable[Condition]] = (),
+        jobs: Conditions = (),
+        event_conditions: Conditions = (),
         limit: int = 0,
         mode: ResultMode = ResultMode.UNSET,
     ) -> Call[list[JobEvent]]:
         """``QueryEventsProxy`` and ``QueryEventsExtProxy``"""
         asked = EventsQuery(_groups(jobs), _groups(event_conditions), Limit(limit, mode))
-        body = self._body(query.write_events_query, asked)
+        body = self._body(request_xml.write_events_query, asked)
         ((status, answer),) = yield [ServeExchange("/queryEvents", body)]
         return results.parse_events(results.parse_result(status, answer))
 
@@ -457,7 +458,7 @@ class Session:
             flags,
             run_seconds,
         )
-        body = self._body(query.write_purge_request, request)
+        body = self._body(request_xml.write_purge_request, request)
         ((status, answer),) = yield [ServeExchange("/purgeRequest", body)]
         root = results.parse_result(status, answer)
         listed, written = root.child("jobs"), root.child("server_file")
@@ -469,6 +470,21 @@ class Session:
             return write(asked)
         except UnicodeEncodeError as error:
             raise LbError(errno.EINVAL, str(error)) from None
+
+
+def registration_fields(
+    ns: str, jdl: str, jobtype: str, parent: str, num_subjobs: int, seed: str, wms_dn: str
+) -> dict[str, Any]:
+    """What :meth:`Session.register` takes, by the names that the public calls have for it."""
+    return {
+        "ns": ns,
+        "jdl": jdl,
+        "jobtype": jobtype,
+        "parent": parent,
+        "nsubjobs": num_subjobs,
+        "seed": seed,
+        "wms_dn": wms_dn,
+    }
 
 
 def _raise(reply: Reply, *, registering: bool = False) -> None:

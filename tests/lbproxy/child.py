@@ -19,7 +19,8 @@ from functools import cache
 from pathlib import Path
 
 from gridnet.lbproxy import frames
-from gridnet.lbproxy.client import Context, connect_unix
+from gridnet.lbproxy.blocking import connect_unix
+from gridnet.lbproxy.client import Context
 from gridnet.lbproxy.frames import FrameReader, Reply
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent

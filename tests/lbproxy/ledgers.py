@@ -10,7 +10,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from gridnet.lbproxy import answers, query
+from gridnet.lbproxy import answers, request_xml
 from gridnet.lbproxy.answers import Answer, AnswerLimits
 from gridnet.lbproxy.events import parse
 from gridnet.lbproxy.frames import Reply
@@ -75,7 +75,7 @@ class LedgerTestCase(SynchronousTestCase):
     def answer(self, path: str, body: str, limits: AnswerLimits = LIMITS) -> tuple[int, str]:
         """The answer to a query: HTTP status or error number, and the body."""
         try:
-            asked = query.parse_request(path, body.encode("latin-1"))
+            asked = request_xml.parse_request(path, body.encode("latin-1"))
             found: Answer = answers.answer(self.reader, asked, limits)
         except QueryError as error:
             return error.number, str(error)

@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 from zope.interface.verify import verifyObject
 
 from gridnet.interfaces import IObjectSource
-from gridnet.lbproxy import query
+from gridnet.lbproxy import request_xml
 from gridnet.lbproxy.job_list import JobSource
 from gridnet.lbproxy.jobid import JobId
 from gridnet.lbproxy.query import PurgeFlags, PurgeRequest
@@ -51,7 +51,7 @@ class JobListTests(SocketTestCase):
             purge = PurgeRequest(
                 (JobId("lb.example.org", 9000, "family"),), flags=PurgeFlags.REALLY
             )
-            await self.proxy.ask("/purgeRequest", query.write_purge_request(purge))
+            await self.proxy.ask("/purgeRequest", request_xml.write_purge_request(purge))
             while len(mirrored) > 1:
                 await self.pause()
             self.assertEqual(mirrored, source.snapshot())

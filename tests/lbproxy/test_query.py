@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from gridnet.lbproxy import query, xml
+from gridnet.lbproxy import query, request_xml, xml
 from gridnet.lbproxy.jobid import parse as parse_job_id
 from gridnet.lbproxy.query import (
     BadRequest,
@@ -110,7 +110,7 @@ class RequestTests(SynchronousTestCase):
     def refused(self, path: str, body: bytes) -> int:
         """The HTTP status of what is refused."""
         try:
-            query.parse_request(path, body)
+            request_xml.parse_request(path, body)
         except BadRequest:
             return 400
         except QueryError as error:
@@ -119,27 +119,27 @@ class RequestTests(SynchronousTestCase):
 
     def test_recorded_requests(self) -> None:
         """The requests of the original client are read, and written again to the octet."""
-        asked = query.parse_request("/queryJobs", body_of("05-job-status"))
+        asked = request_xml.parse_request("/queryJobs", body_of("05-job-status"))
         named = ((Condition("jobid", Operator.EQUAL, (JOB,)),),)
         self.assertEqual(asked, JobsQuery(named, JobFlags.CLASSADD | JobFlags.NO_JOBS))
         assert isinstance(asked, JobsQuery)
-        self.assertEqual(query.write_jobs_query(asked), body_of("05-job-status"))
-        asked = query.parse_request("/queryJobs", body_of("07-query-jobs"))
+        self.assertEqual(request_xml.write_jobs_query(asked), body_of("05-job-status"))
+        asked = request_xml.parse_request("/queryJobs", body_of("07-query-jobs"))
         assert isinstance(asked, JobsQuery)
         self.assertEqual([len(one) for one in asked.conditions], [1, 2, 1])
         self.assertEqual(asked.conditions[2][0].name, "mytag")
-        self.assertEqual(query.write_jobs_query(asked), body_of("07-query-jobs"))
-        asked = query.parse_request("/queryEvents", body_of("06-job-log"))
+        self.assertEqual(request_xml.write_jobs_query(asked), body_of("07-query-jobs"))
+        asked = request_xml.parse_request("/queryEvents", body_of("06-job-log"))
         self.assertEqual(asked, EventsQuery(named, ((Condition("level", Operator.LESS, (9,)),),)))
         assert isinstance(asked, EventsQuery)
-        self.assertEqual(query.write_events_query(asked), body_of("06-job-log"))
-        asked = query.parse_request("/querySequenceCode", body_of("04-sequence-code"))
+        self.assertEqual(request_xml.write_events_query(asked), body_of("06-job-log"))
+        asked = request_xml.parse_request("/querySequenceCode", body_of("04-sequence-code"))
         self.assertEqual(asked, SequenceCodeQuery(JOB))
-        self.assertEqual(query.write_sequence_code_query(JOB, 2), body_of("04-sequence-code"))
-        asked = query.parse_request("/purgeRequest", body_of("10-purge"))
+        self.assertEqual(request_xml.write_sequence_code_query(JOB, 2), body_of("04-sequence-code"))
+        asked = request_xml.parse_request("/purgeRequest", body_of("10-purge"))
         self.assertEqual(asked, PurgeRequest((JOB,), flags=PurgeFlags.REALLY | PurgeFlags.LIST))
         assert isinstance(asked, PurgeRequest)
-        self.assertEqual(query.write_purge_request(asked), body_of("10-purge"))
+        self.assertEqual(request_xml.write_purge_request(asked), body_of("10-purge"))
 
     def test_bad_requests(self) -> None:
         """What cannot be understood is 400."""
@@ -186,13 +186,17 @@ class RequestTests(SynchronousTestCase):
             ),
             jobs_request(group('<equal><jdl name="Executable">x</jdl></equal>')),
             jobs_request(group("<equal><owner>x</owner></equal>"), flags="anonymized"),
-            jobs_request(group(*["<equal><owner>x</owner></equal>"] * (query.MAX_CONDITIONS + 1))),
+            jobs_request(
+                group(*["<equal><owner>x</owner></equal>"] * (request_xml.MAX_CONDITIONS + 1))
+            ),
         ):
             self.assertEqual(self.refused("/queryJobs", body), 401, body[:300])
 
     def test_empty_list_is_named(self) -> None:
         """The text that scripts look for."""
-        error = self.assertRaises(QueryError, query.parse_request, "/queryJobs", jobs_request(""))
+        error = self.assertRaises(
+            QueryError, request_xml.parse_request, "/queryJobs", jobs_request("")
+        )
         self.assertEqual((error.number, str(error)), (errno.EINVAL, "empty condition list"))
 
     def test_accepts(self) -> None:
@@ -230,7 +234,7 @@ class RequestTests(SynchronousTestCase):
             "children+whatever+childhist_fast",
             'softLimit="5" queryRes="3"',
         )
-        asked = query.parse_request("/queryJobs", body)
+        asked = request_xml.parse_request("/queryJobs", body)
         assert isinstance(asked, JobsQuery)
         self.assertEqual(asked.limit, Limit(5, ResultMode.LIMITED))
         self.assertEqual(asked.flags, JobFlags.CHILDREN | JobFlags.CHILDHIST_FAST)
@@ -239,19 +243,21 @@ class RequestTests(SynchronousTestCase):
         """An unreadable job id is an unknown job, not a bad request."""
         root = "edg_wll_QuerySequenceCodeRequest"
         body = f"<{root}><jobId>nonsense</jobId></{root}>".encode()
-        self.assertEqual(query.parse_request("/querySequenceCode", body), SequenceCodeQuery(None))
+        self.assertEqual(
+            request_xml.parse_request("/querySequenceCode", body), SequenceCodeQuery(None)
+        )
 
     def test_purges(self) -> None:
         """All parts are optional; a time-out that is missing is the service's own."""
         root = "edg_wll_PurgeRequest"
         self.assertEqual(
-            query.parse_request("/purgeRequest", f"<{root}/>".encode()), PurgeRequest()
+            request_xml.parse_request("/purgeRequest", f"<{root}/>".encode()), PurgeRequest()
         )
         body = (
             f"<{root}><timeout><Done>60</Done><Waiting>-2</Waiting></timeout>"
             f"<target_runtime>9</target_runtime><flags>background</flags></{root}>"
         ).encode()
-        asked = query.parse_request("/purgeRequest", body)
+        asked = request_xml.parse_request("/purgeRequest", body)
         assert isinstance(asked, PurgeRequest)
         self.assertEqual(asked.timeouts[STATES.index("Done")], 60)
         self.assertEqual(asked.timeouts[STATES.index("Waiting")], query.NEVER)

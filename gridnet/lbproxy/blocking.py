@@ -1,0 +1,175 @@
+"""Blocking sockets to a proxy and to a job's own server, for the client without Twisted."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+from collections.abc import Callable
+
+from gridnet.lbproxy import frames, http
+from gridnet.lbproxy.frames import BodyError, FrameReader, Reply
+from gridnet.lbproxy.jobid import JobId
+from gridnet.lbproxy.results import BAD_ANSWER, LbError
+
+#: Sends a store message to a job's own server: (job id, message, seconds) -> reply.
+ServerLeg = Callable[[JobId, bytes, float], Reply]
+
+MAX_REPLY_OCTETS = 1 << 30
+_RETRY_SECONDS = 0.01  # while the backlog is full, as the original client does
+
+
+def come_again(text: str) -> LbError:
+    """No socket, refused, lost or silent: come again."""
+    return LbError(errno.EAGAIN, text)
+
+
+def connect_unix(path: str, deadline: float) -> socket.socket:
+    """
+    Connect to the socket at *path*.
+
+    :param deadline: by :func:`time.monotonic`.
+    :raises LbError: EAGAIN: nobody listens, or not in time.
+    """
+    while True:
+        left = deadline - time.monotonic()
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            made.settimeout(max(left, 0.001))
+            made.connect(path)
+            return made
+        except BlockingIOError:
+            made.close()
+            if left <= 0:
+                raise come_again(f"{path}: the service is busy") from None
+            time.sleep(_RETRY_SECONDS)
+        except OSError as error:
+            made.close()
+            raise come_again(f"{path}: {error}") from None
+
+
+class Line:
+    """A connection to the socket at *path* that is kept between calls."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._socket: socket.socket | None = None
+        self._is_fresh = False
+
+    def close(self) -> None:
+        """Close it; the next call opens it again."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def send(self, octets: bytes, deadline: float) -> None:
+        """
+        Send; a connection that the service has closed meanwhile is made anew.
+
+        :raises LbError: EAGAIN: not sent.
+        """
+        if self._socket is not None and self._is_stale():
+            self.close()
+        self._is_fresh = self._socket is None
+        if self._socket is None:
+            self._socket = connect_unix(self._path, deadline)
+        try:
+            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+            self._socket.sendall(octets)
+        except OSError as error:
+            self.close()
+            raise come_again(f"{self._path}: {error}") from None
+
+    def _is_stale(self) -> bool:
+        """Whether the other side has closed; nothing is expected from it between calls."""
+        assert self._socket is not None
+        try:
+            self._socket.setblocking(False)
+            self._socket.recv(1)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    def receive(self, deadline: float) -> bytes:
+        """
+        The next octets.
+
+        :raises LbError: EAGAIN: none, or not in time.
+        """
+        assert self._socket is not None
+        try:
+            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+            data = self._socket.recv(1 << 18)
+        except OSError as error:
+            self.close()
+            raise come_again(f"{self._path}: {error or 'no answer in time'}") from None
+        if not data:
+            self.close()
+            raise come_again(f"{self._path}: the connection was lost")
+        return data
+
+
+def read_reply(receive: Callable[[], bytes]) -> Reply:
+    """
+    The reply to a store message.
+
+    :raises LbError: what comes is none.
+    """
+    reader = FrameReader(MAX_REPLY_OCTETS)
+    while True:
+        bodies = reader.receive(receive())
+        if bodies:
+            try:
+                return frames.decode_reply(bodies[0])
+            except BodyError as error:
+                raise LbError(frames.STORE_PROTOCOL, str(error)) from None
+        if reader.fault is not None:
+            raise LbError(frames.STORE_PROTOCOL, str(reader.fault))
+
+
+def read_answer(line: Line, deadline: float) -> tuple[int, bytes]:
+    """
+    Status and body of the HTTP reply that comes over *line*.
+
+    :raises LbError: none comes, or what comes is none.
+    """
+    reader = http.ReplyReader(MAX_REPLY_OCTETS)
+    while True:
+        found = reader.receive(line.receive(deadline))
+        if found is not None:
+            return found
+        if reader.fault:
+            line.close()
+            raise LbError(BAD_ANSWER, reader.fault)
+
+
+def tcp_server_leg(
+    wrap: Callable[[socket.socket, str], socket.socket] | None = None,
+) -> ServerLeg:
+    """
+    The way to a job's own server: TCP to the port of the job id plus one.
+
+    :param wrap: makes it secure: given the connected socket and the host name.
+    """
+
+    def leg(job_id: JobId, message: bytes, seconds: float) -> Reply:
+        address = (job_id.host.strip("[]"), job_id.port + 1)
+        try:
+            with socket.create_connection(address, seconds) as plain:
+                made = wrap(plain, address[0]) if wrap is not None else plain
+                made.settimeout(seconds)
+                made.sendall(message)
+
+                def receive() -> bytes:
+                    data = made.recv(1 << 16)
+                    if not data:
+                        raise come_again(f"{address[0]}: the connection was lost")
+                    return data
+
+                return read_reply(receive)
+        except OSError as error:
+            raise come_again(f"{address[0]}:{address[1]}: {error}") from None
+
+    return leg
