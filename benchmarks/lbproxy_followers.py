@@ -13,6 +13,8 @@ import socket
 import sys
 import time
 
+_EVENT = b"\ndata: {"
+
 
 def main() -> int:
     """Connect, count, tell."""
@@ -25,18 +27,21 @@ def main() -> int:
         made.connect(path)
         made.sendall(b"GET /gridnet/events HTTP/1.1\r\nAccept: text/event-stream\r\n\r\n")
         head = b""
-        while b": gridnet\n\n" not in head:
+        while not head.endswith(b"\n\n") or b": gridnet\n" not in head:
             head += made.recv(4096)
         made.setblocking(False)
         poll.register(made.fileno(), select.EPOLLIN)
         sockets[made.fileno()] = made
         missing[made.fileno()] = wanted
+    tails = dict.fromkeys(sockets, b"")
     print("ready", flush=True)
     while missing:
         for number, _ in poll.poll():
             data = sockets[number].recv(1 << 18)
             if number in missing:
-                missing[number] -= data.count(b"\nid: ") + data.startswith(b"id: ")
+                found = tails[number] + data
+                tails[number] = found[-len(_EVENT) + 1 :]
+                missing[number] -= found.count(_EVENT)
                 if missing[number] <= 0:
                     del missing[number]
             if not data:

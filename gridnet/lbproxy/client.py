@@ -27,7 +27,7 @@ from gridnet.lbproxy.blocking import Line, ServerLeg, read_answer, read_reply, t
 from gridnet.lbproxy.frames import Reply
 from gridnet.lbproxy.jobid import JobId
 from gridnet.lbproxy.query import ResultMode
-from gridnet.lbproxy.results import BAD_ANSWER, JobEvent, JobStatus, LbError
+from gridnet.lbproxy.results import JobEvent, JobStatus, LbError
 from gridnet.lbproxy.session import (
     Call,
     ClientSettings,
@@ -44,7 +44,13 @@ from gridnet.lbproxy.session import (
     registration_fields,
     settings_from,
 )
-from gridnet.lbproxy.stream_calls import StreamEvent, cursor_target, parse_poll, stream_target
+from gridnet.lbproxy.stream_calls import (
+    StreamEvent,
+    check_cursor,
+    cursor_target,
+    parse_poll,
+    stream_target,
+)
 
 if TYPE_CHECKING:
     from gridnet.lbproxy.deferred_client import DeferredContext as DeferredContext
@@ -466,9 +472,7 @@ class Context(_EventCalls):
     def move_cursor(self, consumer: str, position: int) -> None:
         """Tell the service how far *consumer* has come."""
         target = cursor_target(consumer, position)
-        found = self._request(b"POST", target, self.settings.query_seconds)
-        if found[0] != 200:
-            raise LbError(BAD_ANSWER, found[1].decode("latin-1"))
+        check_cursor(*self._request(b"POST", target, self.settings.query_seconds))
 
 
 for _name, _call in calls_by_event(Context.log_event).items():

@@ -34,7 +34,13 @@ from gridnet.lbproxy.session import (
     registration_fields,
     settings_from,
 )
-from gridnet.lbproxy.stream_calls import StreamEvent, parse_poll, stream_target
+from gridnet.lbproxy.stream_calls import (
+    StreamEvent,
+    check_cursor,
+    cursor_target,
+    parse_poll,
+    stream_target,
+)
 
 T = TypeVar("T")
 #: Sends a store message to a job's own server: (job id, message, seconds) -> Deferred reply.
@@ -156,6 +162,14 @@ class DeferredContext(_EventCalls):
     def job_id(self) -> str:
         """The job that is logged for; empty: none yet."""
         return str(self._session.job_id or "")
+
+    def use_identity(self, user: str) -> None:
+        """Log as *user* from now on."""
+        self._session.user = user
+
+    def log_line(self, line: bytes) -> Deferred[Reply]:
+        """Log an event line as it is; the context's job and code play no part."""
+        return self._exchange(StoreExchange(frames.encode_message(line)))
 
     def get_sequence_code(self) -> str:
         """The code that the next event will carry."""
@@ -372,11 +386,19 @@ class DeferredContext(_EventCalls):
         asking = self._ask(self.settings.serve, octets, _http_reader(), seconds)
         return asking.addCallback(lambda found: parse_poll(*found))
 
+    def move_cursor(self, consumer: str, position: int) -> Deferred[None]:
+        """Tell the service how far *consumer* has come."""
+        octets = b"POST %s HTTP/1.1\r\n\r\n" % cursor_target(consumer, position).encode("ascii")
+        settings = self.settings
+        asking = self._ask(settings.serve, octets, _http_reader(), settings.query_seconds)
+        return asking.addCallback(lambda found: check_cursor(*found))
+
     def follow(
         self,
         received: Callable[[StreamEvent], object],
         after: int | None = None,
         *,
+        consumer: str = "",
         jobs: Iterable[str] = (),
         owners: Iterable[str] = (),
         events: Iterable[str] = (),
@@ -386,8 +408,12 @@ class DeferredContext(_EventCalls):
         Call *received* with each event as it comes, until the follower is cancelled.
 
         A service that goes away is waited for, and followed on where it stopped.
+
+        :param after: position of the last event that is known; None: where *consumer* stopped,
+            else from now on.
+        :param consumer: a name whose cursor the service keeps; :meth:`move_cursor` moves it.
         """
-        target = stream_target(None, "", None, jobs, owners, events, states)
+        target = stream_target(None, consumer, None, jobs, owners, events, states)
         follower = Follower(self._reactor, self.settings.serve, target, after, received)
         follower.start()
         return follower
@@ -397,7 +423,8 @@ class Follower:
     """
     Follows the event stream by server-sent events.
 
-    :ivar position: of the last event that was received; None before the first.
+    :ivar position: everything up to there was received or is not wanted; None: not known yet.
+    :ivar done: fires once it is cancelled, or fails with an LbError when the service refuses it.
     """
 
     def __init__(
@@ -409,6 +436,7 @@ class Follower:
         received: Callable[[StreamEvent], object],
     ) -> None:
         self.position = position
+        self.done: Deferred[None] = Deferred()
         self._reactor = reactor
         self._path = path
         self._target = target
@@ -432,13 +460,20 @@ class Follower:
         if self._cancelled:
             source.end()
 
-    def got(self, position: int, fields: Mapping[str, Any]) -> None:
-        """One event came."""
+    def got(self, position: int, fields: Mapping[str, Any] | None) -> None:
+        """One event came, or None: only how far the stream is."""
         if self._cancelled:
             return
         self._pause = 0.1
         self.position = position
-        self._received(StreamEvent(position, fields))
+        if fields is not None:
+            self._received(StreamEvent(position, fields))
+
+    def refused(self, error: LbError) -> None:
+        """The service does not understand what was asked; asking again would not help."""
+        if not self._cancelled:
+            self._cancelled = True
+            self.done.errback(Failure(error))
 
     def lost(self) -> None:
         """The connection is gone, or was not to be had."""
@@ -449,7 +484,10 @@ class Follower:
 
     def cancel(self) -> None:
         """Follow no more."""
+        if self._cancelled:
+            return
         self._cancelled = True
+        self.done.callback(None)
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         if self._connection is not None:
@@ -463,19 +501,24 @@ class _EventSource(Protocol):
         self._request = request
         self._follower = follower
         self._buffer = b""
-        self._accepted = False
+        self._accepted = self._is_refused = False
+        self._answer = http.ReplyReader(MAX_REPLY_OCTETS)
 
     def connectionMade(self) -> None:
         if self.transport is not None:
             self.transport.write(self._request)
 
     def dataReceived(self, data: bytes) -> None:
+        if self._is_refused:
+            self._read_refusal(data)
+            return
         if not self._accepted:
             self._buffer += data
             if len(self._buffer) < len(_ACCEPTED):
                 return
             if not self._buffer.startswith(_ACCEPTED):
-                self.end()
+                self._is_refused = True
+                self._read_refusal(self._buffer)
                 return
             self._accepted, data = True, b""
         *blocks, self._buffer = (self._buffer + data).split(b"\n\n")
@@ -485,6 +528,18 @@ class _EventSource(Protocol):
         for block in blocks:
             self._take(block)
 
+    def _read_refusal(self, data: bytes) -> None:
+        """Another answer than a stream: it says why, or is none at all."""
+        found = self._answer.receive(data)
+        if found is not None:
+            try:
+                parse_poll(*found)
+            except LbError as error:
+                if error.number != errno.EAGAIN:
+                    self._follower.refused(error)
+        if found is not None or self._answer.fault:
+            self.end()
+
     def _take(self, block: bytes) -> None:
         position, value = None, b""
         for line in block.splitlines():
@@ -492,10 +547,10 @@ class _EventSource(Protocol):
                 position = int(line[4:])
             elif line.startswith(b"data: "):
                 value = line[6:]
-        if position is None or not value:
+        if position is None:
             return
         try:
-            fields = json.loads(value)
+            fields = json.loads(value) if value else None
         except ValueError:
             self.end()
             return

@@ -339,7 +339,8 @@ class _Follower:
         self._subscription = subscription
         self._connection.stream.write(
             b"HTTP/1.1 200 OK\r\nCache-Control: no-cache\r\n"
-            b"Content-Type: text/event-stream\r\nConnection: close\r\n\r\n: gridnet\n\n"
+            b"Content-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+            b": gridnet\n" + stream.position_sse(subscription.cursor)
         )
         self._beat()
         subscription.resume()
@@ -348,9 +349,10 @@ class _Follower:
         factory = self._connection.factory
         now = factory.clock.seconds()
         seconds = factory.book.config.stream.heartbeat_seconds
-        if self.is_ready and now - self._written_at >= seconds:
+        subscription = self._subscription
+        if subscription is not None and self.is_ready and now - self._written_at >= seconds:
             self._written_at = now
-            self._connection.stream.write(b": \n\n")
+            self._connection.stream.write(b": \n" + stream.position_sse(subscription.reached))
         self._heartbeat = factory.clock.callLater(seconds, self._beat)
 
     def deliver(self, batch: Batch) -> None:
@@ -432,7 +434,7 @@ class _Poll:
 
     def _finish_empty(self) -> None:
         # What was looked at and not wanted need not be looked at again.
-        reached = self._subscription.cursor if self._subscription is not None else self._after
+        reached = self._subscription.reached if self._subscription is not None else self._after
         self._finish([], max(reached, self._after))
 
     def _finish(self, events: list[StoredEvent], after: int) -> None:

@@ -211,6 +211,11 @@ def as_sse(stored: StoredEvent) -> bytes:
     return b"id: %d\ndata: %s\n\n" % (stored.position, as_json(stored))
 
 
+def position_sse(position: int) -> bytes:
+    """Tells a follower how far it has come without an event: whoever comes again says it."""
+    return b"id: %d\n\n" % position
+
+
 def trimmed_sse(position: int) -> bytes:
     """Tells a follower that events up to *position* may have gone before it took them."""
     return b'event: trimmed\ndata: {"position":%d}\n\n' % position

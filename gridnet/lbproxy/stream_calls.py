@@ -80,6 +80,16 @@ def parse_poll(status: int, body: bytes) -> tuple[list[StreamEvent], int]:
         raise LbError(BAD_ANSWER, f"unreadable answer: {error}") from None
 
 
+def check_cursor(status: int, body: bytes) -> None:
+    """
+    The answer to a request that moves a cursor.
+
+    :raises LbError: it was not moved.
+    """
+    if status != 200:
+        parse_poll(status, body)
+
+
 def cursor_target(consumer: str, position: int) -> str:
     """Path and query string of the request that moves the cursor of *consumer*."""
     return f"{stream.CURSOR_PATH}?{urlencode({'consumer': consumer, 'position': position})}"

@@ -87,6 +87,11 @@ class Subscription:
     is_over: bool = False
     told_trimmed: int = 0  #: position up to which it was told that events may be missing
 
+    @property
+    def reached(self) -> int:
+        """Position up to which everything was given to it, or looked at and not wanted."""
+        return self._hub.newest if self.is_live else self.cursor
+
     def resume(self) -> None:
         """Deliver what has come since; to be called when the sink takes more."""
         self._hub.catch_up(self)

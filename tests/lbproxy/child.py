@@ -24,7 +24,7 @@ from gridnet.lbproxy.client import Context
 from gridnet.lbproxy.frames import FrameReader, Reply
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = START_SECONDS) -> None:
@@ -86,7 +86,7 @@ class Child:
             raise RuntimeError(f"the service ended: {self.log.read_text()[-2000:]}")
         for path in (self.store, self.serve):
             with socket.socket(socket.AF_UNIX) as probe:
-                probe.settimeout(1)
+                probe.settimeout(START_SECONDS)
                 try:
                     probe.connect(path)
                 except OSError:
@@ -103,7 +103,7 @@ class Child:
         """End it; returns whether it ended in order, removing its sockets."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        status = self.process.wait(15)  # twist ends by the signal that it was sent
+        status = self.process.wait(START_SECONDS)  # twist ends by the signal that it was sent
         left = [path for path in (self.store, self.serve) if Path(path).exists()]
         return status in (0, -signal.SIGTERM) and not left
 

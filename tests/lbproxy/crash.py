@@ -115,12 +115,26 @@ def _check(child: Child, loads: list[_Load], *, whole: bool) -> None:
         raise AssertionError(f"{child.directory}: unexpected {found}")
 
 
+def _acknowledged(loads: list[_Load]) -> int:
+    return sum(sum(load.acknowledged.copy().values()) for load in loads)
+
+
+def _wait_for_more(loads: list[_Load], count: int) -> None:
+    wanted = _acknowledged(loads) + count
+    wait_for(lambda: any(load.fault for load in loads) or _acknowledged(loads) >= wanted)
+
+
 def run(
-    rounds: int, clients: int, seed: int, say: Callable[[str], None] = lambda text: None
+    rounds: int,
+    clients: int,
+    seed: int,
+    say: Callable[[str], None] = lambda text: None,
+    most: int = 300,
 ) -> Tally:
     """
     Do *rounds* rounds.
 
+    :param most: events that are acknowledged between two kills.
     :raises AssertionError: something acknowledged is missing, doubled or out of order.
     """
     chance = random.Random(seed)
@@ -139,7 +153,9 @@ def run(
         for number in range(1, rounds + 1):
             for load in loads:
                 load.start()
-            pause.wait(chance.uniform(0.02, 0.4))
+            # So much work, then so much time: a slow machine gets as far as a fast one.
+            _wait_for_more(loads, chance.randrange(1, most))
+            pause.wait(chance.uniform(0, 0.02))
             if chance.random() < 0.2:
                 server.kill()
                 tally.server_kills += 1
@@ -152,9 +168,9 @@ def run(
             proxy.start()
             tally.rounds = number
             if number % 20 == 0:
-                done = sum(sum(load.acknowledged.values()) for load in loads)
+                done = _acknowledged(loads)
                 say(f"round {number}: {done} events acknowledged")
-        tally.acknowledged = sum(sum(load.acknowledged.values()) for load in loads)
+        tally.acknowledged = _acknowledged(loads)
         tally.in_doubt = sum(load.in_doubt for load in loads)
         tally.jobs = sum(len(load.acknowledged) for load in loads)
         total = len(proxy.lines())

@@ -38,9 +38,10 @@ def _pairs(context: Context, name: str, count: int, misses: list[str]) -> None:
                 misses.append(f"{name} {number}")
 
 
-def run(pairs: int, clients: int, say: Callable[[str], None] = lambda text: None) -> list[str]:
-    """The misses of *pairs* pairs by *clients* parallel clients."""
-    child = Child()
+def run(
+    child: Child, pairs: int, clients: int, say: Callable[[str], None] = lambda text: None
+) -> list[str]:
+    """The misses of *pairs* pairs by *clients* parallel clients of *child*."""
     misses: list[str] = []
     faults: list[BaseException] = []
 
@@ -57,17 +58,13 @@ def run(pairs: int, clients: int, say: Callable[[str], None] = lambda text: None
         except BaseException as error:
             faults.append(error)
 
-    try:
-        child.start()
-        threads = [threading.Thread(target=client, args=(n,)) for n in range(clients)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if faults:
-            raise faults[0]
-    finally:
-        child.forget()
+    threads = [threading.Thread(target=client, args=(n,)) for n in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if faults:
+        raise faults[0]
     return misses
 
 
@@ -78,7 +75,12 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=8)
     options = parser.parse_args()
     started = time.monotonic()
-    misses = run(options.pairs, options.clients, lambda text: print(text, flush=True))
+    child = Child()
+    try:
+        child.start()
+        misses = run(child, options.pairs, options.clients, lambda text: print(text, flush=True))
+    finally:
+        child.forget()
     seconds = time.monotonic() - started
     print(f"{options.pairs} pairs, {len(misses)} misses in {seconds:.0f} s")
     return 1 if misses else 0

@@ -739,6 +739,44 @@ class DeferredContextTests(TestCase):
 
         return self.run_async(work())
 
+    def test_following_from_now_on(self) -> Deferred[None]:
+        """What happens while the service is away is not missed, though nothing was seen before."""
+
+        async def work() -> None:
+            context = self.make()
+            found: list[StreamEvent] = []
+            follower = context.follow(found.append)
+            await self.until(lambda: follower.position is not None)
+            await self.proxy.stop(forget=False)
+            await self.proxy.start()
+            # Before the follower is back, or after: it makes no difference.
+            await context.register_job(make_job_id(), ns="wms")
+            await self.until(lambda: found)
+            follower.cancel()
+            await follower.done
+            await context.move_cursor("c", found[0].position)
+            await context.log_running(node="n")
+            resumed = context.follow(found.append, consumer="c")
+            await self.until(lambda: len(found) >= 2)
+            self.assertEqual([one.event for one in found], ["RegJob", "Running"])
+            resumed.cancel()
+
+        return self.run_async(work())
+
+    def test_what_is_refused(self) -> Deferred[None]:
+        """A follower that asks for what is not there ends with the reason."""
+
+        async def work() -> None:
+            context = self.make()
+            follower = context.follow(lambda event: None, states=["Novel"])
+            with self.assertRaisesRegex(LbError, "'Novel' is no state"):
+                await follower.done
+            with self.assertRaisesRegex(LbError, "printable characters"):
+                await context.move_cursor("\n", 1)
+            self.assertEqual((await context.log_line(b"nonsense")).minor, 1401)
+
+        return self.run_async(work())
+
     async def until(self, is_enough: Any) -> None:
         while not is_enough():
             waiting: Deferred[None] = Deferred()

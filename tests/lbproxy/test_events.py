@@ -216,7 +216,7 @@ class ParseTests(SynchronousTestCase):
         self.assertEqual(set(found.fields), {"ns", "jobtype"})
 
     @given(st.binary(max_size=300))
-    @examples(500)
+    @examples(300)
     def test_any_octets_give_an_event_or_an_error(self, octets: bytes) -> None:
         """No octets do anything else."""
         try:
@@ -225,7 +225,7 @@ class ParseTests(SynchronousTestCase):
             self.assertIn(error.number, range(1401, 1406))
 
     @given(st.integers(0, 600), st.binary(min_size=1, max_size=4))
-    @examples(500)
+    @examples(300)
     def test_damaged_lines_give_an_event_or_an_error(self, place: int, octets: bytes) -> None:
         """A line with a hole of other octets does nothing else either."""
         text = bytearray(recorded_line("03-transfer-ok"))

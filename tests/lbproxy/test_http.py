@@ -28,7 +28,7 @@ class RequestReaderTests(SynchronousTestCase):
             self.assertEqual(http.encode_request(found.target, found.body), octets)
 
     @given(st.data())
-    @examples(100)
+    @examples(60)
     def test_cuts_do_not_matter(self, data: st.DataObject) -> None:
         """The same requests come out however the stream is cut."""
         whole = capture("04-sequence-code.query-request") + capture("08-unknown-job.query-request")
@@ -70,7 +70,7 @@ class RequestReaderTests(SynchronousTestCase):
             self.assertEqual(reader.receive(b"POST /x HTTP/1.1\r\n\r\n"), [])
 
     @given(st.binary(max_size=200))
-    @examples(300)
+    @examples(150)
     def test_any_octets(self, octets: bytes) -> None:
         """Any octets give requests, nothing yet, or a fault."""
         self.reader().receive(octets)

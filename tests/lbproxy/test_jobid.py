@@ -47,7 +47,7 @@ class JobIdTests(SynchronousTestCase):
         self.assertEqual(jobid.subjob(parent, "", 0), jobid.subjob(parent, jobid.DEFAULT_SEED, 0))
 
     @given(st.text(max_size=80))
-    @examples(200)
+    @examples(100)
     def test_any_text(self, text: str) -> None:
         """Any text gives an identifier or an error."""
         try:

@@ -63,7 +63,7 @@ class XmlTests(SynchronousTestCase):
         self.assertEqual(xml.escape_attribute('<"%\n'), "&lt;&quot;%\n")
 
     @given(LATIN)
-    @examples(200)
+    @examples(120)
     def test_text_survives(self, text: str) -> None:
         """Any text is read back, but for layout at its ends."""
         root = xml.parse(f"<a>{xml.escape(text)}</a>".encode("latin-1"))
@@ -95,7 +95,7 @@ class XmlTests(SynchronousTestCase):
                 xml.parse(octets)
 
     @given(st.binary(max_size=200))
-    @examples(300)
+    @examples(150)
     def test_any_octets(self, octets: bytes) -> None:
         """Any octets give an element or an error."""
         try:
@@ -289,7 +289,7 @@ class RequestTests(SynchronousTestCase):
             self.assertEqual(query.http_status(number, path), status)
 
     @given(st.sampled_from(sorted(query.PATHS)), st.binary(max_size=400))
-    @examples(200)
+    @examples(120)
     def test_any_octets(self, path: str, octets: bytes) -> None:
         """Any body gives a request or one of the two errors."""
         self.assertIn(self.refused(path, octets), (200, 400, 401, 579))
@@ -299,7 +299,7 @@ class RequestTests(SynchronousTestCase):
         st.integers(0, 700),
         st.binary(min_size=1, max_size=5),
     )
-    @examples(400)
+    @examples(120)
     def test_damaged_requests(self, name: str, place: int, octets: bytes) -> None:
         """A recorded request with a hole of other octets does nothing else either."""
         path = capture(f"{name}.query-request").split()[1].decode()

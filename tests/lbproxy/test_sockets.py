@@ -6,12 +6,14 @@ import os
 import pwd
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from attrs import evolve
 from prometheus_client import generate_latest
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
 from gridnet.errors import ConfigError
@@ -409,7 +411,24 @@ class ServeSocketTests(SocketTestCase):
 class TimeoutTests(SocketTestCase):
     """Connections that do nothing, or begin something and do not end it."""
 
-    config = evolve(CONFIG, idle_seconds=0.2, request_seconds=0.4)
+    config = evolve(CONFIG, idle_seconds=2.0, request_seconds=4.0)
+
+    def setUp(self) -> Deferred[Any]:
+        def started(_: Any) -> None:
+            # The sockets are real and their time is ours: a machine that stalls ends no connection.
+            self.clock = Clock()
+            for factory in (self.proxy.service._store_factory, self.proxy.service._serve_factory):
+                factory.stopFactory()
+                factory.clock = factory._reaper.clock = self.clock
+                factory.startFactory()
+
+        return super().setUp().addCallback(started)
+
+    async def pass_time_until(self, is_enough: Callable[[], object]) -> None:
+        """Let time pass until *is_enough*."""
+        while not is_enough():
+            self.clock.advance(1.0)
+            await self.pause()
 
     def test_time_outs(self) -> Deferred[None]:
         """Idle and half-sent ones are closed, on both sockets; the service lives."""
@@ -428,10 +447,14 @@ class TimeoutTests(SocketTestCase):
                     connection = await self.proxy.connect(path)
                     connection.transport.write(octets)
                     waiting.append(connection.lost)
-            found = await gatherResults(waiting)
-            self.assertEqual(set(found), {b""})
-            while self.proxy.service._connections():
+            while self.proxy.service._connections() < len(waiting):
                 await self.pause()
+            self.clock.advance(1.5)
+            for _ in range(5):
+                await self.pause()
+            self.assertEqual(self.proxy.service._connections(), len(waiting))
+            await self.pass_time_until(lambda: not self.proxy.service._connections())
+            self.assertEqual(set(await gatherResults(waiting)), {b""})
             await self.check_lives()
 
         return self.run_async(work())
@@ -453,8 +476,7 @@ class TimeoutTests(SocketTestCase):
             connection.transport.write(http.encode_request("/queryJobs", body))
             connection.transport.pauseProducing()
             factory = self.proxy.service._serve_factory
-            while factory.timed_out == 0:
-                await self.pause()
+            await self.pass_time_until(lambda: factory.timed_out)
             connection.transport.resumeProducing()
             await connection.lost
 
@@ -472,14 +494,15 @@ class TimeoutTests(SocketTestCase):
             follower.transport.write(
                 b"GET /gridnet/events?after=0 HTTP/1.1\r\nAccept: text/event-stream\r\n\r\n"
             )
-            await follower.until(lambda got: b"id: " in got)
+            await follower.until(lambda got: b"data: " in got)
             follower.transport.pauseProducing()
             for number in range(2, 12):
                 text = {"NAME": f"tag{number}", "VALUE": "v" * 150_000}
                 await self.proxy.log(line("UserTag", text, job_id=job("a"), seqcode=f"UI{number}"))
             service = self.proxy.service
-            while not (service._store_factory.timed_out and service._serve_factory.timed_out):
-                await self.pause()
+            await self.pass_time_until(
+                lambda: service._store_factory.timed_out and service._serve_factory.timed_out
+            )
             while service.book.hub.followers:
                 await self.pause()
             for connection in (sender, follower):
@@ -532,7 +555,7 @@ class SlowQueryTests(SocketTestCase):
     """Queries that take long."""
 
     config = evolve(
-        CONFIG, query_threads=1, slow_query_threads=1, quick_query_seconds=0.05, query_seconds=0.5
+        CONFIG, query_threads=1, slow_query_threads=1, quick_query_seconds=60, query_seconds=90
     )
 
     def test_quick_ones_do_not_wait(self) -> Deferred[None]:
@@ -562,8 +585,10 @@ class SlowQueryTests(SocketTestCase):
             gate.set()
             await gatherResults(waiting)
             self.assertEqual(ended, [True] * 4)
+            book.config = evolve(book.config, quick_query_seconds=0.05, query_seconds=0.1)
             endless = book.read(lambda reader: reader.execute(ENDLESS).fetchone())
             await self.assertFailure(endless, QueryTimeout)
+            book.config = self.config
             await self.check_lives()
 
         return self.run_async(work())

@@ -344,7 +344,7 @@ class AnyOrderTests(SynchronousTestCase):
         st.sampled_from(sorted(EVENT_TYPES["RegJob"].fields[3].words)),
         st.lists(happenings(), max_size=25),
     )
-    @examples(150)
+    @examples(100)
     def test_any_events(self, kind: str, events: list[Event]) -> None:
         """No sequence of events fails, and the parts that were touched rebuild the record."""
         job = JobRecord(parse_job_id(JOB_ID), "/CN=jan")

@@ -22,7 +22,7 @@ from gridnet.lbproxy.writer import INTERNAL_ERROR, STOPPING, GroupReport, Writer
 from tests.lbproxy.ledgers import NOW, REGISTER, job
 from tests.lbproxy.vectors import VECTORS, line
 
-WAIT_SECONDS = 20
+WAIT_SECONDS = 60
 
 
 class StoreFileTests(SynchronousTestCase):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -413,7 +414,8 @@ class ServedStreamTests(TestCase):
         return int(head.split()[1]), json.loads(body)
 
     def ids(self, octets: bytes) -> list[int]:
-        return [int(one[4:]) for one in octets.split(b"\n") if one.startswith(b"id: ")]
+        """Positions of events; an id alone says how far the stream is."""
+        return [int(one) for one in re.findall(rb"^id: ([0-9]+)\ndata: ", octets, re.MULTILINE)]
 
     def test_server_sent_events(self) -> Deferred[None]:
         """From the beginning, live, and after a break with the header that browsers send."""
@@ -432,11 +434,33 @@ class ServedStreamTests(TestCase):
             second = await self.follow("", last=whole[5])
             found = await second.until(lambda got: len(self.ids(got)) >= 6)
             self.assertEqual(self.ids(found), whole[6:])
-            found = await second.until(lambda got: got.count(b"\n: \n") >= 2)
+            beat = b"\n: \nid: %d\n\n" % whole[-1]
+            found = await second.until(lambda got: got.count(beat) >= 2)
             second.transport.loseConnection()
             await second.lost
             while self.proxy.service.book.hub.followers:
                 await self.pause()
+
+        return self.run_async(work())
+
+    def test_how_far_the_stream_is(self) -> Deferred[None]:
+        """A follower knows where to resume before its first event, and past those of others."""
+
+        async def work() -> None:
+            await self.happen(4)
+            newest = self.proxy.service.book.hub.newest
+            every = await self.follow("")
+            found = await every.until(lambda got: b"id: " in got and got.endswith(b"\n\n"))
+            self.assertIn(b"\r\n\r\n: gridnet\nid: %d\n\n" % newest, found)
+            other = await self.follow(f"?job={job('other')}&after=1")
+            await self.happen(3)
+            newest = self.proxy.service.book.hub.newest
+            await other.until(lambda got: b"\n: \nid: %d\n\n" % newest in got)
+            waiting = self.get(f"/gridnet/events?job={job('other')}&after=1&wait=0.05")
+            self.assertEqual((await waiting)[1]["next"], newest)
+            for one in (every, other):
+                one.transport.loseConnection()
+                await one.lost
 
         return self.run_async(work())
 

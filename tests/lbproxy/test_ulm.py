@@ -76,7 +76,7 @@ class UlmTests(SynchronousTestCase):
                 ulm.parse(garbage)
 
     @given(st.lists(st.tuples(KEYS, LATIN), min_size=1, max_size=20))
-    @examples(300)
+    @examples(150)
     def test_reads_back_what_it_writes(self, pairs: list[tuple[str, str]]) -> None:
         """Any values survive writing and reading."""
         self.assertEqual(
@@ -84,7 +84,7 @@ class UlmTests(SynchronousTestCase):
         )
 
     @given(st.text(st.characters(max_codepoint=255), max_size=200))
-    @examples(500)
+    @examples(250)
     def test_any_text_gives_pairs_or_an_error(self, text: str) -> None:
         """No text does anything else."""
         try:
