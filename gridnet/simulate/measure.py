@@ -53,7 +53,7 @@ class Outcome:
     detection_seconds: float | None  #: median, from a crash to the first verdict
     detected_by_all_seconds: float | None  #: median, to the verdict of the last healthy host
     packets_per_second: float  #: sent by one host, on average
-    kilobits_per_second: float  #: sent by one host, on average
+    kilobits_per_second: float  #: sent by one host, on average, with IP and UDP headers
     peak_kilobits_per_second: float  #: in the busiest second
     events: int  #: packets delivered and timers, in all
     cpu_seconds: float  #: of this process, setting up included

@@ -26,8 +26,9 @@ from gridnet.lbsmd.gossip.roster import HostState
 from gridnet.simulate.shared_roster import CommonKnowledge, SharedRoster
 
 TICK_SECONDS = 0.001  #: times of the simulation are multiples of this
-PACKET_OVERHEAD = 53 + 8  #: octets beside the messages: head, tag, time, name of the sender
-DATAGRAM_OVERHEAD = 28  #: octets of the UDP and IPv4 headers
+#: Octets of a packet beside its messages: IPv4 and UDP headers; head, tag and time of
+#: docs/protocols/gossip.rst; the name of the sender, an IPv4 address of the usual length.
+PACKET_OVERHEAD = 28 + 33 + 8 + 1 + 12
 _RING = 4096  # ticks that lie in lists; what is later lies in a heap
 
 

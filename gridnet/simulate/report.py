@@ -131,7 +131,7 @@ def _plots(scenario: Scenario, outcomes: Sequence[Outcome]) -> Iterable[str]:
             "seconds",
             "kbit/s of one host",
         ),
-        "Sent by one host on average, heads of UDP and IP left out.",
+        "Sent by one host on average, IP and UDP headers included.",
     )
     yield _figure(
         "Packets",

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from math import ceil, gcd, inf, log10
+from math import ceil, inf, log10
 from random import Random
-from typing import Any, TypeAlias
 
-from attrs import define, evolve, frozen
+from attrs import define, evolve
 
 from gridnet.errors import LocalProtocolError
+from gridnet.lbsmd.gossip.events import EntryChanged, Event, Impersonation, StandingChanged
 from gridnet.lbsmd.gossip.exchange import Exchange, packed
 from gridnet.lbsmd.gossip.identity import TRUSTING, Identity, entry_statement, life_statement
+from gridnet.lbsmd.gossip.local_health import LocalHealth
 from gridnet.lbsmd.gossip.messages import (
     ACK_OCTETS,
     Ack,
@@ -28,11 +28,15 @@ from gridnet.lbsmd.gossip.messages import (
     Ping,
     Standing,
 )
+from gridnet.lbsmd.gossip.probe_order import ProbeOrder
+from gridnet.lbsmd.gossip.probing import Probing
 from gridnet.lbsmd.gossip.records import HostRecords, OwnRecords
 from gridnet.lbsmd.gossip.roster import PARTS, HostState, OwnRoster, Roster
 from gridnet.lbsmd.gossip.rumours import Rumours
 from gridnet.lbsmd.gossip.settings import GossipTimes
 from gridnet.lbsmd.gossip.suspicion import Evidence, Suspicion, shortest_suspicion
+from gridnet.lbsmd.gossip.timers import Timers
+from gridnet.lbsmd.gossip.view import Host, Hosts, Trail
 
 __all__ = [
     "EntryChanged",
@@ -49,131 +53,12 @@ _ALIVE, _SUSPECT, _DEAD, _LEFT = Standing
 
 
 @define(eq=False)
-class _Trail:
-    """What this host remembers of the troubles of another."""
-
-    since: float
-    suspicion: Suspicion | None = None
-    evidence: tuple[Evidence, ...] = ()
-
-
-class Host:
-    """
-    One host as this one sees it, now and later.
-
-    :ivar signature: its own, under its address in this incarnation.
-    :ivar evidence: who accused it last, when and of what; kept after the verdict.
-    """
-
-    __slots__ = ("_membership", "name")
-
-    def __init__(self, membership: Membership, name: str) -> None:
-        self._membership = membership
-        self.name = name
-
-    @property
-    def _state(self) -> HostState:
-        state = self._membership._roster.get(self.name)
-        if state is None:
-            raise KeyError(self.name)
-        return state
-
-    @property
-    def _trail(self) -> _Trail:
-        began = self._membership._began
-        return self._membership._trails.get(self.name) or _Trail(began)
-
-    @property
-    def address(self) -> Address:
-        return self._state.address
-
-    @property
-    def incarnation(self) -> int:
-        return self._state.incarnation
-
-    @property
-    def standing(self) -> Standing:
-        return self._state.standing
-
-    @property
-    def records(self) -> HostRecords:
-        return self._state.records
-
-    @property
-    def key(self) -> bytes:
-        return self._state.key
-
-    @property
-    def signature(self) -> bytes:
-        return self._state.signature
-
-    @property
-    def since(self) -> float:
-        return self._trail.since
-
-    @property
-    def suspicion(self) -> Suspicion | None:
-        return self._trail.suspicion
-
-    @property
-    def evidence(self) -> tuple[Evidence, ...]:
-        return self._trail.evidence
-
-    @property
-    def is_up(self) -> bool:
-        """Worth sending work to: alive, or only suspected."""
-        return self._state.is_up
-
-
-class _Hosts(Mapping[str, Host]):
-    def __init__(self, membership: Membership) -> None:
-        self._membership = membership
-
-    def __getitem__(self, name: str) -> Host:
-        if self._membership._roster.get(name) is None:
-            raise KeyError(name)
-        return Host(self._membership, name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._membership._roster)
-
-    def __len__(self) -> int:
-        return len(self._membership._roster)
-
-
-@define(eq=False)
 class Outgoing:
     """One packet to send; *octets* is the size of its messages on the wire."""
 
     address: Address
     messages: Sequence[Message]
     octets: int
-
-
-@frozen
-class StandingChanged:
-    """*host* is now held for *standing*."""
-
-    host: str
-    standing: Standing
-
-
-@frozen
-class EntryChanged:
-    """An entry of another host is new, changed or withdrawn."""
-
-    entry: Entry
-
-
-@frozen
-class Impersonation:
-    """Somebody speaks as *host* with another key than the one it is known by."""
-
-    host: str
-
-
-Event: TypeAlias = StandingChanged | EntryChanged | Impersonation
-_Action = Callable[["Membership", float, Any], None]
 
 
 class Membership:
@@ -187,7 +72,6 @@ class Membership:
     :param known_keys: host -> the key it is to be known by; others are pinned on first sight.
     :param only_known: whether hosts without a key among *known_keys* are refused.
     :param roster: where to keep the hosts; a simulation shares what many of them hold alike.
-    :ivar health: 0: well; each further point stretches our own probes once more.
     :ivar hosts: every host known, this one included.
     :ivar due: what :meth:`next_time` says.
     :ivar outgoing: what :meth:`take_outgoing` is about to give.
@@ -197,43 +81,27 @@ class Membership:
     __slots__ = (
         "_allowance",
         "_allowed_at",
-        "_ask_at",
-        "_began",
         "_exchange_at",
         "_exchanges",
         "_gone",
+        "_health",
         "_is_leaving",
         "_known_keys",
         "_may_spread_at",
         "_mine",
-        "_nacks",
-        "_nacks_wanted",
-        "_newcomers",
         "_only_known",
-        "_own_number",
-        "_pass_index",
-        "_pass_left",
-        "_pass_length",
-        "_pass_step",
-        "_probe_at",
-        "_probe_number",
-        "_probes_made",
-        "_proxied",
+        "_order",
+        "_probing",
         "_random",
         "_reconnect_at",
-        "_retry_at",
         "_roster",
         "_rumours",
         "_spread_at",
-        "_target",
-        "_timer_number",
         "_timers",
         "_times",
         "_trails",
-        "_tries",
         "due",
         "events",
-        "health",
         "hosts",
         "identity",
         "me",
@@ -256,58 +124,50 @@ class Membership:
         roster: Roster | None = None,
     ) -> None:
         self.me = me
-        self.health = 0
         self.identity = identity
         self._known_keys = known_keys or {}
         self._only_known = only_known
         self.own = OwnRecords(me, times.max_entries, identity, version)
         self._roster: Roster = OwnRoster() if roster is None else roster
-        self._trails: dict[str, _Trail] = {}
+        self._trails: dict[str, Trail] = {}
         self._gone: dict[str, float] = {}  # dead or left, since when, in that order
-        self.hosts: Mapping[str, Host] = _Hosts(self)
+        self.hosts: Mapping[str, Host] = Hosts(self._roster, self._trails, now)
         self._mine = HostState(me, address, incarnation, _ALIVE, identity.key, b"", self.own)
         self._sign_life()
         self._roster.add(self._mine)
         self._times = times
         self._random = random
-        self._began = now
+        self._health = LocalHealth(times.max_health)
         patience = 0 if times.lifeguard else 1 << 30
         self._rumours = Rumours(
-            times.max_rumours, times.cool_after + patience, times.drop_after + patience
+            times.max_rumours,
+            times.cool_after + patience,
+            times.drop_after + patience,
+            self._health,
         )
-        self._exchanges = Exchange(self._roster, self._belief_of, times.packet_octets, random)
+        self._exchanges = Exchange(self._roster, self.belief_of, times.packet_octets, random)
         self._allowance = times.max_exchange_packets
         self._allowed_at = now
         self.outgoing: list[Outgoing] = []
         self.events: list[Event] = []
         self._is_leaving = False
-        # When what is to be done next; the rare things are in a heap.
-        self._probe_at = now + random.random() * times.probe_interval
-        self._retry_at = inf
+        # When what is to be done next.
+        self._timers = Timers()
+        self._order = ProbeOrder(me, self._roster, random)
+        self._probing = Probing(
+            self, self._roster, self._order, self._health, self._timers, times, random, now
+        )
         # Without Lifeguard as in memberlist: rounds go on whether there are news or not.
         self._spread_at = inf if times.lifeguard else now + random.random() * times.gossip_interval
         self._may_spread_at = now
         self._exchange_at = now + random.random() * times.exchange_interval
         self._reconnect_at = inf
-        self._timers: list[tuple[float, int, _Action, Any]] = []
-        self._timer_number = 0
-        self.due = min(self._probe_at, self._exchange_at, self._spread_at)
-        # The probe under way, and those made for others.
-        self._probe_number = random.getrandbits(31)
-        self._own_number = -1
-        self._target = ""
-        self._tries = 0
-        self._ask_at = inf
-        self._nacks_wanted = 0
-        self._nacks = 0
-        self._proxied: dict[int, tuple[Address, int]] = {}  # who asked, and its number
-        # The order of probing: see _next_target.
-        self._probes_made = 0
-        self._pass_length = 0
-        self._pass_left = 0
-        self._pass_step = 1
-        self._pass_index = 0
-        self._newcomers: list[tuple[int, str]] = []
+        self.due = min(self._probing.next_at, self._exchange_at, self._spread_at)
+
+    @property
+    def health(self) -> int:
+        """0: well; each further point stretches our own probes once more."""
+        return self._health.score
 
     @property
     def up(self) -> int:
@@ -324,7 +184,7 @@ class Membership:
     def join(self, seeds: Iterable[Address]) -> None:
         """Compare everything with the *seeds*; call again until another host is known."""
         for address in seeds:
-            self._send(address, self._belief_of(self._mine), self._exchanges.overview())
+            self.send(address, self.belief_of(self._mine), self._exchanges.overview())
 
     def acquaint(self, now: float, beliefs: Iterable[Belief]) -> None:
         """Know these hosts from the start, as after a restart from kept state; tells nobody."""
@@ -352,14 +212,14 @@ class Membership:
         mine = self._mine
         self._roster.change(mine, mine.incarnation, _LEFT, mine.address, mine.signature)
         self._sign_life()
-        belief = self._belief_of(mine)
+        belief = self.belief_of(mine)
         self._tell_all(belief)
-        for state in self._some(self._times.fanout * 2):
-            self._send(state.address, belief)
+        for state in self.some(self._times.fanout * 2):
+            self.send(state.address, belief)
 
     def my_belief(self) -> Belief:
         """What this host says of itself."""
-        return self._belief_of(self._mine)
+        return self.belief_of(self._mine)
 
     def next_time(self) -> float:
         """When :meth:`tick` is due; it may turn out that there is nothing to do any more."""
@@ -367,34 +227,34 @@ class Membership:
 
     def tick(self, now: float) -> None:
         """Do what is due."""
-        timers = self._timers
-        due = min(self._probe_at, self._retry_at, timers[0][0] if timers else inf)
+        timers, probing = self._timers, self._probing
+        due = min(probing.next_at, probing.retry_at, timers.next)
         if now - due > self._times.stopped_after and self._times.lifeguard:
             self._was_stopped(now - due)
-        while timers and timers[0][0] <= now:
-            _, _, action, argument = heapq.heappop(timers)
-            action(self, now, argument)
-        if self._retry_at <= now:
-            self._try_again(now)
-        if self._probe_at <= now:
-            self._probe_next(now)
+        if timers.next <= now:
+            timers.run(now)
+        if probing.retry_at <= now:
+            probing.retry(now)
+        if probing.next_at <= now:
+            probing.begin(now, is_idle=self._is_leaving)
         if self._spread_at <= now:
             self._spread(now)
         if self._exchange_at <= now:
             self._exchange(now)
         if self._reconnect_at <= now:
             self._reconnect(now)
-        due = self._probe_at
-        if self._retry_at < due:
-            due = self._retry_at
+        # Not min(): this is called for every probe of every host of a simulation.
+        due = probing.next_at
+        if probing.retry_at < due:
+            due = probing.retry_at
         if self._spread_at < due:
             due = self._spread_at
         if self._exchange_at < due:
             due = self._exchange_at
         if self._reconnect_at < due:
             due = self._reconnect_at
-        if timers and timers[0][0] < due:
-            due = timers[0][0]
+        if timers.next < due:
+            due = timers.next
         self.due = due
 
     def take_outgoing(self) -> Sequence[Outgoing]:
@@ -416,7 +276,7 @@ class Membership:
         ping: Ping | None = None
         for message in messages:
             if type(message) is Ack:
-                self._ack_received(message)
+                self._probing.acked(message)
             elif type(message) is Ping:
                 ping = message
             elif type(message) is Belief:
@@ -430,9 +290,11 @@ class Membership:
             elif type(message) is Digest:
                 self._tell_difference(now, source, message)
             elif type(message) is IndirectPing:
-                self._probe_for(now, source, message)
-            elif type(message) is Nack and message.number == self._own_number:
-                self._nacks += 1
+                if not self._is_leaving:
+                    self._probing.probe_for(now, source, message)
+                    self._wake_by(self._timers.next)
+            elif type(message) is Nack:
+                self._probing.nacked(message)
         if ping is not None:
             # Last, so that it is answered with what the same packet told.
             self._answer(source, sender, ping)
@@ -444,14 +306,14 @@ class Membership:
         state = self._roster.get(sender)
         if state is None:
             # Whoever probes us should be known to us.
-            self._send(source, ack, self._exchanges.overview())
+            self.send(source, ack, self._exchanges.overview())
         elif state.standing is not _ALIVE and self._times.lifeguard:
-            self._send(source, ack, self._belief_of(state))  # so it can refute
+            self.send(source, ack, self.belief_of(state))  # so it can refute
         elif ping.fingerprint == self._roster.fingerprint or not ping.fingerprint:
             if self._rumours.is_empty:
                 self.outgoing.append(Outgoing(source, (ack,), ACK_OCTETS))
             else:
-                self._send(source, ack)
+                self.send(source, ack)
         else:
             # One of us has missed something, probably of late.
             told: tuple[Message, ...] = (ack,)
@@ -473,49 +335,7 @@ class Membership:
         if state is None or said.host == self.me:
             return
         if (state.incarnation, state.standing) > (said.incarnation, said.standing):
-            self._send(source, self._belief_of(state))
-
-    def _probe_for(self, now: float, source: Address, asked: IndirectPing) -> None:
-        if len(self._proxied) >= self._times.max_probes or self._is_leaving:
-            return
-        number = self._new_number()
-        self._proxied[number] = source, asked.number
-        self._send(asked.address, Ping(number, asked.target))
-        wait = self._times.probe_timeout
-        self._at(now + wait * 0.8, Membership._no_answer_yet, number)
-        if self._times.lifeguard:
-            for share in (0.2, 0.4, 0.6):
-                again = number, asked.target, asked.address
-                self._at(now + wait * share, Membership._probe_for_again, again)
-
-    def _probe_for_again(self, now: float, asked: tuple[int, str, Address]) -> None:
-        number, target, address = asked
-        if number in self._proxied:
-            self._send(address, Ping(number, target))
-
-    def _no_answer_yet(self, now: float, number: int) -> None:
-        asked_by = self._proxied.get(number)
-        if asked_by is not None:
-            if self._times.lifeguard:
-                self._send(asked_by[0], Nack(asked_by[1]))
-            self._at(now + self._times.probe_timeout * 1.2, Membership._end_proxied, number)
-
-    def _end_proxied(self, now: float, number: int) -> None:
-        self._proxied.pop(number, None)
-
-    def _ack_received(self, ack: Ack) -> None:
-        if ack.number == self._own_number:
-            self._own_number = -1
-            self._retry_at = inf
-            # Who needs many tries is on a bad line, and should take its time.
-            if self._tries > 2:
-                self._feel(1)
-            elif self.health and self._tries < 2:
-                self._feel(-1)
-        else:
-            asked_by = self._proxied.pop(ack.number, None)
-            if asked_by is not None:
-                self._send(asked_by[0], Ack(asked_by[1]))
+            self.send(source, self.belief_of(state))
 
     def _take_entry(self, entry: Entry) -> None:
         if entry.owner == self.me:
@@ -571,7 +391,7 @@ class Membership:
         state = self._roster.change(state, incarnation, standing, address, signature)
         trail = self._trails.get(said.host)
         if trail is None:
-            trail = self._trails[said.host] = _Trail(now)
+            trail = self._trails[said.host] = Trail(now)
         trail.since = now
         trail.suspicion = None
         self._gone.pop(said.host, None)
@@ -583,7 +403,7 @@ class Membership:
             self._gone[said.host] = now
             if self._reconnect_at == inf:
                 self._reconnect_at = now + self._random.random() * self._times.reconnect_interval
-                self.due = min(self.due, self._reconnect_at)
+                self._wake_by(self._reconnect_at)
         if standing is _DEAD and self._times.lifeguard:
             # All find that out by themselves at about the same time.
             self._rumours.add(said, is_urgent=False)
@@ -609,9 +429,8 @@ class Membership:
                 records,
             )
         )
-        self._trails[said.host] = _Trail(now)
-        turn = self._probes_made + int(self._random.random() * len(self._roster))
-        heapq.heappush(self._newcomers, (turn, said.host))
+        self._trails[said.host] = Trail(now)
+        self._order.met(said.host)
         self.events.append(StandingChanged(said.host, _ALIVE))
         if said.standing is _SUSPECT:
             self._consider(now, said, told_by)
@@ -631,7 +450,7 @@ class Membership:
         return self.identity.has_signed(known, life_statement(said), said.signature)
 
     def _sign_life(self) -> None:
-        self._mine.signature = self.identity.sign(life_statement(self._belief_of(self._mine)))
+        self._mine.signature = self.identity.sign(life_statement(self.belief_of(self._mine)))
 
     def _refute(self, said: Belief) -> None:
         mine = self._mine
@@ -643,15 +462,15 @@ class Membership:
             if said.incarnation == mine.incarnation and said.address == mine.address:
                 return
         elif self._times.lifeguard:
-            self._feel(1)
+            self._health.feel(1)
         # Also after a restart: an older life of ours is remembered with a higher number.
         self._roster.change(mine, said.incarnation + 1, _ALIVE, mine.address, mine.signature)
         self._sign_life()
-        self._tell_all(self._belief_of(mine))
+        self._tell_all(self.belief_of(mine))
 
     # Suspicion.
 
-    def _suspect(self, trail: _Trail, said: Belief, accusation: Evidence) -> None:
+    def _suspect(self, trail: Trail, said: Belief, accusation: Evidence) -> None:
         times = self._times
         up = self._roster.up
         shortest = shortest_suspicion(times.suspicion_multiplier, up, times.probe_interval)
@@ -664,8 +483,8 @@ class Membership:
         trail.evidence = suspicion.evidence
         if wanted and self._random.random() * up < times.confirmers:
             # Let some try themselves, so that the verdict need not wait for all turns to come.
-            heapq.heappush(self._newcomers, (self._probes_made, said.host))
-        self._at(suspicion.ends_at(), Membership._judge, (said.host, suspicion))
+            self._order.hurry(said.host)
+        self._judge_at(suspicion.ends_at(), (said.host, suspicion))
 
     def _confirm(self, now: float, said: Belief, told_by: str, found: str) -> None:
         trail = self._trails.get(said.host)
@@ -676,7 +495,7 @@ class Membership:
         trail.evidence = suspicion.evidence
         # The suspicion has time: this need not have packets of its own.
         self._rumours.add(said, is_urgent=False)
-        self._at(suspicion.ends_at(), Membership._judge, (said.host, suspicion))
+        self._judge_at(suspicion.ends_at(), (said.host, suspicion))
 
     def _judge(self, now: float, accused: tuple[str, Suspicion]) -> None:
         name, suspicion = accused
@@ -684,9 +503,9 @@ class Membership:
         if trail is None or state is None or trail.suspicion is not suspicion:
             return
         if now < suspicion.ends_at():
-            self._at(suspicion.ends_at(), Membership._judge, accused)
+            self._judge_at(suspicion.ends_at(), accused)
             return
-        verdict = self._belief_of(state, _DEAD, self.me)
+        verdict = self.belief_of(state, _DEAD, self.me)
         self._consider(now, verdict, "", f"not refuted in {now - suspicion.since:.1f} s")
 
     def _was_stopped(self, seconds: float) -> None:
@@ -695,111 +514,11 @@ class Membership:
 
         What was said to it waits to be read; until then no suspicion may end, no probe fail.
         """
-        self._feel(1)
-        self._own_number = -1
-        self._retry_at = inf
+        self._health.feel(1)
+        self._probing.give_up()
         for trail in self._trails.values():
             if trail.suspicion is not None:
                 trail.suspicion.since += seconds
-
-    # Probing.
-
-    def _probe_next(self, now: float) -> None:
-        if self._own_number >= 0:
-            self._probe_failed(now)
-        times = self._times
-        stretch = 1 + self.health if times.lifeguard else 1
-        self._probe_at = now + times.probe_interval * stretch
-        state = None if self._is_leaving else self._next_target()
-        if state is None:
-            return
-        self._target = state.name
-        self._own_number = number = self._new_number()
-        self._nacks = self._nacks_wanted = 0
-        self._tries = 1
-        self._ask_at = now + times.probe_timeout * stretch
-        self._retry_at = now + times.probe_retry * stretch if times.lifeguard else self._ask_at
-        if state.standing is _SUSPECT and times.lifeguard:
-            self._send(
-                state.address,
-                Ping(number, state.name, self._roster.fingerprint),
-                self._belief_of(state),
-            )
-        else:
-            self._send(state.address, Ping(number, state.name, self._roster.fingerprint))
-
-    def _try_again(self, now: float) -> None:
-        """No answer yet: a packet may be lost.  After a while let others try too."""
-        state = self._roster.get(self._target)
-        self._retry_at = inf
-        if state is None:
-            return
-        number = self._own_number
-        if now >= self._ask_at:
-            self._ask_at = inf
-            others = self._some(self._times.indirect_probes, state.name)
-            self._nacks_wanted = len(others)
-            for other in others:
-                self._send(other.address, IndirectPing(number, state.name, state.address))
-        if self._times.lifeguard:
-            self._tries += 1
-            self._retry_at = now + self._times.probe_retry * (1 + self.health)
-            self._send(state.address, Ping(number, state.name, self._roster.fingerprint))
-
-    def _probe_failed(self, now: float) -> None:
-        self._own_number = -1
-        self._retry_at = inf
-        if self._times.lifeguard:
-            self._feel(self._nacks_wanted - self._nacks if self._nacks_wanted else 1)
-        state = self._roster.get(self._target)
-        if state is None or not state.is_up:
-            return
-        said = self._belief_of(state, _SUSPECT, self.me)
-        found = f"no answer, neither direct nor by {self._nacks_wanted} others"
-        self._consider(now, said, "", found)
-
-    def _next_target(self) -> HostState | None:
-        """
-        Every host once in a random order, then anew: bounds the time to the first probe.
-
-        The order is that of the multiples of a random number that has no divisor in common
-        with the number of hosts, from a random one on: nothing to shuffle, nothing to keep.
-        Who is new gets a random turn of its own.
-        """
-        roster = self._roster
-        self._probes_made += 1
-        while self._newcomers and self._newcomers[0][0] <= self._probes_made:
-            state = roster.get(heapq.heappop(self._newcomers)[1])
-            if state is not None and state.is_up:
-                return state
-        number = len(roster)
-        for _ in range(number):
-            if self._pass_left <= 0 or number > self._pass_length * 1.2 + 1:
-                self._begin_pass(number)
-            index = self._pass_index
-            self._pass_index = (index + self._pass_step) % self._pass_length
-            self._pass_left -= 1
-            if index < number:
-                state = roster.at(index)
-                if state.is_up and state.name != self.me:
-                    return state
-        return None
-
-    def _begin_pass(self, number: int) -> None:
-        self._pass_length = self._pass_left = number
-        self._pass_index = int(self._random.random() * number)
-        self._pass_step = 1 + int(self._random.random() * number)
-        while gcd(self._pass_step, number) != 1:
-            self._pass_step += 1
-        self._newcomers.clear()
-
-    def _new_number(self) -> int:
-        self._probe_number = self._probe_number + 1 & 0xFFFFFFFF
-        return self._probe_number
-
-    def _feel(self, change: int) -> None:
-        self.health = min(self._times.max_health, max(0, self.health + change))
-        self._rumours.patience = self.health
 
     # Spreading and comparing.
 
@@ -808,13 +527,13 @@ class Membership:
         # Who hears news passes it on at once, and then once an interval.
         if self._spread_at == inf and self._times.lifeguard:
             self._spread_at = self._may_spread_at
-            self.due = min(self.due, self._spread_at)
+            self._wake_by(self._spread_at)
 
     def _spread(self, now: float) -> None:
         times = self._times
         rumours = self._rumours
         self._may_spread_at = now + times.gossip_interval
-        targets = self._some(times.fanout)
+        targets = self.some(times.fanout)
         waiting = rumours.hot
         for _ in range(times.burst_packets if targets else 0):
             octets, news = rumours.take(times.packet_octets, self._tellings(), len(targets))
@@ -834,8 +553,8 @@ class Membership:
                 del self._gone[name]
                 self._trails.pop(name, None)
                 self._roster.remove(name)
-        for state in () if self._is_leaving else self._some(1):
-            self._send(state.address, self._belief_of(self._mine), self._exchanges.overview())
+        for state in () if self._is_leaving else self.some(1):
+            self.send(state.address, self.belief_of(self._mine), self._exchanges.overview())
 
     def _reconnect(self, now: float) -> None:
         """Now and then try those that are gone: so the halves of a partition meet again."""
@@ -848,8 +567,8 @@ class Membership:
             index = int(self._random.random() * len(self._gone))
             state = self._roster.get(next(islice(self._gone, index, None)))
             if state is not None and state.standing is _DEAD:
-                mine = self._belief_of(self._mine)
-                self._send(state.address, mine, self._belief_of(state), self._exchanges.overview())
+                mine = self.belief_of(self._mine)
+                self.send(state.address, mine, self.belief_of(state), self._exchanges.overview())
 
     def _compare(self, now: float, source: Address, theirs: Overview) -> None:
         if self._is_leaving:
@@ -869,7 +588,7 @@ class Membership:
         wait = self._times.exchange_again / (4 if parts > PARTS // 4 else 1)
         at = now + wait * (0.5 + self._random.random())
         self._exchange_at = min(self._exchange_at, at)
-        self.due = min(self.due, at)
+        self._wake_by(at)
 
     def _send_allowed(self, now: float, address: Address, messages: Iterable[Message]) -> None:
         """Send as much as one second allows: a small question must not cause a flood."""
@@ -881,9 +600,14 @@ class Membership:
             self._allowance -= 1
             self.outgoing.append(Outgoing(address, packet, octets))
 
-    def _belief_of(
+    def accuse(self, now: float, state: HostState, found: str) -> None:
+        """Suspect that host by our own probe, whose outcome *found* puts into words."""
+        self._consider(now, self.belief_of(state, _SUSPECT, self.me), "", found)
+
+    def belief_of(
         self, state: HostState, standing: Standing | None = None, accuser: str = ""
     ) -> Belief:
+        """What we hold of that host, or say as the *accuser* who holds another *standing*."""
         if not accuser:
             trail = self._trails.get(state.name)
             accuser = trail.evidence[-1].accuser if trail and trail.evidence else self.me
@@ -897,7 +621,7 @@ class Membership:
             state.signature,
         )
 
-    def _some(self, number: int, but: str = "") -> list[HostState]:
+    def some(self, number: int, but: str = "") -> list[HostState]:
         """Up to *number* hosts that are up, this one and *but* left out."""
         chosen: list[HostState] = []
         roster, random, me = self._roster, self._random.random, self.me
@@ -914,7 +638,8 @@ class Membership:
     def _tellings(self) -> int:
         return self._times.retransmit_multiplier * ceil(log10(self._roster.up + 1))
 
-    def _send(self, address: Address, *messages: Message) -> None:
+    def send(self, address: Address, *messages: Message) -> None:
+        """Send one packet; news fill what room is left in it."""
         octets = 0
         for message in messages:
             octets += message.octets()
@@ -925,8 +650,10 @@ class Membership:
             octets += news_octets
         self.outgoing.append(Outgoing(address, messages, octets))
 
-    def _at(self, time: float, action: _Action, argument: Any) -> None:
-        self._timer_number += 1
-        heapq.heappush(self._timers, (time, self._timer_number, action, argument))
+    def _judge_at(self, time: float, accused: tuple[str, Suspicion]) -> None:
+        self._timers.at(time, self._judge, accused)
+        self._wake_by(time)
+
+    def _wake_by(self, time: float) -> None:
         if time < self.due:
             self.due = time

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from attrs import define
 
+from gridnet.lbsmd.gossip.local_health import LocalHealth
 from gridnet.lbsmd.gossip.messages import Belief, Entry
 
 _Matter = str | tuple[str, str]
@@ -64,36 +65,42 @@ class Rumours:
     by then nearly everybody knows it.  It still fills other packets until it was heard
     *drop_after* times, or told as often as :meth:`take` says.  So news stop early where
     nothing is lost, and are repeated where much is ("feedback" and "counter" of Demers et al.,
-    Epidemic algorithms for replicated database maintenance, 1987).
+    Epidemic algorithms for replicated database maintenance, 1987).  Both numbers grow by one
+    with each point of bad *health*: who is not well loses much.
 
     A newer rumour of the same matter replaces the older; when full, one that is not hot goes,
     or else one of the lowest rank.
 
     :ivar hot: how many are hot.
     :ivar is_empty: whether there are none.
-    :ivar patience: to be added to both numbers, where much is lost.
     """
 
     __slots__ = (
         "_cool",
         "_cool_after",
         "_drop_after",
+        "_health",
         "_latest",
         "_max_rumours",
         "_ranks",
         "_rumours",
         "hot",
         "is_empty",
-        "patience",
     )
 
-    def __init__(self, max_rumours: int, cool_after: int, drop_after: int) -> None:
+    def __init__(
+        self,
+        max_rumours: int,
+        cool_after: int,
+        drop_after: int,
+        health: LocalHealth | None = None,
+    ) -> None:
         self._max_rumours = max_rumours
         self._cool_after = cool_after
         self._drop_after = drop_after
         self._rumours: dict[_Matter, _Rumour] = {}
         self.is_empty = True
-        self.patience = 0
+        self._health = health or LocalHealth(0)
         self._latest: deque[_Rumour] = deque(maxlen=_LATEST)
         self._ranks = (_Rank({}, {}), _Rank({}, {}), _Rank({}, {}))
         self._cool: dict[_Matter, _Rumour] = {}
@@ -138,10 +145,10 @@ class Rumours:
         if rumour is None or not rumour.says(message):
             return
         rumour.heard += 1
-        if rumour.heard >= self._drop_after + self.patience:
+        if rumour.heard >= self._drop_after + self._health.score:
             self._drop(rumour)
             self._latest.append(rumour)
-        elif rumour.heard >= self._cool_after + self.patience and not rumour.is_cool:
+        elif rumour.heard >= self._cool_after + self._health.score and not rumour.is_cool:
             del self._queue(rumour)[matter]
             rumour.is_cool = True
             self._cool[matter] = rumour
