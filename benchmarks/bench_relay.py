@@ -173,6 +173,7 @@ def gridnet_way(directory: Path, servers: dict[str, int]) -> Iterator[Way]:
     with subprocess.Popen(
         command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
+        assert process.stdin is not None
         wait_for_port(port)
 
         def hello(kind: str, count: int) -> Sequence[bytes]:
@@ -186,7 +187,8 @@ def gridnet_way(directory: Path, servers: dict[str, int]) -> Iterator[Way]:
         try:
             yield Way("gridnet", dict.fromkeys(servers, port), hello, psutil.Process(process.pid))
         finally:
-            process.terminate()
+            # The end of its input ends it.
+            process.stdin.close()
 
 
 @contextmanager

@@ -80,7 +80,7 @@ class Echo(Protocol):
 class SiteTestCase(TestCase):
     """A site with a daemon, a dispatcher and a relay."""
 
-    timeout = 30
+    timeout = 120
     more = ""
     listen = "tcp:{port}:interface=127.0.0.1"
 

@@ -52,6 +52,7 @@ if __name__ == "__main__":
     if "CAPACITY_FILE" in os.environ:
         arguments = (os.environ["CAPACITY_FILE"],)
         threading.Thread(target=report, args=arguments, daemon=True).start()
-    time.sleep(float(os.environ.get("START_SECONDS", "0")))
+    while "START_FILE" in os.environ and not os.path.exists(os.environ["START_FILE"]):
+        time.sleep(0.01)
     port = int(sys.argv[1] if len(sys.argv) > 1 else os.environ["PORT"])
     Server(("127.0.0.1", port), Echo).serve_forever()

@@ -15,11 +15,8 @@ from typing import Any
 from twisted.application.service import MultiService
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ProcessExitedAlready
-from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
-from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 import gridnet
@@ -30,45 +27,45 @@ from gridnet.site import Site
 from gridnet.table.model import Entry
 from tests.firewall.fixture import Talker, dial
 from tests.ports import free_port
+from tests.prepared import PreparedProcess
 
 reactor: Any = _reactor
 ROOT = Path(gridnet.__file__).parent.parent
 ECHO = str(Path(__file__).with_name("born_echo.py"))
 
 
-class Running(ProcessProtocol):
+class Running:
     """
     A ``gridnet run`` of ours.
 
     :ivar ended: fires with its exit status; minus the signal's number when that ended it.
     """
 
-    def __init__(self) -> None:
-        self.said = b""
-        self.ended: Deferred[int] = Deferred()
+    def __init__(self, process: PreparedProcess) -> None:
+        self._process = process
         self.over = False
+        self.ended: Deferred[int] = deferToThread(process.wait)
+        self.ended.addCallback(self._end)
 
-    def errReceived(self, data: bytes) -> None:
-        self.said += data
-
-    def outReceived(self, data: bytes) -> None:
-        self.said += data
-
-    def processEnded(self, reason: Failure) -> None:
+    def _end(self, status: int) -> int:
         self.over = True
-        value: Any = reason.value
-        status = value.exitCode if value.signal is None else -value.signal
-        self.ended.callback(status)
+        return status
+
+    @property
+    def said(self) -> bytes:
+        """All that it and its program have said until now."""
+        if self.over:
+            self._process.hear_out()
+        return self._process.errors + self._process.output
 
     def signal(self, number: int) -> None:
-        assert self.transport is not None
-        self.transport.signalProcess(number)
+        os.kill(self._process.pid, number)
 
 
 class BatchTestCase(TestCase):
     """A daemon, and services that are born."""
 
-    timeout = 60
+    timeout = 120
 
     def setUp(self) -> Deferred[None]:
         # Near the root: the path of a socket is short.
@@ -97,10 +94,7 @@ class BatchTestCase(TestCase):
         async def end() -> None:
             for each in self.running:
                 if not each.over:
-                    try:
-                        each.signal(signal.SIGKILL)
-                    except ProcessExitedAlready:
-                        pass
+                    each.signal(signal.SIGKILL)
                     await each.ended
             await self.daemon.stopService()
             shutil.rmtree(self.directory)
@@ -113,11 +107,9 @@ class BatchTestCase(TestCase):
         command: tuple[str, ...] = (sys.executable, ECHO),
         environment: Mapping[str, str] = {},
     ) -> Running:
-        running = Running()
-        self.running.append(running)
         words = [
-            *(sys.executable, "-m", "gridnet.cli", "run", "--service", "Born"),
-            *("--control", str(self.control), "--lease", "2", "--settle", "0.3"),
+            *("run", "--service", "Born"),
+            *("--control", str(self.control), "--lease", "30", "--settle", "0.1"),
             *options,
             "--",
             *command,
@@ -127,13 +119,9 @@ class BatchTestCase(TestCase):
             for name, value in os.environ.items()
             if not name.startswith(("SLURM_", "_CONDOR_", "SGE_"))
         }
-        reactor.spawnProcess(
-            running,
-            sys.executable,
-            words,
-            {**inherited, "PYTHONPATH": str(ROOT), **environment},
-            str(self.directory),
-        )
+        given = {**inherited, "PYTHONPATH": str(ROOT), **environment}
+        running = Running(PreparedProcess(words, given, self.directory))
+        self.running.append(running)
         return running
 
     def entries(self) -> list[Entry]:
@@ -174,12 +162,18 @@ class BirthTests(BatchTestCase):
         self,
     ) -> Deferred[None]:
         async def scenario() -> None:
-            running = self.run_service("--flags", "S=yes L=no", environment={"START_SECONDS": "1"})
+            told = self.directory / "begin"
+            running = self.run_service(
+                *("--flags", "S=yes L=no"), environment={"START_FILE": str(told)}
+            )
             await self.until(lambda: b"is to listen" in running.said)
+            # Looked for many times meanwhile.
+            await deferLater(reactor, 0.3, lambda: None)
             self.assertEqual(self.entries(), [])
+            told.touch()
             entry = await self.in_table()
             self.assertTrue(entry.info.stateful)
-            self.assertEqual((entry.info.host, entry.info.time), ("127.0.0.1", 2))
+            self.assertEqual((entry.info.host, entry.info.time), ("127.0.0.1", 30))
             port = entry.info.port
             self.assertEqual(await self.talk(port), b"%d\nHELLO" % port)
             running.signal(signal.SIGTERM)
@@ -258,7 +252,7 @@ class LifeTests(BatchTestCase):
                 await client.hears(len(b"%d\nSLOW" % port))
                 running.signal(number)
                 await self.until(lambda: [e.penalty for e in self.entries()] == [100.0])
-                await deferLater(reactor, 1.0, lambda: None)
+                await deferLater(reactor, 0.4, lambda: None)
                 self.assertEqual((running.over, len(self.entries())), (False, 1))
                 client.end()
                 self.assertEqual(await running.ended, 0, running.said)
@@ -287,7 +281,7 @@ class LifeTests(BatchTestCase):
 
     def test_it_drains_before_the_time_limit(self) -> Deferred[None]:
         async def scenario() -> None:
-            limit = int(reactor.seconds()) + 64
+            limit = int(reactor.seconds()) + 62
             running = self.run_service(
                 "--before-limit", "1", environment={"SLURM_JOB_END_TIME": str(limit)}
             )
@@ -300,7 +294,7 @@ class LifeTests(BatchTestCase):
 
     def test_a_killed_one_leaves_the_table_and_no_program(self) -> Deferred[None]:
         async def scenario() -> None:
-            running = self.run_service()
+            running = self.run_service("--lease", "2")
             port = (await self.in_table()).info.port
             running.signal(signal.SIGKILL)
             self.assertEqual(await running.ended, -signal.SIGKILL)
@@ -336,7 +330,7 @@ class LifeTests(BatchTestCase):
             await self.in_table()
             page.unlink()
             await self.rate_is(0.0)
-            self.assertIn(b"does not answer, status 500", running.said)
+            await self.until(lambda: b"does not answer, status 500" in running.said, "said so")
             page.touch()
             await self.rate_is(1000.0)
             running.signal(signal.SIGINT)
@@ -359,7 +353,8 @@ class LifeTests(BatchTestCase):
 
     def test_it_outlives_its_daemon(self) -> Deferred[None]:
         async def scenario() -> None:
-            self.run_service("--rate", "70")
+            # It renews its entry twice within that.
+            self.run_service("--rate", "70", "--lease", "2")
             before = await self.in_table()
             await self.daemon.stopService()
             self.start_daemon()

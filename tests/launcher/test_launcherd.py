@@ -31,6 +31,7 @@ from gridnet.launcher.launcherd.lock import AlreadyRunningError, ServiceLock
 from gridnet.launcher.launcherd.log import LaunchLog
 from gridnet.launcher.launcherd.options import Options, UsageError, parse
 from gridnet.launcher.launcherd.statistics import Statistics
+from tests import prepared
 from tests.hypothesis_profile import examples
 from tests.integration.demo_process import DemoProcess
 from tests.ports import free_block, free_port
@@ -250,26 +251,20 @@ class ProcessCase(SynchronousTestCase):
                     each.kill()
                 except psutil.NoSuchProcess:
                     pass
-            psutil.wait_procs(family, PATIENCE_SECONDS)
+            for each in family:
+                self.until_gone(each)
 
     def launch(self, *words: str) -> subprocess.CompletedProcess[str]:
         """What the start says, and its exit status."""
-        return subprocess.run(
-            [sys.executable, "-m", "gridnet.cli", "launcherd", *words],
-            env=self.environment,
-            cwd=self.directory,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_SECONDS,
-        )
+        return prepared.run(["launcherd", *words], self.environment, self.directory)
 
     def started(self, *words: str, options: tuple[str, ...] = ()) -> psutil.Process:
         """A launcher that serves, in the background."""
+        before = len(self.events("start"))
         begun = self.launch("-p", str(self.port), "-l", str(self.log), *options, "--", *words)
         self.assertEqual((begun.returncode, begun.stdout, begun.stderr), (0, "", ""))
         (path,) = (self.directory / "run").iterdir()
-        self.until(lambda: path.read_text())
+        self.until(lambda: len(self.events("start")) > before)
         return psutil.Process(int(path.read_text()))
 
     def script(self, text: str) -> tuple[str, ...]:
@@ -284,6 +279,17 @@ class ProcessCase(SynchronousTestCase):
             if time.monotonic() > deadline:
                 self.fail(self.log.read_text() if self.log.exists() else "no log")
             time.sleep(0.01)
+
+    def until_gone(self, process: psutil.Process) -> None:
+        """Until *process* has ended, whether or not the system's first process knows of it yet."""
+
+        def gone() -> bool:
+            try:
+                return bool(process.status() == psutil.STATUS_ZOMBIE)
+            except psutil.NoSuchProcess:
+                return True
+
+        self.until(gone)
 
     def connect(self) -> socket.socket:
         connection = socket.create_connection(("127.0.0.1", self.port), PATIENCE_SECONDS)
@@ -307,7 +313,7 @@ class ProcessCase(SynchronousTestCase):
         return heard
 
     def events(self, name: str) -> list[str]:
-        lines = self.log.read_text().splitlines()
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
         return [line for line in lines if re.search(rf"\] \S+ {name}\b", line)]
 
 
@@ -347,7 +353,7 @@ class StartTests(ProcessCase):
         again = self.launch("-p", str(self.port), "-l", str(self.log), "ECHO", CAT)
         self.assertEqual((again.returncode, again.stderr), (0, ""))
         self.assertIn(f"runs already, process {process.pid}", again.stdout)
-        for _ in range(5):
+        for _ in range(20):
             quiet = self.launch("-q", "-l", str(self.log), "Echo", CAT)
             self.assertEqual((quiet.returncode, quiet.stdout, quiet.stderr), (0, "", ""))
         self.assertEqual(self.log.stat().st_size, size)
@@ -356,7 +362,7 @@ class StartTests(ProcessCase):
     def test_a_killed_one_is_started_again(self) -> None:
         first = self.started("Echo", CAT)
         first.kill()
-        first.wait(PATIENCE_SECONDS)
+        self.until_gone(first)
         second = self.started("Echo", CAT)
         self.assertNotEqual(first.pid, second.pid)
         self.assertEqual(self.talk(b"again"), b"again")
@@ -376,7 +382,7 @@ class StartTests(ProcessCase):
             listening = [c for c in process.net_connections("inet") if c.status == "LISTEN"]
             self.assertEqual([tuple(c.laddr) for c in listening], [(address, self.port)])
             process.terminate()
-            process.wait(PATIENCE_SECONDS)
+            self.until_gone(process)
 
     def test_the_foreground_logs_to_the_terminal(self) -> None:
         for options, stream in ((("-d",), "stderr"), (("-d", "-l", "+"), "stdout")):
@@ -454,7 +460,7 @@ class ServingTests(ProcessCase):
         self.assertEqual(results, {number: b"%d " % number * 1000 for number in range(50)})
         self.until(lambda: len(self.events("exit")) == 50)
         self.assertEqual(process.children(), [])
-        self.assertEqual(process.num_fds(), before)
+        self.until(lambda: process.num_fds() == before)
 
     def test_over_the_limit_clients_wait(self) -> None:
         (self.directory / "site.toml").write_text("[launcher]\nper_service = 2\n")
@@ -488,7 +494,7 @@ class ServingTests(ProcessCase):
         self.until(lambda: len(self.events("exit")) == 2)
         self.assertIn("SIGABRT", self.events("exit")[0])
         process.terminate()
-        process.wait(PATIENCE_SECONDS)
+        self.until_gone(process)
         self.assertIn("connections=2", self.events("statistics")[0])
         self.assertIn("failures=2", self.events("statistics")[0])
 
@@ -515,7 +521,7 @@ class ServingTests(ProcessCase):
         process = self.started("Echo", CAT, options=("-n",))
         self.talk(b"x")
         process.terminate()
-        process.wait(PATIENCE_SECONDS)
+        self.until_gone(process)
         lines = self.log.read_text().splitlines()
         self.assertEqual([line.split()[4] for line in lines], ["start", "stop"])
 
@@ -538,7 +544,7 @@ class EndTests(ProcessCase):
             self.assertTrue(process.is_running())
             connection.shutdown(socket.SHUT_WR)
             self.assertEqual(connection.recv(10), b"")
-            process.wait(PATIENCE_SECONDS)
+            self.until_gone(process)
 
     def test_a_second_signal_ends_them(self) -> None:
         process = self.started("Echo", CAT)
@@ -549,9 +555,9 @@ class EndTests(ProcessCase):
         process.terminate()
         self.until(lambda: self.events("stop"))
         process.terminate()
-        process.wait(PATIENCE_SECONDS)
+        self.until_gone(process)
         self.assertEqual(connection.recv(1), b"")
-        self.assertFalse(child.is_running())
+        self.until_gone(child)
         self.assertEqual(len(self.events("kill")), 1)
 
 
