@@ -33,11 +33,13 @@ class Switch(threading.Thread):
 
     :param count: hosts.
     :param base: our first port; host *n* itself is at ``base + count + n``.
+    :ivar tap: is told of every datagram that is carried.
     :ivar is_cut: whether nothing goes from the host of the first to that of the second number.
     """
 
     def __init__(self, count: int, base: int) -> None:
         super().__init__(daemon=True)
+        self.tap: Callable[[bytes], object] = lambda datagram: None
         self.is_cut: Callable[[int, int], bool] = lambda source, target: False
         self.carried = 0
         self._count = count
@@ -74,6 +76,7 @@ class Switch(threading.Thread):
             if not 0 <= source < self._count or self.is_cut(source, target):
                 continue
             self.carried += 1
+            self.tap(datagram)
             try:
                 self._sockets[source].sendto(datagram, ("127.0.0.1", first + target))
             except BlockingIOError:
@@ -185,7 +188,7 @@ class GossipSite:
         self.directory = Path(tempfile.mkdtemp(prefix="gridnet-gossip-"))
         if with_switch:
             self.switch = Switch(count, base)
-        first = base + count if with_switch else base
+        self.first_port = first = base + count if with_switch else base
         write_private(self.directory / "key", new_key_line())
         self.hosts = [
             RealHost(
@@ -213,6 +216,10 @@ class GossipSite:
         ]
         if with_switch:
             self.switch.start()
+
+    def port_of(self, number: int) -> int:
+        """Where the socket of that host itself is, not where the switch has it."""
+        return self.first_port + number
 
     def start(self) -> None:
         """All of them; a few at a time, since each start takes a processor."""

@@ -316,8 +316,10 @@ class Membership:
                 self.send(source, ack)
         else:
             # One of us has missed something, probably of late.
+            # While news are hot they will mostly come anyhow; but where a part has no more than
+            # one host, comparing costs so little that nobody need wait for the last of them.
             told: tuple[Message, ...] = (ack,)
-            if not self._rumours.hot:
+            if not self._rumours.hot or len(self._roster) <= PARTS:
                 told = ack, self._exchanges.overview()
             octets = sum(message.octets() for message in told)
             news_octets, news = self._rumours.take(

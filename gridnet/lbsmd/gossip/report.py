@@ -27,6 +27,7 @@ def facts(
         "hosts": dict(standings),
         "up": sum(host.is_up for host in membership.hosts.values()),
         "fingerprint": f"{membership.fingerprint:016x}",
+        "version": membership.own.newest,
         "health": membership.health,
         "packets": dict(counts),
         "values refused": follower.refused,
