@@ -155,10 +155,14 @@ class TroubleTests(SynchronousTestCase):
         self.check_file(child)
 
     def test_read_only(self) -> None:
-        """A file that cannot be written ends the start, is named, and stays as it is."""
+        """What is open stays so; at the start it ends it, is named, and stays as it is."""
         child = self.start(wrap=held_to_modes())
-        child.kill()
         os.chmod(child.database, 0o400)
+        self.assertEqual(self.log(), OK)
+        with self.locked(child):
+            self.assertEqual(self.log().major, 700)
+        self.assertEqual(self.log(), OK)
+        child.kill()
         with self.assertRaisesRegex(RuntimeError, "lbproxy.sqlite cannot be written: .*readonly"):
             child.start()
         os.chmod(child.database, 0o600)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def capture(name: str) -> bytes:
     return (VECTORS / name).read_bytes()
 
 
+@cache
 def code(short: str) -> str:
     """``"UI2 NS1"`` as a canonical sequence code; what is no such form comes back as it is."""
     full = seqcode.ZERO
