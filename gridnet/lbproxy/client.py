@@ -19,7 +19,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gridnet.lbproxy import frames, http
@@ -424,7 +424,7 @@ class Context(_EventCalls):
         events: Iterable[str] = (),
         states: Iterable[str] = (),
         wait: float = 30.0,
-    ) -> Iterator[StreamEvent]:
+    ) -> Generator[StreamEvent, None, None]:
         """
         Events as they come, for ever; a service that goes away is waited for.
 

@@ -15,6 +15,7 @@ from gridnet.lbproxy.client import (
     JobEvent,
     JobStatus,
     LbError,
+    StreamEvent,
     condition,
     make_job_id,
 )
@@ -245,18 +246,26 @@ def _watch(context: Context, options: argparse.Namespace, emit: Emit) -> int:
         events=options.event,
         states=options.state,
     )
-    for count, one in enumerate(following, 1):
-        shown = one.fields
-        if options.json:
-            emit(json.dumps(shown))
-        else:
-            emit(
-                f"{clock_time(shown['timestamp'])}  {one.state:<9}  {one.event:<12}  "
-                f"{one.job_id}  {_fields(shown['fields'])}".rstrip()
-            )
-        if count == options.count or (options.until_final and one.state in _FINAL):
-            break
+    shown: int | None = None  # position of the last event that was
+    try:
+        for count, one in enumerate(following, 1):
+            emit(json.dumps(one.fields) if options.json else _told(one))
+            shown = one.position
+            if count == options.count or (options.until_final and one.state in _FINAL):
+                break
+    finally:
+        following.close()
+        if options.consumer and shown is not None:
+            context.move_cursor(options.consumer, shown)
     return 0
+
+
+def _told(one: StreamEvent) -> str:
+    event = one.fields
+    return (
+        f"{clock_time(event['timestamp'])}  {one.state:<9}  {one.event:<12}  "
+        f"{one.job_id}  {_fields(event['fields'])}".rstrip()
+    )
 
 
 _VERBS: Mapping[str, Callable[[Context, argparse.Namespace, Emit], int]] = {

@@ -85,6 +85,9 @@ class PurgeConfig:
     )
     other_timeout_seconds: float = field(default=31 * 86_400.0, validator=at_least(0))  #: the rest
     batch_jobs: int = field(default=200, validator=at_least(1))  #: jobs of one commit
+    max_running: int = field(default=16, validator=at_least(1))  #: purges at a time
+    #: the longest time over which a purge may ask to be spread
+    max_run_seconds: float = field(default=86_400.0, validator=at_least(0))
     dump_directory: Path = Path("lbproxy-dumps")  #: of server dumps; relative to ``state_dir``
 
 

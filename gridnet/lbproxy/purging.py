@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from gridnet.lbproxy import reply_xml
 from gridnet.lbproxy.answers import Answer
-from gridnet.lbproxy.book import JobBook
+from gridnet.lbproxy.book import JobBook, Overloaded
 from gridnet.lbproxy.query import NEVER, SERVICE_DEFAULT, PurgeFlags, PurgeRequest
 from gridnet.lbproxy.rows import chunks
 
@@ -32,20 +33,44 @@ class Purger:
         self._dump_directory = dump_directory
         self._reactor = reactor
         self._dumps = 0
+        self._running: set[Deferred[Answer]] = set()
 
     def purge(self, request: PurgeRequest) -> Deferred[Answer]:
         """
         Do what *request* asks.
 
         With the background flag the answer comes at once, and the work goes on.
+
+        :raises Overloaded: (in the Deferred) too many are under way, or the service stops.
         """
+        if len(self._running) >= self._book.config.purge.max_running:
+            return fail(Overloaded("too many purges are under way"))
         running: Deferred[Answer] = Deferred.fromCoroutine(self._purge(request))
+        self._running.add(running)
+        running.addBoth(self._ended, running)
         if PurgeFlags.BACKGROUND not in request.flags:
             return running
-        running.addErrback(lambda failure: self._log.failure("purging in the background", failure))
+        running.addErrback(self._background_failed)
         answered: Deferred[Answer] = Deferred()
         answered.callback(Answer(202, reply_xml.write_purge_result(())))
         return answered
+
+    def stop(self) -> None:
+        """End what is under way between two batches."""
+        for running in list(self._running):
+            running.cancel()
+
+    def _ended(self, result: Any, running: Deferred[Answer]) -> Any:
+        self._running.discard(running)
+        if isinstance(result, Failure) and result.check(CancelledError):
+            raise Overloaded("the service is stopping")
+        return result
+
+    def _background_failed(self, failure: Failure) -> None:
+        if failure.check(Overloaded):
+            self._log.info("a purge in the background ended early: {why}", why=str(failure.value))
+        else:
+            self._log.failure("purging in the background", failure)
 
     def _timeouts(self, request: PurgeRequest) -> Sequence[float | None]:
         found: list[float | None] = []
@@ -72,7 +97,8 @@ class Purger:
         if really and roots and PurgeFlags.SERVER_DUMP in request.flags:
             dump = self._dump_path()
         batches = list(chunks(roots, book.config.purge.batch_jobs))
-        pause = request.run_seconds / len(batches) if batches else 0.0
+        spread = min(request.run_seconds, book.config.purge.max_run_seconds)
+        pause = spread / len(batches) if batches else 0.0
         gone: list[str] = []
         for batch in batches:
             gone += await self._batch(batch, timeouts, dump, really)

@@ -94,10 +94,9 @@ class LbproxyService(Service):
         self.book = JobBook(config, self._rules, store, reactor)
         budget = Budget(config.max_buffered_octets)
         dumps = site.config.path(Path(site.section.state_dir) / config.purge.dump_directory)
+        self._purger = Purger(self.book, dumps, reactor)
         self._store_factory = StoreFactory(self.book, reactor, budget, identities)
-        self._serve_factory = ServeFactory(
-            self.book, Purger(self.book, dumps, reactor), reactor, budget
-        )
+        self._serve_factory = ServeFactory(self.book, self._purger, reactor, budget)
         self.book.on_room = self._store_factory.release
         self._forwarder: Forwarder | None = None
         if self._rules.forwards:
@@ -222,6 +221,7 @@ class LbproxyService(Service):
         await gatherResults([maybeDeferred(port.stopListening) for port in ports])
         if self._forwarder is not None:
             await self._forwarder.stop()
+        self._purger.stop()
         await self.book.stop()
         # Every reply is with its connection now; those that do not take it do not hold us up.
         for factory in (self._store_factory, self._serve_factory):

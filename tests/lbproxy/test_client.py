@@ -566,6 +566,17 @@ class CommandTests(ChildTestCase):
         out = self.lb("watch", name, "--after", "0", "--until-final", "--json")[1]
         self.assertEqual(json.loads(out.splitlines()[-1])["state"], "Done")
 
+    def test_watching_goes_on_where_it_stopped(self) -> None:
+        """What a consumer was shown is not shown again, and nothing is left out."""
+        name = self.register()
+        for number in range(5):
+            self.lb("log", name, "Running", f"node=n{number}", "--source", "LogMonitor")
+        seen = []
+        for _ in range(3):
+            _, out, _ = self.lb("watch", name, "--consumer", f"c{name}", "--count", "2")
+            seen += [row.split()[-1] for row in out.splitlines()]
+        self.assertEqual(seen[1:], [f"node=n{number}" for number in range(5)])
+
     def test_refusals(self) -> None:
         """One line on standard error and status 1; 2 for the command line."""
         for words, text in (

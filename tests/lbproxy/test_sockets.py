@@ -18,6 +18,7 @@ from twisted.trial.unittest import TestCase
 
 from gridnet.errors import ConfigError
 from gridnet.lbproxy import answers, connections, frames, http
+from gridnet.lbproxy.config import PurgeConfig
 from gridnet.lbproxy.events import Event
 from gridnet.lbproxy.frames import FrameReader, Reply
 from gridnet.lbproxy.store import QueryTimeout, Snapshot
@@ -404,6 +405,34 @@ class ServeSocketTests(SocketTestCase):
             self.assertNotIn("<jobs>", body)
             self.assertEqual((await purge("<jobs><jobId>x</jobId></jobs>"))[0], 579)
             self.assertEqual((await purge("<flags/>"))[0], 200)
+
+        return self.run_async(work())
+
+
+class PurgeLimitTests(SocketTestCase):
+    """Purges that are to take long."""
+
+    config = evolve(CONFIG, purge=PurgeConfig(max_running=2))
+
+    def test_how_many(self) -> Deferred[None]:
+        """So many at a time, in the background or not; a stop ends them between two batches."""
+
+        async def work() -> None:
+            await self.proxy.log(line("RegJob", REGISTER, job_id=job("a")))
+            root = "edg_wll_PurgeRequest"
+            words = "really_purge+background"
+            body = (
+                f"<{root}><jobs><jobId>{job('a')}</jobId></jobs><flags>{words}</flags>"
+                f"<target_runtime>100000</target_runtime></{root}>"
+            ).encode()
+            for status in (202, 202, 503):
+                self.assertEqual((await self.proxy.ask("/purgeRequest", body))[0], status)
+            waiting = await self.proxy.connect(self.proxy.serve)
+            await self.proxy.stop(forget=False)
+            await waiting.lost
+            # Both ended: nothing is left that the reactor would wait for.
+            await self.proxy.start()
+            self.assertEqual((await self.proxy.ask("/purgeRequest", body))[0], 202)
 
         return self.run_async(work())
 
