@@ -569,6 +569,18 @@ class EventClient:
         """The connection is gone."""
         self._machine.lost(reason, at_least, now)
 
+    def heard(self, now: float) -> None:
+        """
+        A part of something long came.
+
+        A long list takes its time on a slow way: as long as it comes the master is not silent.
+        """
+        if self.core.stage == "registered":
+            self.core.silence(now)
+        elif self.core.stage == "registering":
+            # A real master may send the first lists before its answer.
+            self.core.deadline = now + self.core.times.answer_seconds
+
     def unknown_to_master(self, reason: str, now: float) -> None:
         """The master does not know it any more."""
         self._machine.unknown_to_master(reason, now)

@@ -72,6 +72,10 @@ class _User:
         if self._service is not None:
             self._service.types_known(names)
 
+    def heard(self) -> None:
+        if self._service is not None:
+            self._service.client.heard(self._service.now)
+
 
 class MirrorService(Service):
     """
@@ -208,6 +212,7 @@ class MirrorService(Service):
             if name not in {kind.name for kind in self.mirror.followed}:
                 self.subscribe(name)
         found = Changes(self.mirror, frozenset(object_types), self._max_behind)
+        self._changes = [each for each in self._changes if not each.ended]
         self._changes.append(found)
         return found
 
@@ -283,8 +288,8 @@ class MirrorService(Service):
             done.callback(None)
             return
         deadline = self.client.deadline
-        if deadline == self._timer_at:
-            return
+        if self._timer_at <= deadline != inf:
+            return  # mostly the deadline has moved away: the timer finds that out
         self._cancel_timer()
         if deadline != inf:
             self._timer_at = deadline
@@ -297,8 +302,14 @@ class MirrorService(Service):
         self._timer_at = inf
 
     def _elapsed(self) -> None:
+        # The reactor calls what is overdue before it reads: after a pause of this process a sign
+        # of life may wait in the socket, so the client is told one reading later.
+        deadline = self._timer_at
+        self._timer = self._clock.callLater(0, self._still_elapsed, deadline)
+
+    def _still_elapsed(self, deadline: float) -> None:
+        self._timer, self._timer_at = None, inf
         # Clocks and timers may disagree by a little: the client is told the time it waits for.
-        deadline, self._timer, self._timer_at = self._timer_at, None, inf
         self.client.elapsed(max(self.now, deadline))
         self.arm()
 
@@ -450,7 +461,7 @@ class Changes(AsyncIterator[Change]):
         self._max = max_behind
         self._waiting: deque[Change] = deque()
         self._consumer: Deferred[Change] | None = None
-        self._ended = False
+        self.ended = False  #: by its consumer, or with the mirror
         self._stop = mirror.watch(self._changed)
         for kind in mirror.followed:
             if self._wants(kind.name) and mirror.lists.has(kind.name):
@@ -486,7 +497,7 @@ class Changes(AsyncIterator[Change]):
         found: Deferred[Change] = Deferred(self._forget)
         if self._waiting:
             found.callback(self._waiting.popleft())
-        elif self._ended:
+        elif self.ended:
             found.errback(StopAsyncIteration())
         elif self._consumer is not None:
             found.errback(MirrorError(Result.BAD_ARGUMENT, "changes have one consumer"))
@@ -500,7 +511,7 @@ class Changes(AsyncIterator[Change]):
 
     def end(self) -> None:
         """No more changes: the loop ends once it has those that wait."""
-        self._ended = True
+        self.ended = True
         self._stop()
         if self._consumer is not None:
             consumer, self._consumer = self._consumer, None

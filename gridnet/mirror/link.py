@@ -23,6 +23,9 @@ class LinkUser(Protocol):
     def reported(self, events: Sequence[tuple[int, Event]]) -> None:
         """A report came."""
 
+    def heard(self) -> None:
+        """Octets of a report came that is not whole yet."""
+
     def unknown_to_master(self, reason: str) -> None:
         """A modification was refused since the master does not know the client."""
 

@@ -279,6 +279,9 @@ class MirrorProtocol(Protocol):
         except RemoteProtocolError as error:
             self._reason = str(error)
             self.transport.abortConnection()
+            return
+        if self._reader.pending and self._user is not None:
+            self._user.heard()
 
     def _handle(self, message: Mapping[str, Any]) -> None:
         user = self._user

@@ -86,6 +86,11 @@ class FrameReader:
         del buffer[:place]
         return messages
 
+    @property
+    def pending(self) -> int:
+        """Octets of a message that is not whole yet."""
+        return len(self._buffer)
+
 
 def read_object(octets: bytes) -> dict[str, Any]:
     """

@@ -7,6 +7,7 @@ it stays on the loopback interface.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shutil
@@ -16,7 +17,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 from tests.ports import free_ports
@@ -41,6 +43,16 @@ def why_not() -> str:
     return ""
 
 
+@cache
+def _shim() -> Path:
+    """The library that keeps Grid Engine's programs on loopback, built once a process."""
+    directory = tempfile.mkdtemp(prefix="gridnet-shim-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    path = Path(directory, "loopback.so")
+    subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", path, _SHIM_SOURCE, "-ldl"], check=True)
+    return path
+
+
 class ClientFiles:
     """The files by which Grid Engine's programs find a master, real or not."""
 
@@ -63,10 +75,6 @@ class ClientFiles:
         self._write("act_qmaster", f"{self.host}\n")
         self._write("cluster_name", f"{_CELL}\n")
         self._write("host_aliases", f"{self.host} localhost {self._names_of_loopback()}\n")
-        self.shim = directory / "loopback.so"
-        subprocess.run(
-            ["gcc", "-O1", "-shared", "-fPIC", "-o", self.shim, _SHIM_SOURCE, "-ldl"], check=True
-        )
 
     def _write(self, name: str, text: str) -> None:
         (self.common / name).write_text(text)
@@ -118,7 +126,7 @@ class ClientFiles:
             "SGE_EXECD_PORT": str(self.execution_port),
             "SGE_ND": "1",  # daemons stay in the foreground: their process ids are ours
             "LD_LIBRARY_PATH": str(PROGRAMS),
-            "LD_PRELOAD": str(self.shim),
+            "LD_PRELOAD": str(_shim()),
             "GRIDNET_CELL_PORTS": ":".join(map(str, ports)),
         }
 
@@ -195,8 +203,8 @@ class PrivateCell(ClientFiles):
         lists = ("user_lists", "xuser_lists", "projects", "xprojects")
         scaling = ("load_scaling", "complex_values", *lists, "usage_scaling", "report_variables")
         host = "".join([f"hostname {self.host}\n", *(f"{name} NONE\n" for name in scaling)])
-        self.run("qconf", "-Ae", self.write("host.new", host))
-        self.run("qconf", "-Aq", self.write("queue.new", self.queue_text("all.q", self._slots)))
+        self.run("qconf", "-Ae", self.write("host.text", host))
+        self.run("qconf", "-Aq", self.write("queue.text", self.queue_text("all.q", self._slots)))
         schedule = self.run("qconf", "-ssconf")
         for setting, value in {
             "schedule_interval": "0:0:2",
@@ -221,6 +229,20 @@ class PrivateCell(ClientFiles):
         }.items():
             text = re.sub(rf"(?m)^{setting} .*$", f"{setting} {value}", text)
         return text
+
+    def tidy(self) -> None:
+        """Jobs, queues and the host as they were after the start."""
+        self.run("qdel", "-u", "*", check=False)  # complains where there is none
+        for queue in self.run("qconf", "-sql").split():
+            if queue != "all.q":
+                self._wait(f"the end of {queue}", lambda name=queue: self._without(name))
+        self.run("qconf", "-Mq", str(self.directory / "queue.text"))
+        self.run("qconf", "-Me", str(self.directory / "host.text"))
+        self._wait("the end of all jobs", lambda: not self.run("qstat", "-u", "*").strip())
+
+    def _without(self, queue: str) -> bool:
+        self.run("qconf", "-dq", queue, check=False)  # refused while a job runs in it
+        return queue not in self.run("qconf", "-sql").split()
 
     def start_qmaster(self) -> None:
         """Start the qmaster; returns once it answers."""
@@ -275,6 +297,14 @@ class PrivateCell(ClientFiles):
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-def programs(*names: str) -> Sequence[str]:
-    """Full paths of Grid Engine's programs."""
-    return [str(PROGRAMS / name) for name in names]
+@cache
+def shared_cell() -> PrivateCell:
+    """
+    A cell for all tests that leave both daemons running: started once, ended with the process.
+
+    Whoever uses it calls :meth:`PrivateCell.tidy` afterwards.
+    """
+    cell = PrivateCell(slots=40)
+    atexit.register(cell.stop)
+    cell.start()
+    return cell

@@ -23,10 +23,20 @@ reactor: Any = installed_reactor
 
 
 class RunningSite:
-    """A site of a test, with a status listener and an event mirror."""
+    """
+    A site of a test, with a status listener and an event mirror.
 
-    def __init__(self, directory: Path, **mirror: Any) -> None:
+    :param sections: those of further components.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        sections: Mapping[str, Mapping[str, Any]] | None = None,
+        **mirror: Any,
+    ) -> None:
         document = {
+            **(sections or {}),
             "site": {"name": "test", "state_dir": str(directory / "state")},
             "status": {"listen": "tcp:0:interface=127.0.0.1"},
             "mirror": {"listen": "tcp:0:interface=127.0.0.1", "wind_down_seconds": 0.2, **mirror},

@@ -44,8 +44,10 @@ def service(**attributes: Any) -> Element:
 class LocalTestCase(SynchronousTestCase):
     """A master with two lists of gridnet's own, and a mirror in the same process."""
 
+    clock_class = Clock
+
     def setUp(self) -> None:
-        self.clock = Clock()
+        self.clock = self.clock_class()
         self.clock.advance(1_000_000)
         self.keeper = MasterService(self.clock, OwnCatalogue(["hosts", "services"]))
         self.keeper.startService()
@@ -309,6 +311,70 @@ class WireTestCase(LocalTestCase):
             one.from_server.loseConnection()
         self.settle()
         super().tearDown()
+
+
+class PausingClock(Clock):
+    """Can let time pass like a reactor after a pause: first what was due, then the reading."""
+
+    def pause(self, seconds: float) -> None:
+        """Call what is due after *seconds*, but nothing that is asked for meanwhile."""
+        self.rightNow += seconds
+        due = [call for call in self.calls if call.getTime() <= self.rightNow]
+        for call in due:
+            self.calls.remove(call)
+            call.called = 1
+            call.func(*call.args, **call.kw)
+
+
+class PausedTests(WireTestCase):
+    """A mirror that could not read for a while, or gets much over a slow way."""
+
+    clock_class = PausingClock
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.mirror.subscribe("services")
+        self.parted: list[str] = []
+        self.mirror.on_state(lambda state, reason: self.parted.append(reason) if reason else None)
+
+    def test_what_came_while_the_process_stood_still_is_read_before_the_master_is_given_up(
+        self,
+    ) -> None:
+        self.mirror.startService()
+        self.settle()
+        self.clock.advance(1.5)  # a report lies in the socket
+        assert isinstance(self.clock, PausingClock)
+        self.clock.pause(30)
+        (wire_,) = self.wires
+        wire_.pump()
+        self.settle(5)
+        self.assertEqual(self.parted, [])
+        self.assertTrue(self.mirror.client.is_registered)
+        self.clock.advance(12)  # nothing is read, and nothing is to be read
+        self.assertEqual(self.parted, ["the master is silent"])
+
+    def test_a_master_whose_list_takes_long_to_come_is_not_silent(self) -> None:
+        self.keeper.replace(
+            "services", ElementList([service(key=str(n), text="x" * 100) for n in range(200)])
+        )
+        self.mirror.startService()
+        (wire_,) = self.wires
+        slow = 0  # pieces of 3000 octets, eight seconds apart
+        while not self.mirror.mirror.is_current("services"):
+            octets = wire_.from_client.value()
+            wire_.from_client.clear()
+            wire_.server.dataReceived(octets)
+            self.clock.advance(0)
+            octets = wire_.from_server.value()
+            wire_.from_server.clear()
+            for place in range(0, len(octets), 3000):
+                wire_.client.dataReceived(octets[place : place + 3000])
+                if len(octets) > 3000:
+                    self.clock.advance(8)
+                    slow += 1
+            self.assertEqual(self.parted, [])
+        self.assertGreater(slow, 5)
+        self.assertEqual(len(self.mirror.mirror.list("services")), 200)
 
 
 class WiredTests(WireTestCase):

@@ -1,120 +1,59 @@
-"""
-Beside Debian's own Grid Engine: a private qmaster, and the unmodified ``qevent``.
-
-Skipped where Grid Engine is not installed; under continuous integration it has to be.
-"""
+"""gridnet as a client of Debian's own Grid Engine: a private qmaster and its programs."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from tempfile import mkdtemp
+from collections.abc import Iterable
 from typing import Any
 from xml.etree import ElementTree
 
-from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
-from twisted.internet.error import ProcessDone
-from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import deferLater
 from twisted.internet.utils import getProcessOutputAndValue
-from twisted.python.failure import Failure
-from twisted.trial.unittest import TestCase
 
 from gridnet.interfaces import IObjectSource
 from gridnet.lbproxy.deferred_client import DeferredContext
-from gridnet.mirror.catalogue import GRID_ENGINE
 from gridnet.mirror.follow import MirrorService
 from gridnet.mirror.gridengine.cell import read_cell
 from gridnet.mirror.gridengine.dialect import dialect
 from gridnet.mirror.gridengine.protocol import GridEngineConnector
-from gridnet.mirror.gridengine.serve import EventClientFactory
-from gridnet.mirror.keeper import MasterService
 from gridnet.mirror.mirror import Mirror
-from gridnet.mirror.model import Element, ElementList, Event, Registration
-from gridnet.table.address_range import AddressRanges
+from gridnet.mirror.model import Event, Registration
 from tests.integration.demo_process import ROOT
 from tests.lbproxy.running import RunningProxy
-from tests.mirror.cell import PROGRAMS, ClientFiles, PrivateCell, why_not
+from tests.mirror.beside import GridEngineTestCase, reactor
+from tests.mirror.cell import PROGRAMS, PrivateCell, shared_cell
 from tests.mirror.recording import RecordingProxy
-from tests.mirror.running import Numbers, RunningSite
+from tests.mirror.running import RunningSite
 from tests.ports import free_ports
 
-reactor: Any = installed_reactor
 SGE = dialect()
-_WHY_NOT = why_not()
 
+JOB_LIST = 31
 SINGLE_JOBS = 85
 ARRAYS = (10, 5)
 #: Status of a task that runs, or is on its way to its host.
 RUNNING = (0x80, 0x200)
+#: Lists of names: type, key, and the option of ``qconf`` that prints them.
+NAMES = (
+    ("EXECHOST", "EH_name", "-sel"),
+    ("ADMINHOST", "AH_name", "-sh"),
+    ("SUBMITHOST", "SH_name", "-ss"),
+    ("USERSET", "US_name", "-sul"),
+    ("MANAGER", "UM_name", "-sm"),
+)
+#: Options of a job whose command is a program, and whose output nobody reads.
+QUIET = ("-b", "y", "-shell", "n", "-o", "/dev/null", "-e", "/dev/null")
 
 
-class ChildProcess(ProcessProtocol):
-    """A process that runs beside a test: an unmodified ``qevent``, mostly."""
+class QmasterTestCase(GridEngineTestCase):
+    """Tests with a qmaster."""
 
-    def __init__(self) -> None:
-        self.output = ""
-        self.ended: Deferred[None] = Deferred()
-
-    def childDataReceived(self, childFD: int, data: bytes) -> None:
-        self.output += data.decode("utf-8", "replace")
-
-    def processEnded(self, reason: Failure = Failure(ProcessDone(0))) -> None:  # noqa: B008
-        self.ended.callback(None)
-
-    def kill(self) -> Deferred[None]:
-        if self.transport is not None and not self.ended.called:
-            self.transport.signalProcess("KILL")
-        return self.ended
-
-
-class GridEngineTestCase(TestCase):
-    """Helpers around processes and mirrors."""
-
-    timeout = 240
-
-    if _WHY_NOT and os.environ.get("CI") != "true":
-        skip = _WHY_NOT
-
-    def setUp(self) -> None:
-        self.directory = Path(mkdtemp(prefix="gridnet-qevent-"))
-
-    def qevent(self, environment: dict[str, str], *arguments: str) -> ChildProcess:
-        """Start ``qevent``; it is killed after the test."""
-        return self.spawn(environment, str(PROGRAMS / "qevent"), *arguments)
-
-    def spawn(self, environment: dict[str, str], program: str, *arguments: str) -> ChildProcess:
-        """Start a process whose output is collected; it is killed after the test."""
-        protocol = ChildProcess()
-        reactor.spawnProcess(
-            protocol, program, [program, *arguments], environment, str(self.directory)
-        )
-        self.addCleanup(protocol.kill)
-        return protocol
-
-    async def until(self, condition: Callable[[], bool], seconds: float = 90.0) -> None:
-        """Wait for *condition*."""
-        deadline = reactor.seconds() + seconds
-        while not condition():
-            self.assertLess(reactor.seconds(), deadline, "waited too long")
-            await deferLater(reactor, 0.05)
-
-
-class QmasterTests(GridEngineTestCase):
-    """gridnet as a client of a real qmaster."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.cell = PrivateCell(slots=40)
-        self.addCleanup(self.cell.stop)
-        self.cell.start()
+    cell: PrivateCell
 
     async def run_(self, *command: str) -> str:
         """One of Grid Engine's programs, beside the reactor."""
@@ -123,6 +62,11 @@ class QmasterTests(GridEngineTestCase):
         )
         self.assertEqual(status, 0, (command, out, err))
         return out.decode("utf-8", "replace")
+
+    async def submitted(self, *words: str) -> int:
+        """Submit a job; gives its number."""
+        told = await self.run_("qsub", "-terse", *QUIET, *words)
+        return int(told.strip().partition(".")[0])
 
     def mirror(self, **options: Any) -> MirrorService:
         """A mirror of the private qmaster, started by the caller."""
@@ -143,13 +87,88 @@ class QmasterTests(GridEngineTestCase):
     def no_jobs(self, mirror: MirrorService) -> bool:
         return mirror.mirror.is_current("JOB") and not mirror.mirror.list("JOB")
 
-    async def submit(self) -> None:
-        """A hundred jobs: single ones and arrays."""
-        quiet = ("-b", "y", "-shell", "n", "-o", "/dev/null", "-e", "/dev/null")
-        for size in ARRAYS:
-            await self.run_("qsub", *quiet, "-t", f"1-{size}", "true")
-        for number in range(SINGLE_JOBS):
-            await self.run_("qsub", *quiet, "-N", f"job{number}", "true")
+    @staticmethod
+    def running(mirror: MirrorService) -> set[str]:
+        return {
+            job["JB_job_name"]
+            for job in mirror.mirror.list("JOB")
+            for task in job["JB_ja_tasks"] or ()
+            if task["JAT_status"] in RUNNING
+        }
+
+    async def compare(self, mirror: MirrorService) -> None:
+        """
+        The mirror against what Grid Engine's own programs tell.
+
+        Both are asked again until they agree: what a program told last may be on its way.
+        """
+        deadline = reactor.seconds() + 120
+        while True:
+            told = await self.told_by_programs()
+            found = self.mirrored(mirror)
+            if found == told or reactor.seconds() > deadline:
+                break
+            await deferLater(reactor, 0.2)
+        for name, value in told.items():
+            self.assertEqual(found[name], value, name)
+
+    async def told_by_programs(self) -> dict[str, Any]:
+        """What ``qstat -xml`` and ``qconf`` tell."""
+        document = ElementTree.fromstring(await self.run_("qstat", "-xml", "-u", "*", "-g", "d"))
+        told = {}
+        for row in document.iter("job_list"):
+            job = int(row.findtext("JB_job_number") or 0)
+            task = int(row.findtext("tasks") or 1)
+            told[job, task] = (row.findtext("JB_name"), row.findtext("JB_owner"), row.get("state"))
+        queues = {}
+        for name in (await self.run_("qconf", "-sql")).split():
+            text = await self.run_("qconf", "-sq", name)
+            match = re.search(r"^slots\s+(\d+)", text, re.MULTILINE)
+            assert match is not None
+            queues[name] = int(match[1])
+        names = {kind: set((await self.run_("qconf", o)).split()) for kind, _, o in NAMES}
+        instances = {(name, self.cell.host, slots) for name, slots in queues.items()}
+        return {"tasks": told, "queues": queues, "instances": instances, **names}
+
+    def mirrored(self, mirror: MirrorService) -> dict[str, Any]:
+        """The same from the mirror."""
+        lists = mirror.mirror
+        names = {kind: {each[key] for each in lists.list(kind)} for kind, key, _ in NAMES}
+        names["EXECHOST"] -= {"global", "template"}
+        return {
+            "tasks": self.mirrored_tasks(mirror),
+            "queues": {
+                queue["CQ_name"]: queue["CQ_job_slots"][0]["AULNG_value"]
+                for queue in lists.list("CQUEUE")
+            },
+            "instances": {
+                (instance["QU_qname"], instance["QU_qhostname"], instance["QU_job_slots"])
+                for instance in lists.list("QINSTANCE")
+            },
+            **names,
+        }
+
+    @staticmethod
+    def mirrored_tasks(mirror: MirrorService) -> dict[tuple[int, int], tuple[str, str, str]]:
+        found = {}
+        for job in mirror.mirror.list("JOB"):
+            common = (job["JB_job_name"], job["JB_owner"])
+            for task in job["JB_ja_tasks"] or ():
+                found[job["JB_job_number"], task["JAT_task_number"]] = (*common, "running")
+            for ranges in ("JB_ja_n_h_ids", "JB_ja_u_h_ids"):
+                for row in job[ranges] or ():
+                    for number in range(row["RN_min"], row["RN_max"] + 1, row["RN_step"]):
+                        found[job["JB_job_number"], number] = (*common, "pending")
+        return found
+
+
+class QmasterTests(QmasterTestCase):
+    """gridnet as a client of a qmaster that goes on running."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.cell = shared_cell()
+        self.addCleanup(self.cell.tidy)
 
     def test_a_mirror_sees_what_qevent_sees(self) -> Deferred[None]:
         """The same numbers, types, keys and data, for a hundred jobs."""
@@ -177,10 +196,8 @@ class QmasterTests(GridEngineTestCase):
         mirror.subscribe("JATASK", note, what=wanted[28].what)
         mirror.startService()
         await self.until(lambda: self.no_jobs(mirror))
-        lines = [""]
 
         def finished() -> bool:
-            lines[0] = qevent.output
             ended = len(re.findall(r"^JOB_FINISH ", qevent.output, re.MULTILINE))
             return ended == SINGLE_JOBS + sum(ARRAYS) and self.no_jobs(mirror)
 
@@ -191,12 +208,17 @@ class QmasterTests(GridEngineTestCase):
         await self.submit()
         await self.change_queue_and_host()
         await self.until(finished)
+        # The last lines are on their way, to the one or to the other.
         await self.until(lambda: len(seen) == len(proxy.events))
+        await self.until(lambda: self.told(seen) == self.printed(qevent.output))
 
-        theirs = [(number, *event.facts, event.timestamp) for number, event in proxy.events]
-        ours = [(event.number, *event.facts, event.timestamp) for event in seen]
-        self.assertEqual([row[:6] for row in ours], [row[:6] for row in theirs])
-        self.assertEqual(ours, theirs)
+        theirs = [(number, *event.facts) for number, event in proxy.events]
+        self.assertEqual([(event.number, *event.facts) for event in seen], theirs)
+        # A list arises with the registration that asks for it, everything else by itself.
+        self.assertEqual(
+            [event.timestamp for event in seen if event.event != JOB_LIST],
+            [event.timestamp for _, event in proxy.events if event.event != JOB_LIST],
+        )
         self.assertEqual([event.number for event in seen], list(range(1, len(seen) + 1)))
         self.assertEqual(self.told(seen), self.printed(qevent.output))
         self.assertEqual(SGE.unknown, set())
@@ -235,41 +257,12 @@ class QmasterTests(GridEngineTestCase):
                 lines.append(f"{name} ({keys}:ECL_TIME={event.timestamp})")
         return lines
 
-    def test_a_mirror_is_right_again_after_the_qmaster_came_back(self) -> Deferred[None]:
-        """Jobs, queues and hosts as ``qstat`` and ``qconf`` tell them, before and after."""
-        return Deferred.fromCoroutine(self._restart())
-
-    async def _restart(self) -> None:
-        parted: list[str] = []
-        mirror = self.mirror()
-        mirror.on_state(lambda state, reason: parted.append(reason) if reason else None)
-        mirror.subscribe("ALL")
-        mirror.startService()
-        await mirror.when_current("JOB", "CQUEUE", "EXECHOST")
-        await self.run_("qsub", "-b", "y", "-shell", "n", "-h", "-N", "held", "-t", "1-7:2", "true")
-        await self.run_("qsub", "-b", "y", "-shell", "n", "-N", "long", "sleep", "600")
-        await self.run_("qconf", "-Aq", self.cell.write("new", self.cell.queue_text("extra.q", 3)))
-        await self.run_("qmod", "-d", "all.q")
-        await self.run_("qmod", "-e", "all.q")
-        await self.run_("qconf", "-ah", "localhost")
-        await self.until(lambda: self.running(mirror) == {"long"})
-        await self.compare(mirror)
-
-        self.cell.stop_qmaster(signal.SIGKILL)
-        self.assertEqual(parted, [])
-        await self.until(lambda: bool(parted))
-        self.assertFalse(mirror.mirror.is_current("JOB"))
-        self.assertEqual(len(mirror.mirror.list("JOB")), 2)
-        self.cell.start_qmaster()
-        await self.run_("qsub", "-b", "y", "-shell", "n", "-h", "-N", "meanwhile", "true")
-        await self.run_("qconf", "-dq", "extra.q")
-        await self.until(lambda: mirror.mirror.is_current("JOB"))
-        await self.until(lambda: len(mirror.mirror.list("CQUEUE")) == 1)
-        await self.until(lambda: len(mirror.mirror.list("JOB")) == 3)
-        await self.compare(mirror)
-        await self.run_("qdel", "1")  # the held array; the execution daemon is not back yet
-        await self.until(lambda: len(mirror.mirror.list("JOB")) == 2)
-        await self.compare(mirror)
+    async def submit(self) -> None:
+        """A hundred jobs: single ones and arrays."""
+        for size in ARRAYS:
+            await self.submitted("-t", f"1-{size}", "true")
+        for number in range(SINGLE_JOBS):
+            await self.submitted("-N", f"job{number}", "true")
 
     def test_the_commands_show_what_qstat_shows_and_run_what_they_are_told(self) -> Deferred[None]:
         """``gridnet jobs`` beside ``qstat``; ``gridnet mirror`` lists, follows and triggers."""
@@ -288,19 +281,23 @@ class QmasterTests(GridEngineTestCase):
         script = self.directory / "ended"
         script.write_text('#!/bin/sh\necho "$@"\n')
         script.chmod(0o755)
-        words = ("mirror", "trigger", *source, "--count", "2", "JB_END", str(script))
-        trigger = self.spawn({"PYTHONPATH": str(ROOT)}, sys.executable, "-m", "gridnet.cli", *words)
+        name = "gridnet-trigger"
+        words = ("mirror", "trigger", *source, "--name", name, "--count", "2", "JB_END")
+        trigger = self.spawn(
+            {"PYTHONPATH": str(ROOT)}, sys.executable, "-m", "gridnet.cli", *words, str(script)
+        )
         watching = self.mirror()
         watching.subscribe("JOB")
         watching.subscribe("JATASK")
         watching.startService()
-        quiet = ("-b", "y", "-shell", "n", "-o", "/dev/null", "-e", "/dev/null")
-        await self.run_("qsub", *quiet, "-h", "-N", "held", "-t", "1-7:2", "true")
-        await self.run_("qsub", *quiet, "-N", "long", "sleep", "600")
-        await self.run_("qsub", *quiet, "-N", "never", "-hold_jid", "long", "true")
+        while name not in await self.run_("qconf", "-secl"):
+            await deferLater(reactor, 0.1)
+        await self.submitted("-h", "-N", "held", "-t", "1-7:2", "true")
+        long = await self.submitted("-N", "long", "sleep", "600")
+        await self.submitted("-N", "never", "-hold_jid", str(long), "true")
         await self.until(lambda: self.running(watching) == {"long"})
         told: list[tuple[str | None, ...]] = []
-        while ("2", "long", "r") not in told:  # it is on its way to its host for a moment
+        while (str(long), "long", "r") not in told:  # it is on its way to its host for a moment
             document = ElementTree.fromstring(await self.run_("qstat", "-xml", "-u", "*"))
             names = ("JB_job_number", "JB_name", "state")
             rows = document.iter("job_list")
@@ -311,22 +308,28 @@ class QmasterTests(GridEngineTestCase):
         self.assertEqual(queues, [("long", f"all.q@{self.cell.host}")])
         listed = await self.gridnet("mirror", "list", *source, "CQUEUE", "--what", "CQ_name")
         self.assertEqual(listed, "all.q\n")
-        where = ("--where", "JB_job_name~l*", "--where", "JB_job_number<9", "--what", "JB_owner")
+        where = (
+            "--where",
+            "JB_job_name~l*",
+            "--where",
+            f"JB_job_number<{long + 9}",
+            "--what",
+            "JB_owner",
+        )
         listed = await self.gridnet("mirror", "list", *source, "JOB", *where, "--json")
         self.assertEqual(
             [
                 (row["JB_job_number"], row["JB_owner"])
                 for row in map(json.loads, listed.splitlines())
             ],
-            [(2, "root")],
+            [(long, "root")],
         )
         nobody = await self.gridnet("jobs", *source, "--user", "nobody", "--json")
         self.assertEqual(json.loads(nobody), [])
-        await self.run_("qsub", *quiet, "-N", "short", "-t", "1-2", "true")
+        short = await self.submitted("-N", "short", "-t", "1-2", "true")
         await trigger.ended
         lines = sorted(line for line in trigger.output.splitlines() if line.startswith("JB"))
-        self.assertEqual(lines, ["JB_END 4 1", "JB_END 4 2"])
-        await self.run_("qdel", "2")
+        self.assertEqual(lines, [f"JB_END {short} 1", f"JB_END {short} 2"])
 
     def test_a_site_serves_the_lists_of_a_qmaster_to_others(self) -> Deferred[None]:
         """To an unmodified ``qevent``, and as a list of its own, through one mirror."""
@@ -342,24 +345,23 @@ class QmasterTests(GridEngineTestCase):
         )
         await running.start()
         self.addCleanup(running.stop)
-        quiet = ("-b", "y", "-shell", "n", "-o", "/dev/null", "-e", "/dev/null")
-        await self.run_("qsub", *quiet, "-h", "-N", "held", "true")
+        held = await self.submitted("-h", "-N", "held", "true")
         (follower,) = running.mirror.followers
         await self.until(lambda: bool(follower.service.mirror.lists.count("JOB")))
         qevent = self.qevent(dict(self.cell.at_port(port)), "-ts")
         native = running.mirror.native.master
         await self.until(lambda: any(client.sent for client in native.clients.values()))
-        await self.run_("qsub", *quiet, "-N", "array", "-t", "1-3", "true")
-        await self.until(lambda: "JOB_DEL (2." in qevent.output)
+        array = await self.submitted("-N", "array", "-t", "1-3", "true")
+        await self.until(lambda: f"JOB_DEL ({array}." in qevent.output)
         for name in ("JOB_START", "JOB_FINISH"):
             for task in (1, 2, 3):
-                self.assertIn(f"{name} (2.{task}:", qevent.output)
+                self.assertIn(f"{name} ({array}.{task}:", qevent.output)
         listed = await self.gridnet(
             *("mirror", "list", "--source", running.address, "cell/JOB", "--json"),
             *("--what", "JB_job_name"),
         )
         rows = [json.loads(line) for line in listed.splitlines()]
-        self.assertEqual(rows, [{"key": "1", "JB_job_name": "held"}])
+        self.assertEqual(rows, [{"key": str(held), "JB_job_name": "held"}])
 
     def test_jobs_of_a_qmaster_become_jobs_of_the_lb_proxy(self) -> Deferred[None]:
         """The example in the documentation, as it stands there."""
@@ -371,8 +373,7 @@ class QmasterTests(GridEngineTestCase):
         self.addCleanup(lambda: Deferred.fromCoroutine(proxy.stop()))
         program = str(ROOT / "docs" / "examples" / "qmaster_to_lbproxy.py")
         source = f"gridengine://127.0.0.1:{self.cell.port}{self.cell.common}"
-        quiet = ("-b", "y", "-shell", "n", "-o", "/dev/null", "-e", "/dev/null")
-        await self.run_("qsub", *quiet, "-h", "-N", "early", "true")
+        early = await self.submitted("-h", "-N", "early", "true")
         example = self.spawn(
             {"PYTHONPATH": str(ROOT)}, sys.executable, program, source, proxy.store, proxy.serve
         )
@@ -382,213 +383,64 @@ class QmasterTests(GridEngineTestCase):
             rows = source_of_jobs.snapshot().items()
             return {key.rpartition("-")[2]: row["state"] for key, row in rows}
 
-        await self.until(lambda: states() == {"1.1": "Submitted"})
-        await self.run_("qsub", *quiet, "-N", "good", "-t", "1-3", "true")
-        await self.run_("qsub", *quiet, "-N", "bad", "false")
-        await self.run_("qsub", *quiet, "-N", "long", "sleep", "600")
-        finished = {f"2.{task}": "Done" for task in (1, 2, 3)} | {"3.1": "Done"}
-        await self.until(lambda: states() == {"1.1": "Submitted", "4.1": "Running", **finished})
-        await self.run_("qdel", "1", "4")
-        await self.until(lambda: states()["1.1"] == "Cancelled")
-        await self.until(lambda: states()["4.1"] in ("Done", "Cancelled"))
+        waiting = {f"{early}.1": "Submitted"}
+        await self.until(lambda: states() == waiting)
+        good = await self.submitted("-N", "good", "-t", "1-3", "true")
+        bad = await self.submitted("-N", "bad", "false")
+        long = await self.submitted("-N", "long", "sleep", "600")
+        finished = {f"{good}.{task}": "Done" for task in (1, 2, 3)} | {f"{bad}.1": "Done"}
+        await self.until(lambda: states() == {**waiting, f"{long}.1": "Running", **finished})
+        await self.run_("qdel", str(early), str(long))
+        await self.until(lambda: states()[f"{early}.1"] == "Cancelled")
+        await self.until(lambda: states()[f"{long}.1"] in ("Done", "Cancelled"))
         log = DeferredContext(reactor, store=proxy.store, serve=proxy.serve, user="root")
-        events = await log.job_log("https://gridengine.invalid:9000/gridengine-3.1")
+        events = await log.job_log(f"https://gridengine.invalid:9000/gridengine-{bad}.1")
         self.assertEqual([event.event for event in events], ["RegJob", "Running", "Done"])
         self.assertIn("FAILED", events[-1].fields.values())
         await example.kill()
 
-    @staticmethod
-    def running(mirror: MirrorService) -> set[str]:
-        return {
-            job["JB_job_name"]
-            for job in mirror.mirror.list("JOB")
-            for task in job["JB_ja_tasks"] or ()
-            if task["JAT_status"] in RUNNING
-        }
 
-    async def compare(self, mirror: MirrorService) -> None:
-        """The mirror against what Grid Engine's own programs tell."""
-        await self.until(lambda: not mirror.client.waiting)
-        document = ElementTree.fromstring(await self.run_("qstat", "-xml", "-u", "*", "-g", "d"))
-        told = {}
-        for row in document.iter("job_list"):
-            job = int(row.findtext("JB_job_number") or 0)
-            task = int(row.findtext("tasks") or 1)
-            told[job, task] = (row.findtext("JB_name"), row.findtext("JB_owner"), row.get("state"))
-        self.assertEqual(self.mirrored_tasks(mirror), told)
-        queues = {}
-        for name in (await self.run_("qconf", "-sql")).split():
-            text = await self.run_("qconf", "-sq", name)
-            match = re.search(r"^slots\s+(\d+)", text, re.MULTILINE)
-            assert match is not None
-            queues[name] = int(match[1])
-        mirrored = {
-            queue["CQ_name"]: queue["CQ_job_slots"][0]["AULNG_value"]
-            for queue in mirror.mirror.list("CQUEUE")
-        }
-        self.assertEqual(mirrored, queues)
-        instances = {
-            (instance["QU_qname"], instance["QU_qhostname"], instance["QU_job_slots"])
-            for instance in mirror.mirror.list("QINSTANCE")
-        }
-        self.assertEqual(
-            instances, {(name, self.cell.host, slots) for name, slots in queues.items()}
-        )
-        for kind, key, option in (
-            ("EXECHOST", "EH_name", "-sel"),
-            ("ADMINHOST", "AH_name", "-sh"),
-            ("SUBMITHOST", "SH_name", "-ss"),
-            ("USERSET", "US_name", "-sul"),
-            ("MANAGER", "UM_name", "-sm"),
-        ):
-            names = set((await self.run_("qconf", option)).split())
-            found = {e[key] for e in mirror.mirror.list(kind)} - {"global", "template"}
-            self.assertEqual(found, names, kind)
-
-    @staticmethod
-    def mirrored_tasks(mirror: MirrorService) -> dict[tuple[int, int], tuple[str, str, str]]:
-        found = {}
-        for job in mirror.mirror.list("JOB"):
-            common = (job["JB_job_name"], job["JB_owner"])
-            for task in job["JB_ja_tasks"] or ():
-                found[job["JB_job_number"], task["JAT_task_number"]] = (*common, "running")
-            for ranges in ("JB_ja_n_h_ids", "JB_ja_u_h_ids"):
-                for row in job[ranges] or ():
-                    for number in range(row["RN_min"], row["RN_max"] + 1, row["RN_step"]):
-                        found[job["JB_job_number"], number] = (*common, "pending")
-        return found
-
-
-class QeventTests(GridEngineTestCase):
-    """gridnet as a master for the unmodified ``qevent``."""
+class RestartTests(QmasterTestCase):
+    """A qmaster that is killed and comes back."""
 
     def setUp(self) -> None:
         super().setUp()
-        (port,) = free_ports(1)
-        self.files = ClientFiles(self.directory / "cell", port)
-        self.keeper = MasterService(reactor, GRID_ENGINE, wind_down_seconds=0.5)
-        for kind in GRID_ENGINE.initial:
-            layout = SGE.kinds[kind.element]
-            rows = [SGE.element("SC")] if kind.name == "SCHEDD_CONF" else []
-            self.keeper.replace(kind.name, ElementList(rows, layout))
-        factory = EventClientFactory(
-            reactor, self.keeper, self.files.host, AddressRanges.from_texts(["127/8"])
-        )
-        listening = reactor.listenTCP(port, factory, interface="127.0.0.1")
-        self.keeper.startService()
-        self.addCleanup(factory.close_all)
-        self.addCleanup(listening.stopListening)
-        self.addCleanup(self.keeper.stopService)
+        self.cell = PrivateCell(slots=40)
+        self.addCleanup(self.cell.stop)
+        self.cell.start()
 
-    def record(self, event: int, *elements: Element, **keys: Any) -> None:
-        rows = ElementList(elements, elements[0].layout, "Events", 1) if elements else None
-        self.keeper.record(Event(event, elements=rows, **keys))
+    def test_a_mirror_is_right_again_after_the_qmaster_came_back(self) -> Deferred[None]:
+        """Jobs, queues and hosts as ``qstat`` and ``qconf`` tell them, before and after."""
+        return Deferred.fromCoroutine(self._restart())
 
-    def job(self, number: int) -> None:
-        """A job that is submitted, starts and ends."""
-        self.record(
-            32, SGE.element("JB", {"JB_job_number": number, "JB_owner": "me"}), int_key=number
-        )
-        keys = {"int_key": number, "int_key2": 1}
-        self.record(26, SGE.element("JAT", {"JAT_task_number": 1}), **keys)
-        self.record(28, SGE.element("JAT", {"JAT_task_number": 1, "JAT_status": 128}), **keys)
-        self.record(37, SGE.element("UA", {"UA_name": "cpu", "UA_value": 1.5}), **keys)
-        self.record(33, **keys)
+    async def _restart(self) -> None:
+        parted: list[str] = []
+        mirror = self.mirror()
+        mirror.on_state(lambda state, reason: parted.append(reason) if reason else None)
+        mirror.subscribe("ALL")
+        mirror.startService()
+        await mirror.when_current("JOB", "CQUEUE", "EXECHOST")
+        await self.submitted("-h", "-N", "held", "-t", "1-7:2", "true")
+        await self.submitted("-N", "long", "sleep", "600")
+        await self.run_("qconf", "-Aq", self.cell.write("new", self.cell.queue_text("extra.q", 3)))
+        await self.run_("qmod", "-d", "all.q")
+        await self.run_("qmod", "-e", "all.q")
+        await self.run_("qconf", "-ah", "localhost")
+        await self.until(lambda: self.running(mirror) == {"long"})
+        await self.compare(mirror)
 
-    def registered(self) -> bool:
-        return any(client.sent for client in self.keeper.master.clients.values())
-
-    def test_test_suite_mode_prints_the_life_of_jobs(self) -> Deferred[None]:
-        """``qevent -ts`` registers, mirrors, acknowledges and, asked to, leaves."""
-        return Deferred.fromCoroutine(self._test_suite_mode())
-
-    async def _test_suite_mode(self) -> None:
-        qevent = self.qevent(self.files.environment, "-ts")
-        await self.until(self.registered)
-        self.job(7)
-        self.job(8)
-        await self.until(lambda: qevent.output.count("JOB_DEL") == 2)
-        names = [line.partition(":")[0] for line in qevent.output.splitlines()]
-        self.assertEqual(
-            [name for name in names if not name.startswith("ECL")],
-            [
-                f"{name} ({job}.{task}"
-                for job in (7, 8)
-                for name, task in (
-                    ("JOB_ADD", 0),
-                    ("JOB_START", 1),
-                    ("JOB_FINISH", 1),
-                    ("JOB_DEL", 1),
-                )
-            ],
-        )
-        (client,) = self.keeper.master.clients.values()
-        await self.until(lambda: client.queued == 0)
-        self.keeper.master.shut_down_client(client.id, self.keeper.now)
-        self.keeper.touch()
-        await self.until(lambda: not self.keeper.master.clients)
-
-    def test_subscribe_mode_prints_every_list(self) -> Deferred[None]:
-        """``qevent -sm`` subscribes one type after the other; each brings its list."""
-        return Deferred.fromCoroutine(self._subscribe_mode())
-
-    async def _subscribe_mode(self) -> None:
-        qevent = self.qevent(self.files.environment, "-sm")
-        await self.until(lambda: "CALENDAR LIST" in qevent.output)
-        self.assertIn("1. EVENT ADMINHOST LIST 0 Elements", qevent.output)
-        self.assertIn("2. EVENT CALENDAR LIST 0 Elements", qevent.output)
-        self.assertNotIn("error", qevent.output)
-
-    def test_a_trigger_runs_its_script_when_a_job_ends(self) -> Deferred[None]:
-        """``qevent -trigger JB_END script`` runs the script with event, job and task."""
-        return Deferred.fromCoroutine(self._trigger())
-
-    async def _trigger(self) -> None:
-        script = self.directory / "ended"
-        output = self.directory / "output"
-        script.write_text(f'#!/bin/sh\necho "$@" >> {output}\n')
-        script.chmod(0o755)
-        self.qevent(self.files.environment, "-trigger", "JB_END", str(script))
-        await self.until(self.registered)
-        self.job(7)
-        await self.until(output.exists)
-        await self.until(lambda: output.read_text() == "JB_END 7 1\n")
-
-    def test_the_component_shows_own_jobs_to_an_unmodified_qevent(self) -> Deferred[None]:
-        """The jobs of this site, as ``qevent -ts`` prints those of a qmaster."""
-        return Deferred.fromCoroutine(self._component())
-
-    async def _component(self) -> None:
-        (port,) = free_ports(1)
-        files = ClientFiles(self.directory / "second", port)
-        running = RunningSite(self.directory, gridengine_listen=f"tcp:{port}:interface=127.0.0.1")
-        await running.start()
-        self.addCleanup(running.stop)
-        jobs = Numbers()
-        jobs.object_type = "jobs"  # type: ignore[misc]
-        jobs.rows = {}
-        running.site.provide(IObjectSource, jobs, "jobs")
-        running.mirror.offered()
-        qevent = self.qevent(files.environment, "-ts")
-        native = running.mirror.native.master
-        await self.until(lambda: any(client.sent for client in native.clients.values()))
-        for state in ("Submitted", "Running", "Done"):
-            jobs.put("https://h/1", {"state": state, "owner": "ann"})
-        await self.until(lambda: "JOB_DEL" in qevent.output)
-        names = [line.partition(":")[0] for line in qevent.output.splitlines()]
-        self.assertEqual(
-            [name for name in names if not name.startswith("ECL")],
-            ["JOB_ADD (1.0", "JOB_START (1.1", "JOB_FINISH (1.1", "JOB_DEL (1.1"],
-        )
-
-    def test_qping_learns_how_the_master_is(self) -> Deferred[None]:
-        """The status question of ``qping`` is answered."""
-        return Deferred.fromCoroutine(self._qping())
-
-    async def _qping(self) -> None:
-        command = ["-info", self.files.host, str(self.files.port), "qmaster", "1"]
-        out, _, status = await getProcessOutputAndValue(
-            str(PROGRAMS / "qping"), command, self.files.environment, str(self.directory)
-        )
-        self.assertEqual(status, 0)
-        self.assertIn(b"gridnet event master: 0 event clients | OK", out)
+        parted.clear()
+        self.cell.stop_qmaster(signal.SIGKILL)
+        await self.until(lambda: bool(parted))
+        self.assertFalse(mirror.mirror.is_current("JOB"))
+        self.assertEqual(len(mirror.mirror.list("JOB")), 2)
+        self.cell.start_qmaster()
+        await self.submitted("-h", "-N", "meanwhile", "true")
+        await self.run_("qconf", "-dq", "extra.q")
+        await self.until(lambda: mirror.mirror.is_current("JOB"))
+        await self.until(lambda: len(mirror.mirror.list("CQUEUE")) == 1)
+        await self.until(lambda: len(mirror.mirror.list("JOB")) == 3)
+        await self.compare(mirror)
+        await self.run_("qdel", "1")  # the held array; the execution daemon is not back yet
+        await self.until(lambda: len(mirror.mirror.list("JOB")) == 2)
+        await self.compare(mirror)

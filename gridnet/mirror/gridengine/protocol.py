@@ -96,6 +96,9 @@ class QmasterProtocol(Protocol):
         except RemoteProtocolError as error:
             self._reason = str(error)
             self.transport.abortConnection()
+            return
+        if self._session.pending and self._user is not None:
+            self._user.heard()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The link is gone."""

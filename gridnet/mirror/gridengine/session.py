@@ -284,6 +284,11 @@ class ClientSession:
             else:
                 raise RemoteProtocolError("the peer of a client connects to it")
 
+    @property
+    def pending(self) -> int:
+        """Octets of a frame that is not whole yet."""
+        return self._reader.pending
+
     def register(self, wish: Registration) -> None:
         """Send a registration."""
         self._machine.register(wish)
