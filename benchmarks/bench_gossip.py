@@ -1,7 +1,8 @@
 """
 The daemons' gossip beside Serf's agents, both as sites of real processes on loopback with the
 times of the same profile: memory and processor time of an idle daemon, and how soon a killed one
-is found; sealed packets that one daemon answers a second; and look-ups, as in ``heap``.
+is found; sealed packets that one daemon answers a second; and look-ups, as in ``heap``.  Also the
+memory of a process that has loaded what every daemon of Twisted with encryption does, and no more.
 
 Takes ``--hosts N`` (30) and ``--kills N`` (3).
 """
@@ -14,6 +15,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -40,6 +42,14 @@ NAME = "gossip"
 _IDLE_SECONDS = 20.0
 _FIND_SECONDS = 60.0
 _WINDOW = 64
+#: ``twistd``, its reactor, and the seal and signatures of packets, in which nothing is done.
+_NO_MORE = """\
+import os, twisted.scripts.twistd, twisted.internet.reactor
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.ciphers import aead
+print(os.getpid(), flush=True)
+input()
+"""
 
 
 class SerfSite:
@@ -127,6 +137,19 @@ def _idle(pids: Sequence[int]) -> tuple[float, float, float]:
     return resident, sum(map(proportional_octets, pids)) / len(pids) / 2**20, share
 
 
+def _no_more() -> float:
+    """Megabytes resident of such a process."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _NO_MORE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        pid = int(process.stdout.readline())
+        resident = resident_octets(pid) / 2**20
+        process.stdin.write(b"\n")
+        process.stdin.close()
+    return resident
+
+
 def _packets(site: GossipSite, seconds: float) -> float:
     """Sealed probes that one daemon answers in a second, asked by a peer that never waits long."""
     target = site.hosts[0]
@@ -172,6 +195,7 @@ def _gridnet(options: Options, hosts: int, kills: int) -> dict[str, tuple[float,
         packets = [_packets(site, options.seconds) for _ in range(options.runs)]
         return {
             "memory": (resident,),
+            "floor": (_no_more(),),
             "own": (own,),
             "share": (share,),
             "first": tuple(first),
@@ -217,6 +241,7 @@ def run(options: Options) -> Iterable[Figure]:
     theirs = _serf(words.hosts, words.kills)
     for key, name, unit, higher in (
         ("memory", "resident memory of an idle daemon", "MiB", False),
+        ("floor", "of it, Python with Twisted's reactor and its ciphers alone", "MiB", False),
         ("own", "the same, shared pages divided among their users", "MiB", False),
         ("share", "processor time of an idle daemon", "ms/s", False),
         ("first", "a killed host is found by the first other", "s", False),

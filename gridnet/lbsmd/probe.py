@@ -38,6 +38,8 @@ class _Connecting:
             return
         self._stop()
         code = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not code and _is_to_itself(self._connection):
+            code = errno.ECONNREFUSED
         if code:
             self._connection.close()
             self.done.errback(OSError(code, os.strerror(code)))
@@ -57,6 +59,19 @@ class _Connecting:
         self._connection.close()
 
 
+def _is_to_itself(connection: socket.socket) -> bool:
+    """
+    Whether the system has given *connection* the very port that it connects to.
+
+    That happens now and then where nobody listens on a port of this host from which the system
+    takes those of outgoing connections: the two ends meet in one socket (RFC 9293, 3.5).
+    """
+    try:
+        return bool(connection.getsockname() == connection.getpeername())
+    except OSError:
+        return False  # reset meanwhile: somebody was there
+
+
 def connect(reactor: Any, host: str, port: int, seconds: float) -> Deferred[socket.socket]:
     """
     Connect to *host*:*port*, without a byte.
@@ -71,6 +86,8 @@ def connect(reactor: Any, host: str, port: int, seconds: float) -> Deferred[sock
     except OSError as error:
         return _failed(error)
     code = connection.connect_ex((host, port))
+    if not code and _is_to_itself(connection):
+        code = errno.ECONNREFUSED
     if code not in (0, errno.EINPROGRESS):
         connection.close()
         return _failed(OSError(code, os.strerror(code)))

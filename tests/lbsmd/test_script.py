@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import TimeoutError as ConnectTimeoutError
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
@@ -19,7 +19,7 @@ from gridnet.lbsmd.check_codes import ScriptHistory
 from gridnet.lbsmd.checks import CheckBounds, Checks
 from gridnet.lbsmd.local_services import LocalServices
 from gridnet.lbsmd.notices import Postman
-from gridnet.lbsmd.probe import connect
+from gridnet.lbsmd.probe import _Connecting, connect
 from gridnet.lbsmd.script import ScriptRun, run_script, script_arguments
 from gridnet.lbsmd.servrc.check_list import Script
 from gridnet.table.model import ServiceTable
@@ -89,27 +89,38 @@ class ProbeTests(TestCase):
 
         return Deferred.fromCoroutine(drive())
 
-    def test_silence_is_given_up(self) -> None:
-        """A listener whose queue is full does not answer."""
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(0)
-            point = listener.getsockname()
-            filling = [socket.socket() for _ in range(4)]
-            for each in filling:
-                each.setblocking(False)
-                each.connect_ex(point)
-                self.addCleanup(each.close)
-            self.addCleanup(listener.dup().close)
-            kept = listener.dup()
-            self.addCleanup(kept.close)
-        return self.assertFailure(connect(reactor, *point, 0.2), ConnectTimeoutError)
+    def test_a_socket_that_reaches_itself_has_reached_nobody(self) -> Deferred[object]:
+        """The system may give a probe the port of the dead server that it is meant for."""
+        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        connection.bind(("127.0.0.1", 0))
+        connection.connect(connection.getsockname())
+        connection.setblocking(False)
+        return self.assertFailure(_Connecting(reactor, connection).done, ConnectionRefusedError)
 
-    def test_a_probe_can_be_called_off(self) -> None:
+    def silent_point(self) -> tuple[str, int]:
+        """Where nobody answers: a listener whose queue is full."""
+        listener = socket.socket()
+        self.addCleanup(listener.close)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        point: tuple[str, int] = listener.getsockname()
+        for _ in range(4):
+            filling = socket.socket()
+            self.addCleanup(filling.close)
+            filling.setblocking(False)
+            filling.connect_ex(point)
+        return point
+
+    def test_silence_is_given_up(self) -> Deferred[object]:
+        """After its time."""
+        probing = connect(reactor, *self.silent_point(), 0.2)
+        return self.assertFailure(probing, ConnectTimeoutError)
+
+    def test_a_probe_can_be_called_off(self) -> Deferred[object]:
         """Nothing is left behind."""
-        probing = connect(reactor, "192.0.2.1", 9, 5.0)
-        probing.addErrback(lambda _: None)
+        probing = connect(reactor, *self.silent_point(), 60.0)
         probing.cancel()
+        return self.assertFailure(probing, CancelledError)
 
     def test_an_impossible_address_is_an_error(self) -> None:
         """Not an exception."""
