@@ -122,6 +122,7 @@ class EventType:
     #: (key, element) of the fields without which the event is refused
     required: tuple[tuple[str, str], ...]
     replied: tuple[EventField, ...]  #: in the order of query replies
+    usual_keys: frozenset[str]  #: its own and those common to all types
 
     def key(self, event_field: EventField) -> str:
         """The full key of one of its fields."""
@@ -283,6 +284,26 @@ _ELEMENTS = {("CREAMStatus", "LRMS_JOBID"): "LRMS_jobid", ("Notification", "NOTI
 _FIELD = re.compile(r"([A-Z_]+)(?::(?:([a-z]+)|\{([^}]*)\}))?(=-1)?(\?)?(?:\s+|\Z)")
 
 
+_COMMON_KEYS = frozenset(
+    {
+        "DATE",
+        "HOST",
+        "PROG",
+        "LVL",
+        "DG.PRIORITY",
+        "DG.SOURCE",
+        "DG.SRC_INSTANCE",
+        "DG.EVNT",
+        "DG.JOBID",
+        "DG.SEQCODE",
+        "DG.USER",
+        "DG.ARRIVED",
+        "ARR_DATE",
+        "DG.TYPE",
+    }
+)
+
+
 def _make_type(number: int, name: str, row: str) -> EventType:
     fields = []
     for field_name, kind_name, words, minus_one, optional in _FIELD.findall(row):
@@ -311,6 +332,7 @@ def _make_type(number: int, name: str, row: str) -> EventType:
         keys=keys,
         required=tuple((key, one.element) for key, one in keys.items() if one.required),
         replied=tuple(replied),
+        usual_keys=_COMMON_KEYS.union(keys),
     )
 
 
@@ -319,24 +341,6 @@ TYPES_BY_NUMBER: Mapping[int, EventType] = {one.number: one for one in EVENT_TYP
 _TYPES_BY_CAPITALS = {one.name.upper(): one for one in EVENT_TYPES.values()}
 _SOURCE_NUMBERS = {name.upper(): number for number, name in enumerate(SOURCES, 1)}
 _LEVEL_NUMBERS = {name: number for number, name in enumerate(LEVELS, 1)}
-_COMMON_KEYS = frozenset(
-    {
-        "DATE",
-        "HOST",
-        "PROG",
-        "LVL",
-        "DG.PRIORITY",
-        "DG.SOURCE",
-        "DG.SRC_INSTANCE",
-        "DG.EVNT",
-        "DG.JOBID",
-        "DG.SEQCODE",
-        "DG.USER",
-        "DG.ARRIVED",
-        "ARR_DATE",
-        "DG.TYPE",
-    }
-)
 _FIELD_KEYS = frozenset(key for one in EVENT_TYPES.values() for key in one.keys)
 
 
@@ -490,16 +494,17 @@ def parse(line: bytes) -> Event:
     known = kind.keys
     if len(values) != len(pairs):
         _refuse_twice(pairs, known)
-    for key, text in pairs:
-        one = known.get(key)
-        if one is not None:
-            if text:
-                value = text if one.kind is Kind.TEXT else read_value(one, text)
-                if value != one.null:
-                    fields[one.element] = value
-        elif key not in _COMMON_KEYS and key in _FIELD_KEYS:
-            raise EventError(FOREIGN_KEY, f"Key {key} belongs to another event type.")
     get = values.get
+    if not values.keys() <= kind.usual_keys:
+        for key, _ in pairs:
+            if key in _FIELD_KEYS and key not in known:
+                raise EventError(FOREIGN_KEY, f"Key {key} belongs to another event type.")
+    for key, one in known.items():
+        text = get(key)
+        if text:
+            value = text if one.kind is Kind.TEXT else read_value(one, text)
+            if value != one.null:
+                fields[one.element] = value
     timestamp = parse_time(get("DATE", ""))
     if not timestamp:
         raise _missing("DATE")

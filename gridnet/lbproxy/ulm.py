@@ -50,20 +50,21 @@ def parse(line: str) -> list[tuple[str, str]]:
     :raises UlmError: not of the grammar, no pair, or more than :data:`MAX_PAIRS`.
     """
     line = line.rstrip(" \t\n")
-    found: Iterable[tuple[str, ...]]
+    found: list[tuple[str, ...]]
     if line.count("=") <= _MANY:
         found = _PAIR.findall(line)
     else:
-        found = (match.groups("") for match in islice(_PAIR.finditer(line), MAX_PAIRS + 1))
-    pairs = []
-    for key, quoted, bare, rest in found:
-        if rest:
-            raise UlmError("ULM parse error")
-        if "\\" in quoted:
-            quoted = _ESCAPED.sub(_unescaped, quoted)
-        pairs.append((key.upper(), bare or quoted))
-    if not pairs:
+        matches = islice(_PAIR.finditer(line), MAX_PAIRS + 1)
+        found = [tuple(match.groups("")) for match in matches]
+    if not found or found[-1][3]:  # what is no pair takes all that is left
         raise UlmError("ULM parse error")
+    if "\\" in line:
+        pairs = [
+            (key.upper(), bare or (_ESCAPED.sub(_unescaped, quoted) if "\\" in quoted else quoted))
+            for key, quoted, bare, _ in found
+        ]
+    else:
+        pairs = [(key.upper(), bare or quoted) for key, quoted, bare, _ in found]
     if len(pairs) > MAX_PAIRS:
         raise UlmError(f"more than {MAX_PAIRS} pairs")
     return pairs

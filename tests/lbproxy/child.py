@@ -18,6 +18,8 @@ from contextlib import closing
 from functools import cache
 from pathlib import Path
 
+from twisted.trial.unittest import SynchronousTestCase
+
 from gridnet.lbproxy import frames
 from gridnet.lbproxy.blocking import connect_unix
 from gridnet.lbproxy.client import Context
@@ -142,6 +144,13 @@ def shared_child() -> Child:
     atexit.register(child.forget)
     child.start()
     return child
+
+
+class ChildTestCase(SynchronousTestCase):
+    """Tests that talk to a service in a process of its own."""
+
+    def setUp(self) -> None:
+        self.child = shared_child()
 
 
 class RawClient:

@@ -69,6 +69,11 @@ def whole_http(octets: bytes) -> bool:
     return False
 
 
+def replies_in(octets: bytes) -> list[Reply]:
+    """The store replies in what came back."""
+    return [frames.decode_reply(body) for body in FrameReader(1 << 20).receive(octets)]
+
+
 class RunningProxy:
     """
     One service with its own directory.
