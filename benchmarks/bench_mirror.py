@@ -17,12 +17,13 @@ from pathlib import Path
 from benchmarks.common import REPOSITORY, Figure, Options, say
 from gridnet.mirror import wire
 from gridnet.mirror.catalogue import OBLIGATORY, OwnCatalogue
+from gridnet.mirror.element import ElementList
 from gridnet.mirror.gridengine import events
 from gridnet.mirror.gridengine.commlib import FrameReader, Message
 from gridnet.mirror.gridengine.dialect import dialect
 from gridnet.mirror.lists import own_element
 from gridnet.mirror.master import EventMaster
-from gridnet.mirror.model import ElementList, Event, Registration, Report, Subscribed
+from gridnet.mirror.model import Event, Registration, Report, Subscribed
 
 NAME = "mirror"
 VECTORS = REPOSITORY / "tests" / "vectors" / "mirror" / "vectors.json"

@@ -17,9 +17,10 @@ from twisted.internet.task import deferLater, react
 from gridnet.lbproxy.deferred_client import DeferredContext
 from gridnet.lbproxy.results import LbError
 from gridnet.mirror.address import connector_to, read_source
+from gridnet.mirror.element import Element
 from gridnet.mirror.follow import MirrorService
 from gridnet.mirror.mirror import Change
-from gridnet.mirror.model import Action, Element, Registration
+from gridnet.mirror.model import Action, Registration
 
 FINAL_USAGE = 37  # the event that tells how a task ended
 RUNNING = 0x80 | 0x200  # bits of JAT_status: it runs, or is on its way to its host

@@ -27,9 +27,10 @@ from gridnet.mirror.catalogue import (
     Shape,
 )
 from gridnet.mirror.command_line import choice, condition, options, run
+from gridnet.mirror.element import Element
 from gridnet.mirror.follow import MirrorService
 from gridnet.mirror.mirror import ALL, Change
-from gridnet.mirror.model import Action, Element
+from gridnet.mirror.model import Action
 from gridnet.mirror.narrow import Change as NamedChange
 
 Emit = Callable[[str], None]

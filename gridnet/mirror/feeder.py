@@ -13,9 +13,9 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from gridnet.mirror.catalogue import OwnCatalogue
+from gridnet.mirror.element import ElementList
 from gridnet.mirror.keeper import MasterService
 from gridnet.mirror.lists import own_element
-from gridnet.mirror.model import ElementList
 
 Attributes = Mapping[str, Any]
 

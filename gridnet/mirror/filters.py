@@ -12,12 +12,11 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from fnmatch import translate
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attrs import field, frozen
 
-if TYPE_CHECKING:
-    from gridnet.mirror.model import Element, ElementList
+from gridnet.mirror.element import Element, ElementList
 
 
 class Operator(IntEnum):

@@ -16,11 +16,12 @@ from zope.interface import implementer
 from gridnet.interfaces import IObjectSource
 from gridnet.mirror import narrow
 from gridnet.mirror.catalogue import OBLIGATORY, OWN_KEY, ObjectType, Shape
+from gridnet.mirror.element import Element, as_json
 from gridnet.mirror.follow import MirrorService
 from gridnet.mirror.keeper import MasterService
 from gridnet.mirror.lists import ApplyError
 from gridnet.mirror.mirror import ALL, Change, Mirror
-from gridnet.mirror.model import Action, Element, as_json
+from gridnet.mirror.model import Action
 
 Attributes = Mapping[str, Any]
 

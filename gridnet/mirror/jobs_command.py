@@ -16,10 +16,10 @@ from twisted.internet.defer import Deferred
 from gridnet.mirror.address import Source
 from gridnet.mirror.catalogue import OWN_KEY
 from gridnet.mirror.command_line import options, run
+from gridnet.mirror.element import Element
 from gridnet.mirror.filters import Operator, What, Where
 from gridnet.mirror.follow import MirrorService
 from gridnet.mirror.lists import PENDING_RANGES
-from gridnet.mirror.model import Element
 
 #: What the table needs of a job and of a task; the rest stays at the master.
 JOB_ATTRIBUTES = (

@@ -12,10 +12,11 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from gridnet.mirror.catalogue import Catalogue
+from gridnet.mirror.element import Element, ElementList
 from gridnet.mirror.feed import Client, ClientPort
 from gridnet.mirror.lists import Applied
 from gridnet.mirror.master import EventMaster, MasterLimits
-from gridnet.mirror.model import Element, ElementList, Event, Registration
+from gridnet.mirror.model import Event, Registration
 
 #: A round is never further away than this, whatever the master thinks.
 _ROUND_SECONDS = 1.0

@@ -24,7 +24,8 @@ from gridnet.mirror.catalogue import (
     ObjectType,
     Shape,
 )
-from gridnet.mirror.model import Action, Element, ElementList, Event, Result
+from gridnet.mirror.element import Element, ElementList
+from gridnet.mirror.model import Action, Event, Result
 
 #: State bit of a queue instance that is suspended because of another queue.
 SUSPENDED_BY_SUBORDINATE = 0x8000

@@ -36,18 +36,10 @@ from gridnet.mirror.catalogue import (
     ObjectType,
     Shape,
 )
+from gridnet.mirror.element import Element, ElementList
 from gridnet.mirror.feed import Client, ClientPort, ClientState, Feed
 from gridnet.mirror.lists import Applied, ObjectLists
-from gridnet.mirror.model import (
-    Action,
-    BusyPolicy,
-    Element,
-    ElementList,
-    Event,
-    Registration,
-    Report,
-    Subscribed,
-)
+from gridnet.mirror.model import Action, BusyPolicy, Event, Registration, Report, Subscribed
 from gridnet.mirror.narrow import Change, has_conditions, narrowed, reduced_rows
 
 

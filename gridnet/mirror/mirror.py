@@ -15,9 +15,10 @@ from attrs import frozen
 
 from gridnet.mirror.catalogue import OBLIGATORY, SHUTDOWN, Catalogue, ObjectType, Shape
 from gridnet.mirror.client import EventClient
+from gridnet.mirror.element import Element
 from gridnet.mirror.filters import Chosen, What, Where
 from gridnet.mirror.lists import Applied, ApplyError, MirrorError, ObjectLists
-from gridnet.mirror.model import Action, Element, Event, Result
+from gridnet.mirror.model import Action, Event, Result
 from gridnet.mirror.narrow import Change as NamedChange
 from gridnet.mirror.narrow import chain
 

@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from attrs import define, evolve
 
 from gridnet.mirror.catalogue import Catalogue, ObjectType, Shape
+from gridnet.mirror.element import Element, ElementList
 from gridnet.mirror.filters import What, Where
 from gridnet.mirror.lists import ObjectLists
-from gridnet.mirror.model import Action, Element, ElementList, Event, Subscribed
+from gridnet.mirror.model import Action, Event, Subscribed
 
 #: Type -> (attribute with the elements of the type nested in it, event whose filter they have).
 INSIDE: Mapping[str, tuple[str, str, int]] = {

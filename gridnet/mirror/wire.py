@@ -17,18 +17,10 @@ from attrs import frozen
 
 from gridnet.errors import RemoteProtocolError
 from gridnet.mirror.catalogue import OBLIGATORY, OwnCatalogue
+from gridnet.mirror.element import Element, ElementList, as_json
 from gridnet.mirror.feed import Run
 from gridnet.mirror.filters import Chosen, Operator, What, Where
-from gridnet.mirror.model import (
-    Action,
-    Element,
-    ElementList,
-    Event,
-    Registration,
-    Report,
-    Subscribed,
-    as_json,
-)
+from gridnet.mirror.model import Action, Event, Registration, Report, Subscribed
 
 #: What a master says first; a client of another version is told so and let go.
 VERSION = 1

@@ -17,9 +17,9 @@ from twisted.internet import reactor as installed_reactor
 from twisted.internet.task import LoopingCall
 
 from gridnet.mirror.catalogue import OwnCatalogue
+from gridnet.mirror.element import ElementList
 from gridnet.mirror.keeper import MasterService
 from gridnet.mirror.lists import own_element
-from gridnet.mirror.model import ElementList
 from gridnet.mirror.protocol import MasterFactory
 
 reactor: Any = installed_reactor

@@ -9,16 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from gridnet.mirror.admission import RegistrationError, UnknownClient
 from gridnet.mirror.catalogue import GRID_ENGINE, Catalogue
 from gridnet.mirror.client import Acknowledge, ClientTimes, EventClient
+from gridnet.mirror.element import Element, ElementList
 from gridnet.mirror.master import EventMaster, MasterLimits
 from gridnet.mirror.mirror import Mirror, Resync
-from gridnet.mirror.model import (
-    BusyPolicy,
-    Element,
-    ElementList,
-    Event,
-    Registration,
-    Report,
-)
+from gridnet.mirror.model import BusyPolicy, Event, Registration, Report
 
 
 class Port:

@@ -21,7 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.integration.demo_process import ROOT
 
 MIRRORS, OBJECTS, CHANGES, SECONDS = map(
-    int, os.environ.get("GRIDNET_CROWD", "30,300,100,3").split(",")
+    int, os.environ.get("GRIDNET_CROWD", "30,300,150,2").split(",")
 )
 DELIVERY = 2
 FULL = "GRIDNET_CROWD" in os.environ

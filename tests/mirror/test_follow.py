@@ -19,13 +19,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from gridnet.errors import RemoteProtocolError
 from gridnet.mirror import wire
 from gridnet.mirror.catalogue import GRID_ENGINE, OwnCatalogue
+from gridnet.mirror.element import Element, ElementList
 from gridnet.mirror.filters import Chosen, Operator, What, Where
 from gridnet.mirror.follow import Changes, MirrorService
 from gridnet.mirror.keeper import MasterService
 from gridnet.mirror.local import LocalConnector
 from gridnet.mirror.master import MasterLimits
 from gridnet.mirror.mirror import ALL, Change
-from gridnet.mirror.model import Action, Element, ElementList, Event, Registration, Report, Result
+from gridnet.mirror.model import Action, Event, Registration, Report, Result
 from gridnet.mirror.outflow import CHUNK_OCTETS, Outflow
 from gridnet.mirror.protocol import (
     GridnetConnector,

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.errors import LocalProtocolError, RemoteProtocolError
+from gridnet.mirror.element import Element, ElementList
 from gridnet.mirror.filters import Chosen, Operator, What, Where
 from gridnet.mirror.gridengine import conditions, cull
 from gridnet.mirror.gridengine.cull import Descriptor, Field, Kind, Unpacker
 from gridnet.mirror.gridengine.dialect import dialect
-from gridnet.mirror.model import Element, ElementList
 from tests.hypothesis_profile import examples
 
 SGE = dialect()

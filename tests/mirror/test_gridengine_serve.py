@@ -16,6 +16,7 @@ from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.mirror.catalogue import GRID_ENGINE
+from gridnet.mirror.element import ElementList
 from gridnet.mirror.follow import MirrorService
 from gridnet.mirror.gridengine import commlib, events, gdi
 from gridnet.mirror.gridengine.cell import Cell
@@ -24,14 +25,14 @@ from gridnet.mirror.gridengine.dialect import dialect
 from gridnet.mirror.gridengine.protocol import GridEngineConnector
 from gridnet.mirror.gridengine.serve import EventClientFactory, QmasterLimits
 from gridnet.mirror.keeper import MasterService
-from gridnet.mirror.model import ElementList, Event, Registration, Subscribed
+from gridnet.mirror.model import Event, Registration, Subscribed
 from gridnet.table.address_range import AddressRanges
 from tests.hypothesis_profile import examples
 from tests.mirror.test_follow import Wire
 
 SGE = dialect()
 #: Damaged conversations; ``GRIDNET_TRIES`` is for a long search by hand.
-TRIES = int(os.environ.get("GRIDNET_TRIES", "2000"))
+TRIES = int(os.environ.get("GRIDNET_TRIES", "700"))
 ADDRESS = IPv4Address("TCP", "127.0.0.1", 4000)
 WISH = Registration(
     name="raw",

@@ -16,19 +16,12 @@ from gridnet.mirror.catalogue import (
     TIMED_OUT,
     OwnCatalogue,
 )
+from gridnet.mirror.element import Element, ElementList
 from gridnet.mirror.feed import Client, ClientState
 from gridnet.mirror.filters import Chosen, Operator, What, Where
 from gridnet.mirror.lists import ApplyError
 from gridnet.mirror.master import EventMaster, MasterLimits
-from gridnet.mirror.model import (
-    BusyPolicy,
-    Element,
-    ElementList,
-    Event,
-    Registration,
-    Report,
-    Subscribed,
-)
+from gridnet.mirror.model import BusyPolicy, Event, Registration, Report, Subscribed
 
 USER_LIST, USER_ADD, USER_DELETE, USER_MODIFY = 77, 78, 79, 80
 MANAGER_LIST, MANAGER_ADD = 43, 44

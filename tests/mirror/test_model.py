@@ -16,10 +16,11 @@ from gridnet.mirror.catalogue import (
     OBLIGATORY,
 )
 from gridnet.mirror.client import Acknowledge
+from gridnet.mirror.element import Element, ElementList
 from gridnet.mirror.feed import ClientState
 from gridnet.mirror.filters import Operator, What, Where
 from gridnet.mirror.mirror import Resync
-from gridnet.mirror.model import BusyPolicy, Element, ElementList, Event, Registration, Report
+from gridnet.mirror.model import BusyPolicy, Event, Registration, Report
 from tests.hypothesis_profile import examples
 from tests.mirror.simulation import Node, Port, World, plain
 

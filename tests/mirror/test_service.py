@@ -29,6 +29,7 @@ from gridnet.table.server_info import parse as parse_server
 from tests.integration.demo_process import ROOT
 from tests.mirror.certificates import Authority
 from tests.mirror.running import Numbers, RunningSite
+from tests.ports import free_port
 
 reactor: Any = installed_reactor
 
@@ -48,7 +49,7 @@ class Lines(Protocol):
 
 
 class SiteTestCase(TestCase):
-    timeout = 60
+    timeout = 240
 
     def setUp(self) -> None:
         self.directory = Path(self.mktemp()).absolute()
@@ -77,7 +78,7 @@ class SiteTestCase(TestCase):
         self.addCleanup(stop)
         return mirror
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = 90.0) -> None:
         deadline = reactor.seconds() + seconds
         while not condition():
             if reactor.seconds() > deadline:
@@ -137,7 +138,9 @@ class MirroredSiteTests(SiteTestCase):
             "key": str(key),
             "authority": str(authority.path),
         }
-        first = await self.run_site(tls=tls)
+        # Where it is to come back: no port that the system may give to somebody else meanwhile.
+        listen = f"tcp:{free_port()}:interface=127.0.0.1"
+        first = await self.run_site(tls=tls, listen=listen)
         first.put(1)
         self.assertTrue(first.address.startswith("gridnets://"))
         follow = {"source": first.address, "name": "first", "delivery_seconds": 1}
@@ -151,11 +154,10 @@ class MirroredSiteTests(SiteTestCase):
         first.put(2)
         await self.until(lambda: len(self.keys(mirror, "first/services")) == 2)
 
-        port = first.address.rpartition(":")[2]
         await first.stop()
         await self.until(lambda: second.site.status.failures() != {})
         self.assertEqual(len(self.keys(mirror, "first/services")), 2)
-        third = await self.run_site(tls=tls, listen=f"tcp:{port}:interface=127.0.0.1")
+        third = await self.run_site(tls=tls, listen=listen)
         third.put(7)
         await self.until(lambda: [k[-2:] for k in self.keys(mirror, "first/services")] == [":7"])
         self.assertEqual(second.site.status.failures(), {})

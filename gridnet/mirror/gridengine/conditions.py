@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gridnet.errors import LocalProtocolError, RemoteProtocolError
+from gridnet.mirror.element import Element
 from gridnet.mirror.filters import CONNECTIVES, MAX_DEPTH, Chosen, Operator, What, Where
 from gridnet.mirror.gridengine.cull import (
     Descriptor,
@@ -23,7 +24,6 @@ from gridnet.mirror.gridengine.cull import (
     pack_ulong,
 )
 from gridnet.mirror.gridengine.dialect import Dialect
-from gridnet.mirror.model import Element
 
 #: A filter of all attributes of all types is below 64 KiB.
 MAX_FILTER_OCTETS = 1024 * 1024

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from attrs import frozen
 
 from gridnet.errors import LocalProtocolError, RemoteProtocolError
-from gridnet.mirror.model import Element, ElementList, Layout
+from gridnet.mirror.element import Element, ElementList, Layout
 
 
 class Kind(IntEnum):

@@ -16,6 +16,7 @@ from importlib.resources import files
 from typing import Any
 
 from gridnet.errors import LocalProtocolError, RemoteProtocolError
+from gridnet.mirror.element import Element, ElementList
 from gridnet.mirror.gridengine.cull import (
     KIND_MASK,
     TRAVELLING,
@@ -25,7 +26,6 @@ from gridnet.mirror.gridengine.cull import (
     Unpacker,
     read_fields,
 )
-from gridnet.mirror.model import Element, ElementList
 
 _MAX_DESCRIPTORS = 2048
 _HEADER = struct.Struct(">II")

@@ -13,6 +13,7 @@ from attrs import frozen
 
 from gridnet.errors import RemoteProtocolError
 from gridnet.mirror.catalogue import GRID_ENGINE
+from gridnet.mirror.element import Element, ElementList
 from gridnet.mirror.gridengine.conditions import pack_filter, unpack_what, unpack_where
 from gridnet.mirror.gridengine.cull import (
     Status,
@@ -23,7 +24,7 @@ from gridnet.mirror.gridengine.cull import (
     pack_ulong,
 )
 from gridnet.mirror.gridengine.dialect import Dialect
-from gridnet.mirror.model import Element, ElementList, Event, Registration, Report, Subscribed
+from gridnet.mirror.model import Event, Registration, Report, Subscribed
 
 NEVER_FLUSHED = 0xFFFFFFFF
 _REPORT_OF_EVENTS = 2

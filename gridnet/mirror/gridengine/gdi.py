@@ -14,11 +14,11 @@ from enum import IntEnum
 from attrs import frozen
 
 from gridnet.errors import RemoteProtocolError
+from gridnet.mirror.element import Element, ElementList
 from gridnet.mirror.filters import What, Where
 from gridnet.mirror.gridengine.conditions import read_what, read_where
 from gridnet.mirror.gridengine.cull import Unpacker, pack_list, pack_string, pack_ulong
 from gridnet.mirror.gridengine.dialect import Dialect
-from gridnet.mirror.model import Element, ElementList
 
 #: "Add, and return the new version."
 ADD = 0x102

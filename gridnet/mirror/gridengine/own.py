@@ -15,11 +15,12 @@ from typing import Any
 from attrs import define
 
 from gridnet.mirror.catalogue import GRID_ENGINE, JOB_FINAL_USAGE, OWN_KEY, ObjectType
+from gridnet.mirror.element import Element, ElementList
 from gridnet.mirror.follow import MirrorService
 from gridnet.mirror.gridengine.dialect import Dialect, dialect
 from gridnet.mirror.keeper import MasterService
 from gridnet.mirror.mirror import Mirror
-from gridnet.mirror.model import Action, Element, ElementList, Event
+from gridnet.mirror.model import Action, Event
 
 #: Words for the state of a job, in lower case -> what that is in Grid Engine.
 RUNNING = frozenset({"running", "started", "really_running"})

@@ -13,10 +13,11 @@ from attrs import define, evolve
 from automat import TypeMachineBuilder
 
 from gridnet.errors import RemoteProtocolError
+from gridnet.mirror.element import ElementList
 from gridnet.mirror.gridengine import commlib, events, gdi
 from gridnet.mirror.gridengine.commlib import Connect, ConnectAnswer, FrameReader, Message, Peer
 from gridnet.mirror.gridengine.dialect import Dialect
-from gridnet.mirror.model import ElementList, Registration, Report
+from gridnet.mirror.model import Registration, Report
 from gridnet.quick_machine import quick
 
 #: What a real qmaster tells its clients.

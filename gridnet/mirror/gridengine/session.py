@@ -13,10 +13,11 @@ from attrs import define, evolve, field
 from automat import TypeMachineBuilder
 
 from gridnet.errors import RemoteProtocolError
+from gridnet.mirror.element import ElementList
 from gridnet.mirror.gridengine import commlib, events, gdi
 from gridnet.mirror.gridengine.commlib import Connect, ConnectAnswer, FrameReader, Message, Peer
 from gridnet.mirror.gridengine.dialect import Dialect
-from gridnet.mirror.model import ElementList, Event, Registration
+from gridnet.mirror.model import Event, Registration
 from gridnet.quick_machine import quick
 
 #: A name that the master cannot map is a mistake in a configuration: it will not go away soon.
