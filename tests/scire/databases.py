@@ -126,6 +126,11 @@ def postgres() -> PostgresServer:
     return server
 
 
+@cache
+def _lasting() -> str:
+    return postgres().create()
+
+
 class SqliteMixin:
     """Runs a case's tests on SQLite."""
 
@@ -135,6 +140,10 @@ class SqliteMixin:
         self.addCleanup(shutil.rmtree, place, True)  # type: ignore[attr-defined]
         return (str(place / "scire.db"),)
 
+    def lasting_names(self) -> tuple[str, ...]:
+        """The same for a server that outlasts the case: a file in its own directory."""
+        return ("scire/scire.db",)
+
 
 class PostgresMixin:
     """Runs a case's tests on PostgreSQL."""
@@ -142,6 +151,10 @@ class PostgresMixin:
     def database_names(self) -> tuple[str, ...]:
         """What the site file would say."""
         return (postgres().create(),)
+
+    def lasting_names(self) -> tuple[str, ...]:
+        """One database for all whose server outlasts the case."""
+        return (_lasting(),)
 
     if postgres_binaries() is None:
         skip = "PostgreSQL is not installed"

@@ -22,6 +22,8 @@ import tomli_w
 from gridnet.scire import installing
 from gridnet.scire.certificates import key_pem, make_key, make_request
 from gridnet.scire.config import ScireConfig
+from gridnet.scire.rights import changed
+from gridnet.scire.store.database import Transaction
 from gridnet.scire.store.opening import open_database
 from tests.ports import free_port
 
@@ -138,8 +140,12 @@ class ServerProcess:
     def start(self) -> ServerProcess:
         """Start, and wait until it serves."""
         self.launch()
-        wait_until(self.answers, f"server {self.name} serves")
+        self.await_service()
         return self
+
+    def await_service(self) -> None:
+        """Wait until it serves."""
+        wait_until(self.answers, f"server {self.name} serves", 2 * PATIENCE)
 
     def answers(self) -> bool:
         """Whether it serves."""
@@ -341,14 +347,85 @@ def page(server: ServerProcess, path: str) -> Any:
         return json.loads(answer.read())
 
 
+def waits(server: ServerProcess) -> int:
+    """How many clients wait at a server."""
+    return int(page(server, "/status.json")["components"]["scire"]["waits"])
+
+
 def lasting_server(*arguments: Any, **keys: Any) -> ServerProcess:
-    """A server for all tests of one process."""
+    """A server for all tests of one process, or until :func:`end_lasting`."""
     place = Path(tempfile.mkdtemp(prefix="gridnet-scire-", dir="/tmp"))
     server = ServerProcess(place / "server", *arguments, **keys)
-
-    def end() -> None:
-        server.kill()
-        shutil.rmtree(place, ignore_errors=True)
-
-    atexit.register(end)
+    atexit.register(end_lasting, server)
     return server.start()
+
+
+def end_lasting(server: ServerProcess) -> None:
+    """End a :func:`lasting_server`; once more does no harm."""
+    server.kill()
+    shutil.rmtree(server.directory.parent, ignore_errors=True)
+
+
+#: Servers that tests share, by database and keys: a few at a time.
+_shared: dict[str, ServerProcess] = {}
+_MOST_SHARED = 2
+
+
+def shared_server(names: tuple[str, ...], **keys: Any) -> ServerProcess:
+    """
+    A server for all who want the same; for each of them it begins without clients, groups, rules
+    and people but root.
+    """
+    wanted = json.dumps([names, keys], sort_keys=True)
+    server = _shared.pop(wanted, None)
+    if server is None:
+        while len(_shared) >= _MOST_SHARED:
+            end_lasting(_shared.pop(next(iter(_shared))))
+        server = lasting_server(names, **keys)
+    else:
+        begin_anew(server)
+    _shared[wanted] = server  # the last used is the last to go
+    return server
+
+
+#: Keys count on, so that nothing a server remembers is taken for something else.
+_ANEW = (
+    "DELETE FROM runs",
+    "DELETE FROM job_dependencies",
+    "DELETE FROM jobs",
+    "DELETE FROM enrolments",
+    "DELETE FROM inventory",
+    "DELETE FROM certificates",
+    "DELETE FROM clients",
+    "DELETE FROM memberships",
+    "DELETE FROM groups WHERE id <> 1",
+    "DELETE FROM rules",
+    "DELETE FROM tokens WHERE user_id <> 1",
+    "DELETE FROM users WHERE root = 0",
+    "DELETE FROM idempotency",
+    "DELETE FROM audit",
+)
+
+
+def begin_anew(*servers: ServerProcess) -> None:
+    """Have *servers*, which share a database, run, with nothing in it."""
+    dead = [s for s in servers if s.process is None or s.process.poll() is not None]
+    for server in dead:
+        server.launch()
+    for server in dead:
+        server.await_service()
+    for server in servers:
+        for name in ("clients", "machines"):
+            shutil.rmtree(server.directory / name, ignore_errors=True)
+    server = servers[0]
+    database = open_database(server.database, server.state, 1, "test")
+
+    def anew(tx: Transaction) -> None:
+        for statement in _ANEW:
+            tx.run(statement)
+        changed(tx)
+
+    try:
+        database.run_now(anew)
+    finally:
+        database.close()

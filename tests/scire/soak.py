@@ -316,26 +316,40 @@ def _time(text: str) -> float:
     return datetime.strptime(text, "%Y-%m-%d %H:%M:%S,%f").timestamp()
 
 
-def soak(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
-    """Do all of it; what was found."""
+def soak(
+    plan: Plan, say: Callable[[str], None], database: PostgresServer | None = None
+) -> dict[str, Any]:
+    """
+    Do all of it; what was found.
+
+    :param database: where to make a database; None: on a durable server of its own.
+    """
     directory = Path(tempfile.mkdtemp(prefix="gridnet-soak-", dir="/tmp"))
+    if database is not None:
+        return _soak(plan, say, directory, database)
     database = PostgresServer()
     try:
-        one = Soak(plan, directory, say)
-        try:
-            dsn = database.create()
-            one.start(dsn)
-            one.go()
-            result = one.settle(dsn)
-        finally:
-            one.end()
-        if result["wrong"]:
-            say(f"everything is left in {directory}")
-        else:
-            shutil.rmtree(directory, ignore_errors=True)
-        return result
+        return _soak(plan, say, directory, database)
     finally:
         database.stop()
+
+
+def _soak(
+    plan: Plan, say: Callable[[str], None], directory: Path, database: PostgresServer
+) -> dict[str, Any]:
+    one = Soak(plan, directory, say)
+    try:
+        dsn = database.create()
+        one.start(dsn)
+        one.go()
+        result = one.settle(dsn)
+    finally:
+        one.end()
+    if result["wrong"]:
+        say(f"everything is left in {directory}")
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
+    return result
 
 
 def main() -> int:

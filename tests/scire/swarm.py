@@ -43,6 +43,8 @@ class Hand(threading.Thread):
             Random(machine.name),
             self.stopping,
         )
+        # A server that was killed here is back in a second.
+        self._servers.pauses = (0.2,)
 
     def run(self) -> None:
         """Converse until it is stopped (called by threading)."""

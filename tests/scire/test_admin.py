@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from io import BytesIO, StringIO, TextIOWrapper
 from typing import Any
 from urllib.request import urlopen
 
+from gridnet import cli
 from gridnet.scire.command import command_name
 from gridnet.scire.service import admin_methods
 from tests.scire.databases import PostgresMixin, SqliteMixin
@@ -105,16 +109,17 @@ class RightsCase(ServerCase):
     def test_people_without_rights_see_and_do_nothing(self) -> None:
         self.one.machine("c1.example.org")
         bob = self.person("bob")
-        self.root.admin.job_create(script_job())
+        job = self.root.admin.job_create(script_job())["job"]
+        run = self.root.admin.run_list({"job": job})["items"][0]["run"]
         self.assertEqual(bob.admin.client_list()["items"], [])
         self.assertEqual(bob.admin.job_list()["items"], [])
         self.assertEqual(bob.admin.run_list()["items"], [])
         for name, *arguments in (
-            ("run_get", 1),
-            ("run_output", 1, "stdout", 0, 1),
-            ("job_get", 1),
-            ("job_cancel", {"job": 1}),
-            ("job_delete", 1),
+            ("run_get", run),
+            ("run_output", run, "stdout", 0, 1),
+            ("job_get", job),
+            ("job_cancel", {"job": job}),
+            ("job_delete", job),
             ("client_disable", "c1.example.org", ""),
             ("rule_create", {"effect": "allow", "permission": "run.*", "subject": {"user": "bob"}}),
             ("group_create", "user-group", "mine"),
@@ -254,29 +259,37 @@ del RightsCase
 class CommandTests(SqliteMixin, ServerCase):
     """``gridnet scire``."""
 
-    def command(self, *words: str, status: int = 0) -> str:
+    def words(self, *words: str) -> list[str]:
+        """What stands behind ``gridnet`` on the command line."""
         token = self.one.directory / "token"
         token.write_text(self.one.token)
         where = ["--url", self.one.url(self.one.admin), "--ca", str(self.one.ca)]
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "gridnet.cli",
-                "scire",
-                *where,
-                "--token-file",
-                str(token),
-                *words,
-            ],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            cwd=self.one.directory,
-        )
-        self.assertEqual(done.returncode, status, done.stderr)
-        self.assertNotIn("Traceback", done.stderr)
-        return done.stdout if not status else done.stderr
+        return ["scire", *where, "--token-file", str(token), *words]
+
+    def command(self, *words: str, status: int = 0) -> str:
+        """Run a command in this process; what it says, on standard error if it fails."""
+        out, err = TextIOWrapper(BytesIO()), StringIO()
+        with chdir(self.one.directory), redirect_stdout(out), redirect_stderr(err):
+            try:
+                found = cli.main(self.words(*words))
+            except SystemExit as end:
+                found = int(end.code or 0)
+        self.assertEqual(found, status, err.getvalue())
+        out.seek(0)
+        return err.getvalue() if status else out.read()
+
+    def test_the_program(self) -> None:
+        """As a process of its own: what it prints, and its status."""
+        for words, expected in ((("server-list",), 0), (("client-get", "x"), 1)):
+            done = subprocess.run(
+                [sys.executable, "-m", "gridnet.cli", *self.words(*words)],
+                env=environment(),
+                capture_output=True,
+                text=True,
+            )
+            self.assertEqual(done.returncode, expected, done.stderr)
+            self.assertIn("fault 1020" if expected else "serving", done.stdout + done.stderr)
+            self.assertNotIn("Traceback", done.stderr)
 
     def test_a_job_from_definition_to_output(self) -> None:
         machine = self.one.machine("c1.example.org")
@@ -306,8 +319,8 @@ class CommandTests(SqliteMixin, ServerCase):
         self.one.machine("c1.example.org")
         self.assertIn("c1.example.org", self.command("client-list"))
         self.assertIn("active", self.command("client-get", "c1.example.org"))
-        self.command("group-create", "client-group", "printers")
-        self.command("member-add", "2", "c1.example.org")
+        made = json.loads(self.command("--json", "group-create", "client-group", "printers"))
+        self.command("member-add", str(made["group"]), "c1.example.org")
         self.assertIn("printers", self.command("group-list", "kind=client-group"))
         self.command("user-create", "name=ann", "full_name=Ann Example")
         rule = ("effect=allow", "subject.user=ann", "permission=run.*", "object.group=printers")
@@ -341,8 +354,6 @@ class CommandTests(SqliteMixin, ServerCase):
 class PageTests(SqliteMixin, ServerCase):
     """The status listener."""
 
-    keys = {"heartbeat_seconds": 0.2}
-
     def test_what_waits_and_why(self) -> None:
         machine = self.one.machine("c1.example.org")
         admin = self.root.admin
@@ -368,15 +379,21 @@ class PageTests(SqliteMixin, ServerCase):
 
     def test_metrics_and_health(self) -> None:
         self.one.machine("c1.example.org")
-        self.root.admin.job_create(script_job())
 
         def text() -> str:
             with urlopen(f"http://127.0.0.1:{self.one.status}/metrics") as answer:
                 return str(answer.read().decode())
 
+        def created() -> float:
+            name = 'scire_calls_total{listener="admin",method="admin.job_create",result="ok"}'
+            match = re.search(f"^{re.escape(name)} ([0-9.]+)$", text(), re.M)
+            return 0.0 if match is None else float(match[1])
+
+        before = created()
+        self.root.admin.job_create(script_job())
+        self.assertEqual(created(), before + 1)
         wait_until(lambda: 'scire_runs{state="pending"} 1.0' in text(), "the leader has looked")
         for line in (
-            'scire_calls_total{listener="admin",method="admin.job_create",result="ok"} 1.0',
             "scire_leader 1.0",
             'scire_clients{state="active"} 1.0',
             "scire_database_seconds ",

@@ -6,31 +6,28 @@ import os
 import pwd
 import signal
 import sys
-import time
 from pathlib import Path
+from threading import Event
 from typing import Any
 
-from twisted.trial.unittest import SynchronousTestCase
-
+from gridnet.scire.client.config import read_config
+from gridnet.scire.client.credentials import Credentials
 from gridnet.scire.client.spool import Spool
 from gridnet.scire.store.opening import open_database
 from tests.scire.databases import SqliteMixin
 from tests.scire.fleet import check_histories
-from tests.scire.processes import ClientProcess, ProcessMixin, ServerProcess, page, wait_until
+from tests.scire.processes import ClientProcess, wait_until, waits
+from tests.scire.test_server import ServerCase
 
 #: As whom the scripts run: whoever runs the tests.
 _USER = pwd.getpwuid(os.getuid()).pw_name
 
 
-class ClientCase(SqliteMixin, ProcessMixin, SynchronousTestCase):
+class ClientCase(SqliteMixin, ServerCase):
     """One server, one client."""
 
-    keys: dict[str, Any] = {}
-
     def setUp(self) -> None:
-        self.one: ServerProcess = self.server(self.database_names(), **self.keys)
-        self.root = self.one.root()
-        self.addCleanup(self.root("close"))
+        super().setUp()
         self.marks = self.place() / "marks"
 
     def job(self, script: str, name: str = "job", **values: Any) -> int:
@@ -44,8 +41,8 @@ class ClientCase(SqliteMixin, ProcessMixin, SynchronousTestCase):
     def enrolled(self, name: str = "c1.example.org", *others: Any, **keys: Any) -> ClientProcess:
         """A client that has a certificate already."""
         client = self.client(self.one, name, *others, **keys)
-        client.start("enrol", "--token-file", str(client.directory / "token"))
-        self.assertEqual(client.wait(), 0, client.log)
+        config = read_config(client.site_file)
+        self.assertTrue(Credentials(config).enrol(self.one.enrol_token, False, Event()))
         return client
 
     def run_to_the_end(self, client: ClientProcess) -> None:
@@ -183,20 +180,17 @@ class DaemonTests(ClientCase):
     def test_work_arrives_at_once_and_can_be_cancelled(self) -> None:
         client = self.enrolled(mode="daemon")
         client.start()
-        wait_until(lambda: self._waits() == 1, "it waits")
+        wait_until(lambda: waits(self.one) == 1, "it waits")
         run = self.job("exec sleep 100")
         self.wait_for(run, "running")
         self.root.admin.job_cancel({"run": run})
         self.wait_for(run, "cancelled")
         self.assertEqual(self.root.admin.run_get(run)["exit_signal"], signal.SIGTERM)
-        stubborn = self.job("trap '' TERM; while :; do sleep 0.1; done")
+        stubborn = self.job(f"trap '' TERM; echo x > {self.marks}; while :; do sleep 0.1; done")
         self.wait_for(stubborn, "running")
-        time.sleep(0.3)
+        wait_until(self.marks.exists, "it does not hear")
         self.root.admin.job_cancel({"run": stubborn}, True)
         self.wait_for(stubborn, "cancelled")
-
-    def _waits(self) -> int:
-        return int(page(self.one, "/status.json")["components"]["scire"]["waits"])
 
     def test_it_survives_its_server(self) -> None:
         client = self.enrolled(mode="daemon", poll_interval=0.5)
@@ -224,7 +218,7 @@ class KillTests(ClientCase):
     """``kill -9`` at any line of its code."""
 
     #: lines at which it is killed, spread over all that a run takes
-    KILLS = int(os.environ.get("GRIDNET_CLIENT_KILLS", "12"))
+    KILLS = int(os.environ.get("GRIDNET_CLIENT_KILLS", "6"))
 
     def _dying(self, client: ClientProcess, line: int) -> int:
         client.command = lambda *words: [  # type: ignore[method-assign]
@@ -269,7 +263,10 @@ class KillTests(ClientCase):
 
     def test_a_job_that_may_run_twice_is_run_to_its_end(self) -> None:
         client = self.enrolled()
-        run = self.job(f"echo x >> {self.marks}; sleep 2", on_interrupt="rerun")
+        run = self.job(
+            f"echo x >> {self.marks}; test $(wc -l < {self.marks}) = 2 || sleep 60",
+            on_interrupt="rerun",
+        )
         client.start("run", "--mode", "normal")
         wait_until(self.marks.exists, "it runs")
         client.kill()
@@ -279,7 +276,7 @@ class KillTests(ClientCase):
 
     def test_an_interrupted_run_is_reported_lost(self) -> None:
         client = self.enrolled()
-        run = self.job(f"echo x >> {self.marks}; sleep 2")
+        run = self.job(f"echo x >> {self.marks}; sleep 60")
         client.start("run", "--mode", "normal")
         wait_until(self.marks.exists, "it runs")
         client.kill()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
+import shutil
 import ssl
+import tempfile
 import threading
 import time
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,21 +23,29 @@ from gridnet.scire.certificates import Authority, key_pem, make_key, make_reques
 from gridnet.scire.faults import ScireFault
 from gridnet.scire.store.database import Transaction
 from gridnet.scire.store.opening import open_database
-from tests.scire.databases import PostgresMixin, PostgresServer, SqliteMixin, postgres_binaries
+from tests.scire.databases import (
+    PostgresMixin,
+    PostgresServer,
+    SqliteMixin,
+    postgres,
+    postgres_binaries,
+)
 from tests.scire.processes import (
     ProcessMixin,
     ServerProcess,
+    begin_anew,
     fault_of,
     wait_until,
+    waits,
 )
 from tests.scire.soak import Plan, soak
 from tests.scire.swarm import Hand, left, wrong
 from tests.scire.test_server import HELLO, script_job, status
 
 #: Sizes: small here, as large as one likes elsewhere.
-HANDS = int(os.environ.get("GRIDNET_SCIRE_HANDS", "12"))
-RUNS = int(os.environ.get("GRIDNET_SCIRE_RUNS", "180"))
-KILLS = int(os.environ.get("GRIDNET_SCIRE_KILLS", "6"))
+HANDS = int(os.environ.get("GRIDNET_SCIRE_HANDS", "8"))
+RUNS = int(os.environ.get("GRIDNET_SCIRE_RUNS", "160"))
+KILLS = int(os.environ.get("GRIDNET_SCIRE_KILLS", "4"))
 CROWD = int(os.environ.get("GRIDNET_SCIRE_CROWD", "100"))
 _FAST = {
     "limits": {
@@ -42,7 +54,9 @@ _FAST = {
         "handshakes_per_second": 5000.0,
         "max_threads": 16,
     },
-    "lease": 5,
+    "lease": 2,
+    "heartbeat_seconds": 0.2,
+    "sweep_seconds": 0.2,
 }
 
 
@@ -236,15 +250,30 @@ class SqliteLoadTests(SqliteMixin, SwarmCase):
         return codes
 
 
+@cache
+def _pair() -> tuple[ServerProcess, ServerProcess]:
+    """Two servers on one PostgreSQL, not started, for all tests of one process."""
+    place = Path(tempfile.mkdtemp(prefix="gridnet-scire-", dir="/tmp"))
+    names = (postgres().create(),)
+    one = ServerProcess(place / "a", names, "a", **_FAST)
+    two = ServerProcess(place / "b", names, "b", one, **_FAST)
+
+    def end() -> None:
+        one.kill()
+        two.kill()
+        shutil.rmtree(place, ignore_errors=True)
+
+    atexit.register(end)
+    return one, two
+
+
 class TwoServersTests(PostgresMixin, SwarmCase):
     """Two servers on one PostgreSQL."""
 
     def setUp(self) -> None:
-        self.names = self.database_names()
-        self.one = self.server(self.names, "a", **_FAST)
-        self.two = ServerProcess(self.place() / "b", self.names, "b", self.one, **_FAST)
-        self.addCleanup(self.two.kill)
-        self.two.start()
+        self.one, self.two = _pair()
+        self.names = self.one.database
+        begin_anew(self.one, self.two)
 
     def test_a_job_defined_at_one_wakes_who_waits_at_the_other(self) -> None:
         machine = self.one.machine("c1.example.org")
@@ -254,7 +283,7 @@ class TwoServersTests(PostgresMixin, SwarmCase):
             began = time.monotonic()
             waiter = threading.Thread(target=lambda: answers.append(proxy.scire.wait(100)))
             waiter.start()
-            time.sleep(0.5)
+            wait_until(lambda: waits(self.two) == 1, "it waits")
             with self.one.root() as root:
                 root.admin.job_create(script_job())
             waiter.join(60)
@@ -329,19 +358,19 @@ class DatabaseTests(SwarmCase):
     """PostgreSQL goes away, and comes back."""
 
     def test_1062_while_there_is_no_database(self) -> None:
-        postgres = PostgresServer()
-        self.addCleanup(postgres.stop)
-        one = self.server((postgres.create(),), **_FAST)
+        own = PostgresServer("fsync=off")
+        self.addCleanup(own.stop)
+        one = self.server((own.create(),), **_FAST)
         machine = one.machine("c1.example.org")
         with one.root() as root:
             root.admin.job_create(script_job())
         with machine.proxy(one) as proxy:
             delivery = proxy.scire.next_job("")
-            postgres.crash()
+            own.crash()
             octets = status(delivery["run"], 1, "succeeded", exit_code=0)
             self.assertEqual(fault_of(proxy.scire.job_status, octets), 1062)
             self.assertEqual(proxy.scire.ping()["version"], "1.0")
-            postgres.start()
+            own.start()
             wait_until(lambda: fault_of(proxy.scire.get_jobs) == 0, "it is found again")
             self.assertEqual(proxy.scire.job_status(octets)["recorded"], "new")
             answers: list[Any] = []
@@ -362,12 +391,12 @@ class SoakTests(SynchronousTestCase):
     """``python -m tests.scire.soak``, small."""
 
     def test_a_short_soak(self) -> None:
-        plan = Plan(clients=6, jobs=24, targets=3, seconds=12.0, server_kill=4.0, client_kill=2.0)
-        result = soak(plan, lambda text: None)
+        plan = Plan(clients=4, jobs=16, targets=3, seconds=8.0, server_kill=3.0, client_kill=1.5)
+        result = soak(plan, lambda text: None, postgres())
         # How long a switch takes is for whoever measures.
         rest = [text for text in result["wrong"] if "switches took" not in text]
         self.assertEqual(rest, [], result)
-        self.assertEqual(result["runs"], 72)
+        self.assertEqual(result["runs"], 48)
 
     if postgres_binaries() is None:
         skip = "PostgreSQL is not installed"

@@ -31,20 +31,26 @@ MEBIBYTE = 1048576
 @cache
 def attacked() -> ServerProcess:
     """The server that everything here is tried on: what spoils it, spoils it for the next test."""
-    limits = {
-        "request_seconds": 1.5,
-        "handshake_seconds": 1.5,
-        "idle_seconds": 60.0,
-        "calls_per_minute": 100_000,
-        "enrol_calls_per_minute": 100_000,
-    }
+    limits = {"calls_per_minute": 100_000, "enrol_calls_per_minute": 100_000}
     return lasting_server(limits=limits)
+
+
+@cache
+def hurried() -> ServerProcess:
+    """One that soon gives up a request, and a handshake not quite so soon."""
+    return lasting_server(limits={"request_seconds": 0.5, "handshake_seconds": 2.0})
 
 
 @cache
 def mallory() -> Machine:
     """A machine of the fleet that has been broken into."""
     return attacked().machine("mallory.example.org")
+
+
+@cache
+def mallory_in_a_hurry() -> Machine:
+    """His brother, in the fleet of the other."""
+    return hurried().machine("mallory.example.org")
 
 
 def resident_octets(server: ServerProcess) -> int:
@@ -75,6 +81,12 @@ class HostileCase(ProcessMixin, SynchronousTestCase):
     def logged(self, text: str) -> None:
         """Wait until the server has logged *text* since this test began."""
         wait_until(lambda: text in self.one.log[self.log_before :], f"log: {text}")
+
+    def hurry(self) -> None:
+        """Have the rest of the test talk to :func:`hurried`."""
+        self.one = hurried()
+        self.machine = mallory_in_a_hurry()
+        self.log_before = len(self.one.log)
 
     def connect(self, context: ssl.SSLContext | None = None, port: int = 0) -> ssl.SSLSocket:
         """A TLS connection, of the work listener and with mallory's certificate by default."""
@@ -257,12 +269,13 @@ class RequestTests(HostileCase):
         self.logged("refused, 431")
 
     def test_a_slow_body_is_given_up(self) -> None:
+        self.hurry()
         connection = self.connect()
         connection.sendall(
             b"POST /RPC2 HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\n"
             b"Content-Length: 100000\r\n\r\n<"
         )
-        connection.settimeout(0.3)
+        connection.settimeout(0.1)
         answer = b""
         while True:
             try:
@@ -282,6 +295,7 @@ class RequestTests(HostileCase):
         self.logged("refused, 408")
 
     def test_a_handshake_that_does_not_come_is_given_up(self) -> None:
+        self.hurry()
         plain = socket.create_connection(("127.0.0.1", self.one.work), 20)
         self.addCleanup(plain.close)
         plain.sendall(b"\x16\x03\x01")

@@ -298,7 +298,7 @@ class Agent:
             if not self._in_conversation:
                 self._hello()
             self._send_reports()
-            if self._fetch_all():
+            if self._fetch_all() and (self.spool.runs() or self.spool.unreported()):
                 self._idle.clear()
             elif not self.spool.unreported():
                 self._idle.set()

@@ -37,6 +37,8 @@ class ClientConfig:
     #: daemon: port where servers may say ``poll_now``; 0: none.  Not advised: *wait* does it too
     listen_port: int = field(default=0, validator=at_least(0))
     listen_address: str = "0.0.0.0"  #: for *listen_port*
+    #: seconds after a poll during which ``poll_now`` causes no other
+    poll_now_pause: float = field(default=5.0, validator=at_least(0))
     #: seconds between polls; 0: as the server says
     poll_interval: float = field(default=0.0, validator=at_least(0))
     connect_seconds: float = field(default=3.0, validator=more_than(0))  #: for a connection

@@ -24,7 +24,6 @@ _log = logging.getLogger("scire-client")
 _MAX_REQUEST = 65536  # octets
 _PEER_SECONDS = 5.0  # for a whole call
 _REPLAY_SECONDS = 120.0
-_LEAST_PAUSE = 5.0  # between two polls that were asked for
 _MAX_NONCES = 10_000
 
 
@@ -57,8 +56,8 @@ class Nudges:
         if len(self._nonces) < _MAX_NONCES:
             self._nonces[nonce] = now
         agent = self._agent
-        polling = agent.polling
-        if not polling and time.monotonic() - agent.polled_at >= _LEAST_PAUSE:
+        polling, pause = agent.polling, agent.config.poll_now_pause
+        if not polling and time.monotonic() - agent.polled_at >= pause:
             agent.poll_wanted.set()
             polling = True
         return {"accepted": True, "polling": polling}

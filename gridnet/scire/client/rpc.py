@@ -21,8 +21,6 @@ from gridnet.scire import wire
 from gridnet.scire.faults import TRY_ANOTHER_SERVER, FaultCode, ScireFault
 
 _MAX_ANSWER = 8 * 1048576  # octets
-#: Pauses after the last server of the list has failed, seconds.
-_PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 
 
 class Unreachable(Exception):
@@ -104,7 +102,10 @@ class Servers:
     :param urls: the list to start with; :meth:`learn` replaces it.
     :param stopping: set: no more pauses.
     :ivar switched: called with the URL whenever another server is taken.
+    :ivar pauses: after each round of the list in which no server worked, seconds; then the last.
     """
+
+    pauses: Sequence[float] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 
     def __init__(
         self,
@@ -187,7 +188,8 @@ class Servers:
                     self._rounds = 0
                     return answer
                 self._take((self._index + 1) % len(self.urls), reason)
-        pause = _PAUSES[min(self._rounds, len(_PAUSES) - 1)] * self._chance.uniform(0.75, 1.25)
+        pause = self.pauses[min(self._rounds, len(self.pauses) - 1)]
+        pause *= self._chance.uniform(0.75, 1.25)
         self._rounds += 1
         if self._stopping.wait(pause):
             raise Stopped
