@@ -34,6 +34,7 @@ from gridnet.scire.store.opening import open_database
 from tests.scire.databases import PostgresServer
 from tests.scire.fleet import check_histories
 from tests.scire.processes import ClientProcess, ServerProcess, wait_until
+from tests.scire.swarm import left_without_rest
 
 _SCRIPT = 'echo "$SCIRE_JOB $SCIRE_RUN" >> {marks}/$SCIRE_JOB\n'
 _CONVERSATION = re.compile(r"^(\S+ \S+) INFO in conversation with (\S+)$", re.M)
@@ -189,15 +190,13 @@ class Soak:
         """Wait for the end of every run; what is found then."""
         database = open_database((dsn,), self.directory, 1, "soak")
         try:
-
-            def left(tx: Transaction) -> int:
-                row = tx.one("SELECT count(*) AS n FROM runs WHERE ended_at IS NULL")
-                assert row is not None
-                return int(row["n"])
-
             began = time.monotonic()
             try:
-                wait_until(lambda: database.run_now(left) == 0, "all runs end", self.plan.settle)
+                wait_until(
+                    lambda: database.run_now(left_without_rest) == 0,
+                    "all runs end",
+                    self.plan.settle,
+                )
             except TimeoutError:
                 pass
             self.say(f"settled after {time.monotonic() - began:.1f} s")

@@ -206,7 +206,11 @@ def _permitted(
 def job_create(
     server: JobServer, tx: Transaction, caller: Anybody, definition: Struct, key: str = ""
 ) -> Struct:
-    """Define a job; what is due at once becomes runs at once."""
+    """
+    Define a job; what is due at once becomes runs at once.
+
+    ``runs`` counts those of the first slice; of a larger fleet the leader makes the rest.
+    """
     user = user_of(caller)
 
     def make() -> Struct:
