@@ -214,7 +214,8 @@ class BareTransport:
         self._reading = False
         self._pump.forget(self._socket.fileno())
         close(self._socket, reason is ABORTED)
-        self._protocol.connectionLost(reason)
+        protocol, self._protocol = self._protocol, None
+        protocol.connectionLost(reason)
 
     def getHandle(self) -> socket.socket:
         """The socket."""

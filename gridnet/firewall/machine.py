@@ -9,12 +9,12 @@ of its business: it hears when that begins and when it is over.
 from __future__ import annotations
 
 from enum import Enum
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 from attrs import define
 from automat import TypeMachineBuilder
 
-from gridnet.quick_machine import quick
+from gridnet.quick_machine import compiled
 
 
 class Wait(Enum):
@@ -325,4 +325,19 @@ for _state, _inputs in _IGNORED.items():
         _state.upon(_input).loop().returns(None)
 
 #: Makes the machine of one connection: ``make_leg(LegCore(hands))``.
-make_leg = quick(_builder).build()
+make_leg = compiled(_builder.build())
+
+
+class _Nobody:
+    """Hands of connections that are over."""
+
+    def stop_waiting(self) -> None:
+        """Nothing is waited for."""
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+
+#: For all connections that are over: it answers everything with nothing.
+OVER = make_leg(LegCore(cast(Hands, _Nobody())))
+OVER.connection_lost()

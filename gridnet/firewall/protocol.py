@@ -19,7 +19,7 @@ from gridnet.errors import RemoteProtocolError
 from gridnet.firewall import wire
 from gridnet.firewall.bare import BareTransport, set_options
 from gridnet.firewall.config import FirewallConfig
-from gridnet.firewall.machine import Leg, LegCore, Wait, make_leg
+from gridnet.firewall.machine import OVER, Leg, LegCore, Wait, make_leg
 from gridnet.firewall.movers import CopyMover, Mover, SpliceMover, can_splice, ends_alone
 from gridnet.firewall.office import ControlRefusedError, TicketOffice
 from gridnet.firewall.pump import AVAILABLE, PipePool, Pump
@@ -372,6 +372,10 @@ class FrontLeg(TwistedProtocol):
             self._factory.ticketed(self._peer)
         if self._session is not None:
             self._factory.session_over(self._session)
+        # All of these hold us too.  Without circles a connection is gone with its last call, and
+        # the collector, which would look at all others each time, has nothing to do.
+        self._leg = OVER
+        self._session = self._mover = self._passage = self._request = None
         self._factory.leg_over(self)
 
     # -- what the mover tells (:class:`gridnet.firewall.movers.Front`)

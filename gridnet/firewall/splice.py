@@ -77,7 +77,7 @@ class Flow:
         first: bytes,
         meters: tuple[Meter, ...],
     ) -> None:
-        self._relay = relay
+        self._relay: Any = relay
         self._pump = pump
         self._source = source
         self._sink = sink
@@ -241,8 +241,9 @@ class Flow:
         self._drop_pipe()
 
     def close(self) -> None:
-        """Hold nothing any more."""
+        """Hold nothing any more, and nobody who holds this."""
         self.done = True
+        self._relay = None
         self._held = b""
         self._drop_pipe()
         if self._waiting is not None:
@@ -254,6 +255,10 @@ class Flow:
             self._pump.pool.discard(self._pipe)
             self._pipe = None
             self._piped = 0
+
+
+def _tell_nobody(error: OSError | None, reset: bool) -> None:
+    """For a relay that is over."""
 
 
 class SpliceRelay:
@@ -413,6 +418,7 @@ class SpliceRelay:
     def abort(self) -> None:
         """Stop it; *ended* is not called."""
         self._over = True
+        self._ended = _tell_nobody
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self.up.close()
@@ -422,8 +428,9 @@ class SpliceRelay:
 
     def _finish(self, error: OSError | None, reset: bool) -> None:
         if not self._over:
+            ended = self._ended
             self.abort()
-            self._ended(error, reset)
+            ended(error, reset)
 
 
 class Connecting:

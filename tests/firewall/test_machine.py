@@ -8,6 +8,7 @@ from attrs import define, field
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.firewall.machine import INPUTS, STATES, Leg, LegCore, Wait, make_leg
+from gridnet.quick_machine import state_name
 
 #: How each state is reached.
 PATHS: dict[str, list[str]] = {
@@ -50,7 +51,7 @@ def leg_in(state: str) -> tuple[Leg, Recorder]:
 
 
 def state_of(leg: Leg) -> str:
-    return str(leg.__automat_transitioner__._state.name)  # type: ignore[attr-defined]
+    return state_name(leg)
 
 
 class LegTests(SynchronousTestCase):

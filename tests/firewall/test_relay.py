@@ -156,6 +156,65 @@ class BothPaths:
         lengths = self.relay.factory.deadlines.lengths
         lengths.update(dict.fromkeys(lengths, seconds))
 
+    def test_conversations_that_are_cut_off_leave_nothing(self) -> Deferred[None]:
+        """Whoever cuts them off and when: what has arrived is the beginning of what was said."""
+        return Deferred.fromCoroutine(self._cut_off(self.conversations // 5, 20))
+
+    async def _cut_off(self, number: int, at_once: int) -> None:
+        chance = self.chance
+
+        async def converse() -> None:
+            up = chance.randbytes(chance.choice(SIZES))
+            down = chance.randbytes(chance.choice(SIZES))
+            server = Talker(down, pieces(chance), end_after_peer=True, stay=True)
+            client = Talker(up, pieces(chance), end_after_peer=True, stay=True)
+            ticket = self.relay.ticket(self.serve(server))
+            # Some do not even show all of their ticket.
+            client._say = ticket + up if chance.random() < 0.9 else ticket[:2]
+            await dial(self.relay.port, client)
+            for _ in range(chance.choice((0, 0, 1, 3, 10, 30))):
+                await deferLater(reactor, 0, lambda: None)
+            cutter, other = client, server
+            if server.made.called and chance.random() < 0.5:
+                cutter, other = server, client
+            other._stay = False
+            if chance.random() < 0.5:
+                cutter.transport.abortConnection()
+            else:
+                cutter.transport.unregisterProducer()
+                cutter.transport.loseConnection()
+            await cutter.over
+            if other.made.called:
+                await other.over
+            self.assertTrue(up.startswith(bytes(server.heard)))
+            self.assertTrue(
+                down.startswith(bytes(client.heard)) or reject_text() == bytes(client.heard)
+            )
+
+        # What is opened once and kept is not counted.
+        for _ in range(5):
+            await converse()
+        await self._all_ended()
+        before = open_descriptors()
+        turns = iter(range(number))
+
+        async def work() -> None:
+            for _ in turns:
+                await converse()
+
+        await gatherResults([Deferred.fromCoroutine(work()) for _ in range(at_once)])
+        await self._all_ended()
+        self.assertEqual(len(self.relay.factory.sessions), 0)
+        pump = self.relay.factory.pump
+        if pump is not None:
+            self.assertEqual(pump.pool.lent, 0)
+        # Each conversation has had a port of its own.
+        expected = before + number + (2 * pump.pool.idle if pump is not None else 0)
+        await self.until(
+            lambda: open_descriptors() <= expected,
+            lambda: f"{open_descriptors()} descriptors, expected {expected}",
+        )
+
     def test_bulk_passes_both_ways_at_once(self) -> Deferred[None]:
         async def scenario() -> None:
             up, down = self.chance.randbytes(8_000_000), self.chance.randbytes(9_000_000)
