@@ -370,21 +370,35 @@ class Forwarder:
     _settled: list[int] = field(factory=list, init=False)
     _settled_positions: set[int] = field(factory=set, init=False)
     _timer: IDelayedCall | None = field(default=None, init=False)
+    _looking: IDelayedCall | None = field(default=None, init=False)
 
     _log = Logger()
 
-    def start(self) -> Deferred[None]:
-        """Go on with what the spool holds; fires once that is known."""
+    def start(self) -> None:
+        """Go on with what the spool holds."""
         self.book.on_forwardable = self.wake
+        self._look()
+
+    def _look(self) -> None:
+        """Learn which servers something waits for."""
+        self._looking = None
 
         def find(connection: sqlite3.Connection) -> list[str]:
             rows = connection.execute("SELECT DISTINCT destination FROM spool").fetchall()
             return [destination for (destination,) in rows]
 
-        return self.book.read(find).addCallback(lambda found: self.wake(set(found)))
+        reading = self.book.read(find)
+        reading.addCallbacks(lambda found: self.wake(set(found)), self._not_read)
+
+    def _not_read(self, failure: Failure) -> None:
+        if not self._stopped:
+            self._log.error("the spool cannot be read: {reason}", reason=failure.getErrorMessage())
+            self._looking = self.reactor.callLater(self.config.retry_seconds, self._look)
 
     def wake(self, destinations: set[str]) -> None:
         """There is something new for *destinations*."""
+        if self._stopped:
+            return
         if self.config.mode == "daemon":
             if self._daemon is None:
                 self._daemon = DaemonHandover(
@@ -465,6 +479,8 @@ class Forwarder:
         """Send nothing more, and note what was answered."""
         self._stopped = True
         self.book.on_forwardable = lambda destinations: None
+        if self._looking is not None and self._looking.active():
+            self._looking.cancel()
         for deliverer in self._deliverers.values():
             deliverer.stop()
         if self._daemon is not None:

@@ -29,6 +29,7 @@ from gridnet.lbproxy.query import BadRequest, PurgeRequest, QueryError
 from gridnet.lbproxy.store import QueryTimeout, Snapshot
 from gridnet.lbproxy.stream import StreamError, StreamRequest
 from gridnet.lbproxy.subscriptions import Batch, Subscription
+from gridnet.lbproxy.writer import StoreClosed
 
 _TOO_MANY_FOLLOWERS = "too many followers"
 
@@ -226,7 +227,7 @@ class ServeConnection(BoundedConnection):
             return Answer(400)
         if isinstance(error, QueryError):
             return Answer(query.http_status(error.number, path), reply_xml.write_error(path, error))
-        if isinstance(error, Overloaded):
+        if isinstance(error, (Overloaded, StoreClosed)):
             busy = QueryError(errno.EAGAIN, str(error))
             return Answer(503, reply_xml.write_error(path, busy))
         if isinstance(error, _Abandoned):
@@ -284,7 +285,7 @@ class ServeConnection(BoundedConnection):
         error = failure.value
         if isinstance(error, StreamError):
             self._write(_json_reply(400, {"error": str(error)}))
-        elif isinstance(error, Overloaded):
+        elif isinstance(error, (Overloaded, QueryTimeout, StoreClosed)):
             self._write(_json_reply(503, {"error": str(error)}))
         else:
             self._log.failure("serving the event stream", failure)

@@ -147,8 +147,7 @@ class LbproxyService(Service):
             raise
         self._sweep.start(self._config.sweep_seconds, now=False)
         if self._forwarder is not None:
-            starting = self._forwarder.start()
-            starting.addErrback(lambda failure: self._log.failure("reading the spool", failure))
+            self._forwarder.start()
         further = [
             self._listen_further(self._config.store_endpoint, self._store_factory, "store"),
             self._listen_further(self._config.serve_endpoint, self._serve_factory, "serve"),

@@ -30,6 +30,10 @@ INTERNAL_ERROR = Reply(Major.DATABASE, errno.EIO, "internal error; see the log o
 STOPPING = Reply(Major.DATABASE, errno.EAGAIN, "the service is stopping")
 
 
+class StoreClosed(RuntimeError):
+    """The service is stopping, and takes nothing more."""
+
+
 class _Submission(NamedTuple):
     event: Event
     done: ReplyCallback
@@ -124,7 +128,7 @@ class Writer:
     ) -> None:
         """Have *work* done on the ledger, between groups; one of *done* and *failed* is called."""
         if self._stopped:
-            failed(RuntimeError("the store is closed"))
+            failed(StoreClosed("the store is closed"))
         else:
             self._queue.put(_Chore(work, done, failed))
 

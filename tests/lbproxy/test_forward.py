@@ -14,21 +14,24 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from gridnet.lbproxy import frames
+from gridnet.lbproxy.book import JobBook
 from gridnet.lbproxy.config import ForwardConfig, LbproxyConfig
 from gridnet.lbproxy.events import parse
 from gridnet.lbproxy.forward import endpoint_string
 from gridnet.lbproxy.forwarding import BackOff, Queue, SpooledEvent, Verdict, judge
 from gridnet.lbproxy.frames import OK, FrameReader, Reply
 from gridnet.lbproxy.handover import append_line, send_notice
+from gridnet.lbproxy.store import QueryTimeout
 from tests.hypothesis_profile import examples
 from tests.lbproxy.ledgers import REGISTER, job
 from tests.lbproxy.running import RunningProxy
 from tests.lbproxy.vectors import line
+from tests.mirror.certificates import Authority
 
 LATER = Reply(700, 5, "later")
 SERVER = "lb.example.org:9000"
@@ -395,6 +398,36 @@ class DelivererTests(TestCase):
 
         return self.run_async(work())
 
+    def test_a_spool_that_cannot_be_read(self) -> Deferred[None]:
+        """What waited is brought once the store can be read again."""
+
+        async def work() -> None:
+            await self.happen("a", 2)
+            await self.proxy.stop(forget=False)
+            self.listen()
+            read, faults = JobBook.read, [QueryTimeout("slow"), QueryTimeout("slow")]
+
+            def refuse(book: JobBook, reading: Any) -> Deferred[Any]:
+                return fail(faults.pop()) if faults else read(book, reading)
+
+            self.patch(JobBook, "read", refuse)
+            await self.proxy.start()
+            await self.until(lambda: not faults)
+            await self.spool_is_empty()
+            self.assertEqual(self.good("a"), self.codes(2))
+
+        return self.run_async(work())
+
+    def test_stopped_at_once(self) -> Deferred[None]:
+        """A stop while the spool is being read is no fault."""
+
+        async def work() -> None:
+            for _ in range(5):
+                await self.proxy.stop(forget=False)
+                await self.proxy.start()
+
+        return self.run_async(work())
+
 
 class _Silent(_FakeServer):
     def dataReceived(self, data: bytes) -> None:
@@ -468,6 +501,78 @@ class ChainTests(TestCase):
             )
             self.assertEqual(states, [("a", 6)])
             self.assertEqual(self.server.service._rules.keep_seconds, {})
+
+        return Deferred.fromCoroutine(work())
+
+
+class TlsChainTests(TestCase):
+    """The same chain over TLS, as the how-to has it."""
+
+    def setUp(self) -> Deferred[Any]:
+        directory = Path(self.mktemp()).absolute()
+        self.authorities, certificates = directory / "authorities", directory / "certificates"
+        self.authorities.mkdir(parents=True)
+        certificates.mkdir()
+        certificate, key = Authority(self.authorities).issue("localhost")
+        pem = certificate.read_bytes() + key.read_bytes()
+        (certificates / "localhost.pem").write_bytes(pem)
+        certificate.unlink()
+        endpoint = f"tls:{certificates}:port=0:interface=127.0.0.1"
+        self.server = RunningProxy(LbproxyConfig(role="server", store_endpoint=endpoint))
+        return self.server.start()
+
+    def tearDown(self) -> Deferred[None]:
+        async def work() -> None:
+            await self.proxy.stop()
+            await self.server.stop()
+
+        return Deferred.fromCoroutine(work())
+
+    def forward(self, authorities: Path) -> Deferred[Any]:
+        """Start a proxy that believes *authorities*."""
+        server = f"tls:{{host}}:{{port}}:trustRoots={authorities}"
+        forward = ForwardConfig(
+            mode="deliver", server=server, retry_seconds=0.02, max_retry_seconds=0.02
+        )
+        self.proxy = RunningProxy(LbproxyConfig(forward=forward))
+        return self.proxy.start()
+
+    async def log(self) -> None:
+        """Register a job of the server, which is at the port of the job id plus one."""
+        address = self.server.site.addresses["lbproxy"]["store_address"]
+        port = int(address.rpartition(":")[2]) - 1
+        text = line("RegJob", REGISTER, job_id=f"https://localhost:{port}/tls")
+        self.assertEqual(await self.proxy.log(text), OK)
+
+    async def until(self, is_enough: Any) -> None:
+        while not is_enough():
+            waiting: Deferred[None] = Deferred()
+            reactor.callLater(0.01, waiting.callback, None)
+            await waiting
+
+    def test_end_to_end(self) -> Deferred[None]:
+        """The server is believed, and gets the event."""
+
+        async def work() -> None:
+            await self.forward(self.authorities)
+            await self.log()
+            await self.until(lambda: self.server.service.book.stored)
+            await self.until(lambda: self.proxy.service._forwarder.counts.delivered)
+
+        return Deferred.fromCoroutine(work())
+
+    def test_a_server_that_is_not_believed(self) -> Deferred[None]:
+        """It hears nothing, and the event waits."""
+
+        async def work() -> None:
+            others = self.authorities.with_name("others")
+            others.mkdir()
+            Authority(others)
+            await self.forward(others)
+            await self.log()
+            await self.until(lambda: self.proxy.service._forwarder.counts.failures >= 2)
+            self.assertEqual(self.server.service.book.stored, 0)
+            self.assertEqual(self.proxy.service._forwarder.counts.delivered, 0)
 
         return Deferred.fromCoroutine(work())
 
