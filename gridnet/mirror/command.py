@@ -30,7 +30,7 @@ from gridnet.mirror.command_line import choice, condition, options, run
 from gridnet.mirror.element import Element
 from gridnet.mirror.follow import MirrorService
 from gridnet.mirror.mirror import ALL, Change
-from gridnet.mirror.model import Action
+from gridnet.mirror.model import Action, printable
 from gridnet.mirror.narrow import Change as NamedChange
 
 Emit = Callable[[str], None]
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
     work = {"types": _types, "list": _list, "watch": _watch, "trigger": _trigger}[words.verb]
 
     def emit(line: str) -> None:
-        print(line, flush=True)
+        print(printable(line), flush=True)
 
     async def working(source: Source, mirror: MirrorService, reactor: Any) -> int:
         return await work(words, mirror, reactor, emit)

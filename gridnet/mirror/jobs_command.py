@@ -20,6 +20,7 @@ from gridnet.mirror.element import Element
 from gridnet.mirror.filters import Operator, What, Where
 from gridnet.mirror.follow import MirrorService
 from gridnet.mirror.lists import PENDING_RANGES
+from gridnet.mirror.model import printable
 
 #: What the table needs of a job and of a task; the rest stays at the master.
 JOB_ATTRIBUTES = (
@@ -182,7 +183,7 @@ def table(rows: Sequence[Row], width: int = 0, height: int = 0) -> list[str]:
     ]
     if height and len(texts) > height:
         texts = [*texts[: height - 1], f"... and {len(texts) - height + 1} more"]
-    return [text[:width] if width else text for text in texts]
+    return [printable(text[:width] if width else text) for text in texts]
 
 
 def _parser() -> argparse.ArgumentParser:

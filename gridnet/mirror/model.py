@@ -20,8 +20,14 @@ _TEXT_CHARACTERS = 1000
 
 def said(text: Any) -> str:
     """What a peer said, fit for logs and terminals: one line, of a bounded length."""
-    found = str(text)[:_TEXT_CHARACTERS]
-    return "".join(letter if letter.isprintable() else "?" for letter in found)
+    return printable(str(text)[:_TEXT_CHARACTERS])
+
+
+def printable(text: str) -> str:
+    """*text* without what a terminal would obey, or what no encoding has."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 class Action(IntEnum):

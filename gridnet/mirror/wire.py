@@ -41,7 +41,7 @@ _ENCODED = "gridnet"
 
 def pack(message: Mapping[str, Any]) -> bytes:
     """The octets of a frame."""
-    octets = json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    octets = _dump(message)
     return _LENGTH.pack(len(octets)) + octets
 
 

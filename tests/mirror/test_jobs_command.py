@@ -93,6 +93,12 @@ class RowTests(SynchronousTestCase):
         self.assertEqual(lines[-1], "... and 22 more")
         self.assertEqual(len(table(rows)), 31)
 
+    def test_names_give_a_terminal_no_orders(self) -> None:
+        """Whoever submits jobs chooses their names, and not in an encoding of ours."""
+        (_, line) = table([Row("1", 0.5, "a\x1b[2J\udce9b", "u\n", "r", 0, "", 1, "")])
+        self.assertIn("a?[2J?b", line)
+        self.assertTrue(line.isprintable())
+
 
 class ConditionTests(SynchronousTestCase):
     def test_values_have_the_kind_of_their_attribute(self) -> None:
