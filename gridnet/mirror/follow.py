@@ -14,7 +14,7 @@ from math import inf
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -23,7 +23,7 @@ from gridnet.mirror.client import Acknowledge, ClientTimes, EventClient
 from gridnet.mirror.filters import What, Where
 from gridnet.mirror.link import Connector, Link
 from gridnet.mirror.lists import MirrorError
-from gridnet.mirror.mirror import Callback, Change, Mirror, Resync
+from gridnet.mirror.mirror import ALL, Callback, Change, Mirror, Resync
 from gridnet.mirror.model import Action, BusyPolicy, Event, Registration, Result
 
 
@@ -242,6 +242,17 @@ class MirrorService(Service):
         if self.running:
             self.client.begin(self.now)
             self.arm()
+
+    def shutdown(self) -> Deferred[None]:
+        """
+        Leave, and forget all subscriptions, callbacks and copies.
+
+        Whoever wants to mirror again subscribes and calls :meth:`startService`.
+
+        :returns: fires as that of :meth:`stopService` does.
+        """
+        self.mirror.unsubscribe(ALL)
+        return self.stopService() if self.running else succeed(None)
 
     def set_busy(self, busy: bool) -> None:
         """Tell the master that this client is busy, or free again."""

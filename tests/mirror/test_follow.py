@@ -23,6 +23,7 @@ from gridnet.mirror.element import Element, ElementList
 from gridnet.mirror.filters import Chosen, Operator, What, Where
 from gridnet.mirror.follow import Changes, MirrorService
 from gridnet.mirror.keeper import MasterService
+from gridnet.mirror.lists import MirrorError
 from gridnet.mirror.local import LocalConnector
 from gridnet.mirror.master import MasterLimits
 from gridnet.mirror.mirror import ALL, Change
@@ -144,6 +145,32 @@ class LocalTests(LocalTestCase):
         mirror.restart()
         self.settle()
         self.assertTrue(mirror.mirror.is_current("services"))
+
+    def test_a_shut_down_mirror_has_forgotten_everything_and_may_begin_anew(self) -> None:
+        called: list[Action] = []
+
+        def note(mirror: object, kind: object, action: Action, *rest: object) -> None:
+            called.append(action)
+
+        mirror = self.follow()
+        mirror.subscribe("services", note)
+        mirror.startService()
+        self.settle()
+        done = mirror.shutdown()
+        self.settle()
+        self.successResultOf(done)
+        self.assertEqual(self.keeper.master.clients, {})
+        self.assertRaises(MirrorError, mirror.mirror.list, "services")
+        self.assertEqual(called, [Action.LIST])
+        mirror.subscribe("hosts")
+        mirror.startService()
+        self.settle()
+        (client,) = self.keeper.master.clients.values()
+        self.assertEqual((client.first, client.queued), (2, 0))  # one event, the list of hosts
+        self.assertTrue(mirror.mirror.is_current("hosts"))
+        self.assertFalse(mirror.mirror.is_current("services"))
+        self.assertEqual(called, [Action.LIST])
+        self.successResultOf(self.follow().shutdown())
 
     def test_get_data_processes_what_came_or_waits_for_it(self) -> None:
         mirror = self.follow(automatic=False)
