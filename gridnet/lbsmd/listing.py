@@ -64,7 +64,21 @@ def render(table: Facts, view: View) -> list[str]:
     known = {host["address"] for host in table["hosts"]}
     lines += _service_lines(services, view, widths, known)
     lines += _foot(table, len(hosts), len(services))
-    return lines
+    return list(map(plain, lines))
+
+
+def plain(line: str) -> str:
+    """
+    *line* as a terminal may have it: what is no character to be seen is written out.
+
+    Environments, arguments and reasons come from other hosts and users, who are not to move the
+    cursor of whoever looks at them.
+    """
+    if line.isprintable():
+        return line
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in line
+    )
 
 
 def _fits(text: str, mask: str | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,10 +17,11 @@ from gridnet.config import SiteConfig, read
 from gridnet.control import ask
 from gridnet.errors import ConfigError, GridnetError
 from gridnet.lbsmd.config import LbsmdConfig
-from gridnet.lbsmd.listing import View, render, standing_lines
+from gridnet.lbsmd.listing import View, plain, render, standing_lines
 
 #: Site file that the tools read when nothing is said.
 DEFAULT_SITE_FILE = Path("site.toml")
+_MOST_SECONDS = 86400.0
 #: Clears the terminal before a table is shown again.
 _CLEAR = "\x1b[H\x1b[2J"
 
@@ -65,15 +67,26 @@ def run_tool(tool: str, work: Callable[[], None]) -> int:
     """Exit status of *work*: 0; 1: no answer; 2: the site file is wrong."""
     try:
         work()
+        sys.stdout.flush()
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
     except GridnetError as error:
         print(f"gridnet {tool}: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # Whoever reads has seen enough; Python is not to complain of it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return 0
     return 0
+
+
+def _period(text: str) -> float:
+    seconds = float(text)
+    if not 0.0 <= seconds <= _MOST_SECONDS:
+        raise ValueError(f"expected 0 to {_MOST_SECONDS:g} seconds")
+    return seconds
 
 
 def _lbsmc_parser() -> argparse.ArgumentParser:
@@ -85,7 +98,7 @@ def _lbsmc_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "period",
         nargs="?",
-        type=float,
+        type=_period,
         default=5.0,
         help="show again every so many seconds (0: once)",
     )
@@ -210,7 +223,7 @@ def resolve(arguments: Sequence[str]) -> int:
         if options.json:
             print(json.dumps(answer))
         elif options.explain:
-            print("\n".join(explanation(answer)))
+            print("\n".join(map(plain, explanation(answer))))
         elif chosen:
             print("\n".join(chosen))
         else:

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from datetime import datetime
@@ -34,7 +36,7 @@ from gridnet.control import (
 from gridnet.errors import RemoteProtocolError
 from gridnet.lbsmd.config import LbsmdConfig
 from gridnet.lbsmd.feedback import parse_argument
-from gridnet.lbsmd.listing import View, render
+from gridnet.lbsmd.listing import View, plain, render
 from gridnet.lbsmd.orders import Asker, Order
 from gridnet.lbsmd.service import Daemon, make_lbsmd
 from gridnet.lbsmd.tools import HostWatch, explanation, lbsmc, resolve
@@ -376,6 +378,11 @@ class ResolveTests(DaemonCase):
         self.assertIn("not handed out: down", text)
         self.assertEqual(explanation(self.ask(service="No")), ["No: not in the table"])
 
+    def test_what_others_say_does_not_reach_the_terminal(self) -> None:
+        """Only as text: neither escapes nor line ends."""
+        self.assertEqual(plain("a\x1b[2J\r\u202eb\t"), "a\\x1b[2J\\r\\u202eb\\t")
+        self.assertEqual(plain("Größe = 5"), "Größe = 5")
+
 
 class SocketTests(TestCase):
     """The tools against a daemon's real socket."""
@@ -435,6 +442,35 @@ class SocketTests(TestCase):
             self.assertEqual(json.loads(out)["servers"][0]["ruled_out"], "down")
 
         return Deferred.fromCoroutine(drive())
+
+    def test_a_reader_that_goes_away_is_no_error(self) -> Deferred[None]:
+        """As with ``gridnet lbsmc 0 | head -1``, in a process of its own."""
+        command = [sys.executable, "-m", "gridnet.cli", "lbsmc", "0", "--config", str(self.config)]
+
+        def run() -> tuple[int, bytes]:
+            reader, writer = os.pipe()
+            os.close(reader)
+            with os.fdopen(writer) as closed:
+                done = subprocess.run(
+                    command,
+                    stdout=closed,
+                    stderr=subprocess.PIPE,
+                    timeout=100,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                )
+            return done.returncode, done.stderr
+
+        async def drive() -> None:
+            self.assertEqual(await deferToThread(run), (0, b""))
+
+        return Deferred.fromCoroutine(drive())
+
+    def test_a_period_that_is_none_is_refused(self) -> None:
+        """With the usage, not with a traceback."""
+        for text in ("nan", "inf", "-1", "x"):
+            with redirect_stderr(io.StringIO()) as err:
+                self.assertRaises(SystemExit, lbsmc, ["--config", "none", "--", text])
+            self.assertIn("usage", err.getvalue())
 
     def test_without_a_daemon_the_tools_say_so(self) -> Deferred[None]:
         """Status 1, and 2 for a site file that is wrong."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from gridnet.control import ask
 from gridnet.lbsmd.gossip.keys import new_key_line, write_private
+from gridnet.lbsmd.listing import plain
 from gridnet.lbsmd.tools import add_daemon_options, control_path, run_tool
 
 
@@ -33,7 +34,7 @@ def why_down(arguments: Sequence[str]) -> int:
     def work() -> None:
         path = control_path(options.config, options.control)
         answer = ask(path, {"ask": "why_down", "host": options.host})
-        print(json.dumps(answer) if options.json else "\n".join(reasons(answer)))
+        print(json.dumps(answer) if options.json else "\n".join(map(plain, reasons(answer))))
 
     return run_tool("why-down", work)
 
