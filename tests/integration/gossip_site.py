@@ -167,6 +167,11 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def starved_seconds(pid: int) -> float:
+    """That a process was ready to run so far, and had no processor."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+
+
 class GossipSite:
     """
     *count* daemons, all of one key; the first is the seed.
