@@ -17,6 +17,7 @@ from gridnet.lbproxy.answers import Answer
 from gridnet.lbproxy.book import JobBook, Overloaded
 from gridnet.lbproxy.query import NEVER, SERVICE_DEFAULT, PurgeFlags, PurgeRequest
 from gridnet.lbproxy.rows import chunks
+from gridnet.lbproxy.writer import StoreClosed
 
 
 class Purger:
@@ -62,7 +63,7 @@ class Purger:
 
     def _ended(self, result: Any, running: Deferred[Answer]) -> Any:
         self._running.discard(running)
-        if isinstance(result, Failure) and result.check(CancelledError):
+        if isinstance(result, Failure) and result.check(CancelledError, StoreClosed):
             raise Overloaded("the service is stopping")
         return result
 

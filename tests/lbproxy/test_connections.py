@@ -10,12 +10,14 @@ from typing import Any
 
 from attrs import evolve
 from prometheus_client import generate_latest
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
 
 from gridnet.errors import ConfigError
 from gridnet.lbproxy import connections, frames, http
+from gridnet.lbproxy.config import ForwardConfig
 from tests.lbproxy.ledgers import REGISTER, job
 from tests.lbproxy.running import RunningProxy, SocketTestCase, replies_in
 from tests.lbproxy.vectors import line
@@ -237,6 +239,58 @@ class StartTests(TestCase):
             )
             self.assertGreaterEqual(count, len(good))
             await self.proxy.stop()
+
+        return Deferred.fromCoroutine(work())
+
+    def test_stops_amid_everything(self) -> Deferred[None]:
+        """Whatever is being logged, asked, followed, purged or forwarded: a stop is no fault."""
+        query = http.encode_request(
+            "/queryJobs",
+            b"<edg_wll_QueryJobsRequest><and><orJobConditions><equal><status>Submitted</status>"
+            b"</equal></orJobConditions></and></edg_wll_QueryJobsRequest>",
+        )
+        purges = [
+            http.encode_request(
+                "/purgeRequest",
+                b"<edg_wll_PurgeRequest><timeout><Submitted>0</Submitted></timeout>"
+                b"<flags>really_purge+%s</flags><target_runtime>60</target_runtime>"
+                b"</edg_wll_PurgeRequest>" % flag,
+            )
+            for flag in (b"background", b"server_dump")
+        ]
+        asked = [
+            query * 3,
+            *purges,
+            b"GET /gridnet/events?consumer=x&wait=60 HTTP/1.1\r\n\r\n",
+            b"GET /gridnet/events?after=0 HTTP/1.1\r\nAccept: text/event-stream\r\n\r\n",
+            b"POST /gridnet/cursor?consumer=x&position=1 HTTP/1.1\r\n\r\n" * 3,
+        ]
+        logged = b"".join(
+            frames.encode_message(line("RegJob", REGISTER, job_id=job(f"j{number}")))
+            for number in range(20)
+        )
+
+        async def work() -> None:
+            for seconds in (0, 0, 0.002, 0.01, 0.03):
+                for mode in ("deliver", "daemon"):
+                    forward = ForwardConfig(
+                        mode=mode, server="unix:/nowhere", spool_prefix="/nowhere/spool"
+                    )
+                    proxy = RunningProxy(evolve(CONFIG, sweep_seconds=0.01, forward=forward))
+                    await proxy.start()
+                    connections = []
+                    for path, octets in (
+                        (proxy.store, logged),
+                        *((proxy.serve, one) for one in asked),
+                    ):
+                        connection = await proxy.connect(path)
+                        connection.transport.write(octets)
+                        connections.append(connection)
+                    await deferLater(reactor, seconds)
+                    await proxy.stop()
+                    for connection in connections:
+                        await connection.lost
+            self.proxy.forget()
 
         return Deferred.fromCoroutine(work())
 
