@@ -9,6 +9,7 @@ COMPONENT = Component(
     factory="gridnet.scire.service:make_scire",
     demo="gridnet.scire.demo:section",
     demo_company="gridnet.scire.demo:client",
+    demo_tour="gridnet.scire.demo:show",
     commands=(
         Command("scire", "administer the job server", "gridnet.scire.command:main"),
         Command("scire-client", "fetch, run and report jobs", "gridnet.scire.client.command:main"),

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import pwd
+import ssl
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import IO, Any
 
 import tomli_w
 from twisted.application.service import IService
@@ -19,6 +24,9 @@ from gridnet.site import Site
 _KILL_SECONDS = 2
 _ENROL_TOKEN = Path("scire/enrol.token")
 _NAME = "demo-client.example.org"
+#: So long the tour waits for the client to be there, and for its run to end, seconds.
+_PATIENCE_SECONDS = 60.0
+_CALL_SECONDS = 10.0
 
 
 def section(plan: DemoPlan) -> Mapping[str, object]:
@@ -75,3 +83,58 @@ def client(plan: DemoPlan, site: Site) -> IService:
         "scire-client", [*command, "--config", str(config), "run"], env={"PYTHONPATH": root}
     )
     return IService(monitor)
+
+
+def show(addresses: Mapping[str, str], out: IO[str]) -> None:
+    """
+    Define a job at the server in *addresses*, and tell what becomes of it; blocking.
+
+    :raises gridnet.scire.faults.ScireFault: the server refuses.
+    :raises TimeoutError: the client does not do it in time.
+    """
+    from gridnet.scire.client.rpc import Channel
+    from gridnet.scire.command import TOKEN_FILE
+
+    authority = Path(addresses["ca"])
+    token = (authority.parent / TOKEN_FILE.name).read_text("ascii").strip()
+    context = ssl.create_default_context(cafile=str(authority))
+    channel = Channel(addresses["admin"], context, _CALL_SECONDS, _CALL_SECONDS, f"Bearer {token}")
+    try:
+        _show(lambda method, *params: channel.call(f"admin.{method}", params), out)
+    finally:
+        channel.close()
+
+
+def _show(call: Callable[..., Any], out: IO[str]) -> None:
+    _wait(lambda: _enrolled(call), f"{_NAME} is not enrolled")
+    definition = {
+        "name": "tour",
+        "targets": {"clients": [_NAME]},
+        "execute": {"script": b"echo hello from $(hostname)\n", "user": _user()},
+    }
+    job = call("job_create", definition)["job"]
+    print(f"job {job} is defined for {_NAME}", file=out)
+    run = call("run_list", {"job": job})["items"][0]["run"]
+    _wait(lambda: bool(call("run_get", run)["ended"]), f"run {run} does not end")
+    states = [step["to"] for step in call("run_history", run)]
+    print(f"run {run}: {' -> '.join(states)}", file=out)
+    output = call("run_output", run, "stdout", 0, 1000)["data"]
+    print(f"run {run} said {output!r}", file=out)
+
+
+def _enrolled(call: Callable[..., Any]) -> bool:
+    listed = call("client_list")["items"]
+    return any(one["name"] == _NAME and one["state"] == "active" for one in listed)
+
+
+def _user() -> str:
+    """As whom the client may run scripts: whoever runs the demo."""
+    return pwd.getpwuid(os.getuid()).pw_name
+
+
+def _wait(ready: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while not ready():
+        if time.monotonic() > deadline:
+            raise TimeoutError(otherwise)
+        time.sleep(0.1)

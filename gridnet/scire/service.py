@@ -165,6 +165,7 @@ class ScireService(MultiService):
             addresses["admin"] = (
                 f"https://{getattr(where['admin'], 'host', '')}:{ports['admin']}/RPC2"
             )
+        addresses["ca"] = str(self._site.state_dir / self.config.tls.fleet_ca)
         await server.database.write(
             lambda tx: say_where(tx, server.identity.id, server.url, server.enrol_url)
         )

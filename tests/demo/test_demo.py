@@ -127,6 +127,10 @@ class DemoSiteTests(SynchronousTestCase):
         self.assertIn("Upper(b'hello, filter\\n') -> 200 b'HELLO, FILTER\\n'", out.getvalue())
         self.assertRegex(out.getvalue(), r"Echo through 127\.0\.0\.1 \d+ \w{8} -> b'hello, ticket")
         self.assertIn(demo.ready["status"], out.getvalue())
+        self.assertRegex(
+            out.getvalue(),
+            r"run (\d+): pending -> sent -> received -> running -> succeeded\nrun \1 said b'hello",
+        )
 
     def test_jobs_can_be_logged_at_the_sockets_it_names(self) -> None:
         """Those of the LB proxy, for their owner alone."""
