@@ -11,7 +11,7 @@ from gridnet.errors import RemoteProtocolError
 from gridnet.lbsmd.gossip.follower import Follower
 from gridnet.lbsmd.gossip.membership import Membership
 from gridnet.lbsmd.gossip.publisher import SERVICE_KEY, number_of
-from gridnet.lbsmd.gossip.records import mark_of
+from gridnet.lbsmd.gossip.records import HostRecords, mark_of
 from gridnet.table.address import canonical_address
 
 
@@ -35,19 +35,39 @@ def facts(
     }
 
 
-def services_fingerprint(membership: Membership) -> int:
+class ServicesFingerprint:
     """
-    64 bits, equal on hosts that hold the same services of all who are up.
+    What tells whether two hosts hold the same services of all who are up.
 
-    The load of some host is always under way; services, once told, are not.
+    The load of some host is always under way; services, once told, are not.  Only hosts whose
+    entries have changed since the last time are looked at.
     """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[int, int]] = {}
+
+    def of(self, membership: Membership) -> int:
+        """64 bits, equal for equal services."""
+        combined = 0
+        known: dict[str, tuple[int, int]] = {}
+        for host in membership.hosts.values():
+            if host.is_up:
+                records = host.records
+                held = self._known.get(host.name)
+                if held is None or held[0] != records.fingerprint:
+                    held = records.fingerprint, _services_mark(host.name, records)
+                known[host.name] = held
+                combined ^= held[1]
+        self._known = known
+        return combined
+
+
+def _services_mark(name: str, records: HostRecords) -> int:
     combined = 0
-    for host in membership.hosts.values():
-        if host.is_up:
-            for entry in host.records:
-                if number_of(entry.key, SERVICE_KEY) is not None:
-                    mark = f"{host.name} {mark_of(entry)}".encode()
-                    combined ^= int.from_bytes(blake2b(mark, digest_size=8).digest(), "big")
+    for entry in records:
+        if number_of(entry.key, SERVICE_KEY) is not None:
+            mark = f"{name} {mark_of(entry)}".encode()
+            combined ^= int.from_bytes(blake2b(mark, digest_size=8).digest(), "big")
     return combined
 
 

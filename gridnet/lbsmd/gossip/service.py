@@ -29,7 +29,7 @@ from gridnet.lbsmd.gossip.messages import Address, Belief, Message, Order, Recei
 from gridnet.lbsmd.gossip.orders import OrderBook
 from gridnet.lbsmd.gossip.protocol import GossipSocket, listen, listen_to_group
 from gridnet.lbsmd.gossip.publisher import Publisher
-from gridnet.lbsmd.gossip.report import facts, services_fingerprint, why_down
+from gridnet.lbsmd.gossip.report import ServicesFingerprint, facts, why_down
 from gridnet.lbsmd.gossip.wire import Seal
 from gridnet.lbsmd.orders import Order as Request
 from gridnet.lbsmd.orders import RefusedError, decode_order, encode_order
@@ -78,6 +78,7 @@ class Gossip(Service):
         self.config = config
         self.listening: Deferred[Address] = Deferred()
         self.counts = {"received": 0, "refused": 0, "sent": 0}
+        self._services = ServicesFingerprint()
         self._site = site
         self._clock = IReactorTime(site.reactor)
         self.clock_seconds = clock_seconds
@@ -528,7 +529,7 @@ class Gossip(Service):
         """``gossip``: figures; those that take a look at every entry only if it asks for them."""
         if not question.get("services"):
             return self.facts()
-        return {**self.facts(), "services": f"{services_fingerprint(self.membership):016x}"}
+        return {**self.facts(), "services": f"{self._services.of(self.membership):016x}"}
 
     def why_down(self, question: Mapping[str, Any]) -> Mapping[str, Any]:
         """``why_down``: what is held of a host, by whom and why."""
