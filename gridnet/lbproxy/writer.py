@@ -160,9 +160,8 @@ class Writer:
             self._connection = connection
         return self._ledger
 
-    def _tell_changes(self) -> None:
-        if self._ledger is not None and (changes := self._ledger.take_changes()):
-            self._deliver(self._changed, changes)
+    def _take_changes(self) -> JobChanges:
+        return self._ledger.take_changes() if self._ledger is not None else []
 
     def _drop_connection(self) -> None:
         self._ledger = None
@@ -209,12 +208,12 @@ class Writer:
         except sqlite3.Error as error:
             self._write_failed(error)
             replies = [failure_reply(error)] * len(group)
-            self._deliver(_tell, group, replies, None, self._committed)
+            self._tell(group, replies)
         except Exception as error:
             # A fault of ours in one event must not cost the others theirs.
             self._deliver(self._failed, error)
             if len(group) == 1:
-                self._deliver(_tell, group, [INTERNAL_ERROR], None, self._committed)
+                self._tell(group, [INTERNAL_ERROR])
             else:
                 for one in group:
                     self._commit([one])
@@ -222,8 +221,7 @@ class Writer:
             self.fault = ""
             self.counts.groups += 1
             self.counts.events += len(report.result.stored)
-            self._deliver(_tell, group, report.result.replies, report, self._committed)
-            self._tell_changes()
+            self._tell(group, report.result.replies, report)
 
     def _apply(self, events: list[Event]) -> GroupReport:
         start = self._clock()
@@ -247,16 +245,21 @@ class Writer:
         else:
             self.fault = ""
             self._deliver(chore.done, done)
-            self._tell_changes()
+            if changes := self._take_changes():
+                self._deliver(self._changed, changes)
 
+    def _tell(
+        self, group: list[_Submission], replies: list[Reply], report: GroupReport | None = None
+    ) -> None:
+        """Bring all there is to say of *group* to the callers, in one go: each wakes them up."""
+        changes = self._take_changes() if report is not None else []
 
-def _tell(
-    group: list[_Submission],
-    replies: list[Reply],
-    report: GroupReport | None,
-    committed: Callable[[GroupReport], None],
-) -> None:
-    for one, reply in zip(group, replies, strict=True):
-        one.done(reply)
-    if report is not None:
-        committed(report)
+        def tell() -> None:
+            for one, reply in zip(group, replies, strict=True):
+                one.done(reply)
+            if report is not None:
+                self._committed(report)
+            if changes:
+                self._changed(changes)
+
+        self._deliver(tell)
