@@ -20,6 +20,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gridnet.lbproxy import frames, http
@@ -46,6 +47,7 @@ from gridnet.lbproxy.session import (
 )
 from gridnet.lbproxy.stream_calls import (
     StreamEvent,
+    StreamPage,
     check_cursor,
     cursor_target,
     parse_poll,
@@ -63,6 +65,7 @@ __all__ = [
     "LbError",
     "ResultMode",
     "StreamEvent",
+    "StreamPage",
     "condition",
     "generate_subjob_ids",
     "make_job_id",
@@ -401,14 +404,13 @@ class Context(_EventCalls):
         owners: Iterable[str] = (),
         events: Iterable[str] = (),
         states: Iterable[str] = (),
-    ) -> tuple[list[StreamEvent], int]:
+    ) -> StreamPage:
         """
         Wait for events once.
 
         :param after: position of the last event that is known; None: where *consumer* stopped,
             else from now on.
         :param wait: seconds to wait for a first one.
-        :returns: the events, and the position to give next time.
         """
         target = stream_target(after, consumer, wait, jobs, owners, events, states)
         found = self._request(b"GET", target, wait + self.settings.query_seconds)
@@ -424,17 +426,21 @@ class Context(_EventCalls):
         events: Iterable[str] = (),
         states: Iterable[str] = (),
         wait: float = 30.0,
+        trimmed: Callable[[int], object] = lambda position: None,
     ) -> Generator[StreamEvent, None, None]:
         """
         Events as they come, for ever; a service that goes away is waited for.
 
         With a *consumer* the service remembers how far it came: an event counts as taken once
         the next one is asked for, so after a break it goes on exactly there.
+
+        :param trimmed: called with a position up to which events may be missing, since they were
+            asked for too long after their jobs had left.
         """
         chosen_jobs, chosen_owners = tuple(jobs), tuple(owners)
         chosen_events, chosen_states = tuple(events), tuple(states)
 
-        def ask(position: int | None, seconds: float) -> tuple[list[StreamEvent], int]:
+        def ask(position: int | None, seconds: float) -> StreamPage:
             return self.poll(
                 position,
                 consumer=consumer,
@@ -445,13 +451,13 @@ class Context(_EventCalls):
                 states=chosen_states,
             )
 
-        pause = 0.1
+        pause, told = 0.1, 0
         position = after
         if position is None and not consumer:
-            _, position = ask(None, 0)
+            position = ask(None, 0).reached
         while True:
             try:
-                found, reached = ask(position, wait)
+                page = ask(position, wait)
             except LbError as error:
                 if error.number != errno.EAGAIN:
                     raise
@@ -459,15 +465,19 @@ class Context(_EventCalls):
                 pause = min(pause * 2, 10.0)
                 continue
             pause = 0.1
-            for one in found:
+            if page.trimmed > told:
+                told = page.trimmed
+                trimmed(told)
+            for one in page.events:
                 try:
                     yield one
                 except GeneratorExit:
                     if consumer and position is not None:
-                        self.move_cursor(consumer, position)
+                        with suppress(LbError):  # it is shown again then
+                            self.move_cursor(consumer, position)
                     raise
                 position = one.position
-            position = max(reached, position or 0)
+            position = max(page.reached, position or 0)
 
     def move_cursor(self, consumer: str, position: int) -> None:
         """Tell the service how far *consumer* has come."""

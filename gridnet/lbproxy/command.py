@@ -245,6 +245,9 @@ def _watch(context: Context, options: argparse.Namespace, emit: Emit) -> int:
         owners=options.owner,
         events=options.event,
         states=options.state,
+        trimmed=lambda position: print(
+            f"gridnet lb: events up to position {position} may be missing", file=sys.stderr
+        ),
     )
     shown: int | None = None  # position of the last event that was
     try:

@@ -36,6 +36,7 @@ from gridnet.lbproxy.session import (
 )
 from gridnet.lbproxy.stream_calls import (
     StreamEvent,
+    StreamPage,
     check_cursor,
     cursor_target,
     parse_poll,
@@ -378,8 +379,8 @@ class DeferredContext(_EventCalls):
         owners: Iterable[str] = (),
         events: Iterable[str] = (),
         states: Iterable[str] = (),
-    ) -> Deferred[tuple[list[StreamEvent], int]]:
-        """Wait for events once: (events, position to give next time)."""
+    ) -> Deferred[StreamPage]:
+        """Wait for events once."""
         target = stream_target(after, consumer, wait, jobs, owners, events, states)
         octets = b"GET %s HTTP/1.1\r\n\r\n" % target.encode("ascii")
         seconds = wait + self.settings.query_seconds
@@ -403,6 +404,7 @@ class DeferredContext(_EventCalls):
         owners: Iterable[str] = (),
         events: Iterable[str] = (),
         states: Iterable[str] = (),
+        trimmed: Callable[[int], object] = lambda position: None,
     ) -> Follower:
         """
         Call *received* with each event as it comes, until the follower is cancelled.
@@ -412,9 +414,11 @@ class DeferredContext(_EventCalls):
         :param after: position of the last event that is known; None: where *consumer* stopped,
             else from now on.
         :param consumer: a name whose cursor the service keeps; :meth:`move_cursor` moves it.
+        :param trimmed: called with a position up to which events may be missing, since they were
+            asked for too long after their jobs had left.
         """
         target = stream_target(None, consumer, None, jobs, owners, events, states)
-        follower = Follower(self._reactor, self.settings.serve, target, after, received)
+        follower = Follower(self._reactor, self.settings.serve, target, after, received, trimmed)
         follower.start()
         return follower
 
@@ -434,6 +438,7 @@ class Follower:
         target: str,
         position: int | None,
         received: Callable[[StreamEvent], object],
+        trimmed: Callable[[int], object],
     ) -> None:
         self.position = position
         self.done: Deferred[None] = Deferred()
@@ -441,6 +446,7 @@ class Follower:
         self._path = path
         self._target = target
         self._received = received
+        self._trimmed = trimmed
         self._pause = 0.1
         self._timer: IDelayedCall | None = None
         self._connection: _EventSource | None = None
@@ -468,6 +474,11 @@ class Follower:
         self.position = position
         if fields is not None:
             self._received(StreamEvent(position, fields))
+
+    def missed(self, position: int) -> None:
+        """Events up to *position* may be missing."""
+        if not self._cancelled:
+            self._trimmed(position)
 
     def refused(self, error: LbError) -> None:
         """The service does not understand what was asked; asking again would not help."""
@@ -541,17 +552,22 @@ class _EventSource(Protocol):
             self.end()
 
     def _take(self, block: bytes) -> None:
-        position, value = None, b""
+        position, value, name = None, b"", b""
         for line in block.splitlines():
             if line.startswith(b"id: ") and line[4:].isdigit():
                 position = int(line[4:])
             elif line.startswith(b"data: "):
                 value = line[6:]
-        if position is None:
+            elif line.startswith(b"event: "):
+                name = line[7:]
+        if position is None and name != b"trimmed":
             return
         try:
             fields = json.loads(value) if value else None
-        except ValueError:
+            if position is None:
+                self._follower.missed(int((fields or {})["position"]))
+                return
+        except (ValueError, KeyError, TypeError):
             self.end()
             return
         self._follower.got(position, fields)

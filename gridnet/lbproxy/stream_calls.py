@@ -63,7 +63,16 @@ def stream_target(
     return f"{stream.PATH}?{urlencode(pairs)}" if pairs else stream.PATH
 
 
-def parse_poll(status: int, body: bytes) -> tuple[list[StreamEvent], int]:
+@frozen
+class StreamPage:
+    """What one poll found."""
+
+    events: tuple[StreamEvent, ...]
+    reached: int  #: the position to give next time
+    trimmed: int = 0  #: events up to there may be missing, as their jobs left long ago; 0: none
+
+
+def parse_poll(status: int, body: bytes) -> StreamPage:
     """
     The answer to a long poll.
 
@@ -74,8 +83,8 @@ def parse_poll(status: int, body: bytes) -> tuple[list[StreamEvent], int]:
         if status != 200:
             number = errno.EAGAIN if status == 503 else errno.EINVAL
             raise LbError(number, str(answer.get("error", status)))
-        found = [StreamEvent(one["position"], one) for one in answer["events"]]
-        return found, int(answer["next"])
+        found = tuple(StreamEvent(one["position"], one) for one in answer["events"])
+        return StreamPage(found, int(answer["next"]), int(answer["trimmed"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LbError(BAD_ANSWER, f"unreadable answer: {error}") from None
 

@@ -172,7 +172,7 @@ class ContextTests(ChildTestCase):
         self.assertEqual(seen, ["RegJob"] * 3)
         position = found[0].position
         context.move_cursor("reader", position)
-        (one, two), _ = context.poll(consumer="reader", jobs=[self.job], wait=1)
+        one, two = context.poll(consumer="reader", jobs=[self.job], wait=1).events
         self.assertEqual((one.event, two.event), ("Running", "Done"))
 
     def test_nobody_there(self) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from gridnet.lbproxy.client import DeferredContext, LbError, StreamEvent, make_job_id
+from gridnet.lbproxy.client import Context, DeferredContext, LbError, StreamEvent, make_job_id
+from gridnet.lbproxy.config import LbproxyConfig, StreamConfig
 from gridnet.lbproxy.frames import OK, Reply
 from gridnet.lbproxy.jobid import JobId
 from tests.lbproxy.running import RunningProxy
@@ -106,9 +108,9 @@ class DeferredContextTests(TestCase):
             await context.log_running(node="n")
             await self.until(lambda: len(found) >= 2)
             self.assertEqual([one.event for one in found], ["RegJob", "Running"])
-            events, reached = await context.poll(0, jobs=[name], wait=0)
-            self.assertEqual([one.position for one in events], [one.position for one in found])
-            self.assertEqual(reached, follower.position)
+            page = await context.poll(0, jobs=[name], wait=0)
+            self.assertEqual([one.position for one in page.events], [one.position for one in found])
+            self.assertEqual(page.reached, follower.position)
             follower.cancel()
             await self.until(lambda: not self.proxy.service.book.hub.followers)
 
@@ -135,6 +137,43 @@ class DeferredContextTests(TestCase):
             await self.until(lambda: len(found) >= 2)
             self.assertEqual([one.event for one in found], ["RegJob", "Running"])
             resumed.cancel()
+
+        return self.run_async(work())
+
+    def test_what_may_be_missing(self) -> Deferred[None]:
+        """Who asks for events of jobs that left is told, whichever way it asks."""
+
+        async def work() -> None:
+            await self.proxy.stop()
+            config = LbproxyConfig(keep_final_seconds=0, stream=StreamConfig(keep_seconds=0))
+            self.proxy = RunningProxy(config)
+            await self.proxy.start()
+            context = self.make()
+            await context.register_job(make_job_id(), ns="wms")
+            first = (await context.poll(0)).events[0].position
+            await context.log_done(status_code="OK", exit_code=0)
+            await context.register_job(make_job_id(), ns="wms")
+            # What is in memory is not missed yet.
+            self.assertEqual((await context.poll(first)).trimmed, 0)
+            await self.proxy.stop(forget=False)
+            await self.proxy.start()
+            page = await context.poll(first)
+            self.assertEqual([one.event for one in page.events], ["RegJob"])
+            self.assertGreater(page.trimmed, first)
+            found: list[StreamEvent] = []
+            told: list[int] = []
+            follower = context.follow(found.append, first, trimmed=told.append)
+            await self.until(lambda: found)
+            self.assertEqual(told, [page.trimmed])
+            follower.cancel()
+
+            def watch() -> tuple[str, list[int]]:
+                told: list[int] = []
+                with Context(store=self.proxy.store, serve=self.proxy.serve) as blocking:
+                    event = next(blocking.watch(first, trimmed=told.append))
+                return event.event, told
+
+            self.assertEqual(await deferToThread(watch), ("RegJob", [page.trimmed]))
 
         return self.run_async(work())
 
