@@ -113,8 +113,8 @@ def round_trip(way: Way, seconds: float) -> float:
     return median(found[len(found) // 10 :]) * 1e6
 
 
-def connections(way: Way, seconds: float, expected: int) -> float:
-    """New connections a second, :data:`IN_FLIGHT` at a time."""
+def connections(way: Way, seconds: float, expected: int) -> tuple[float, float]:
+    """New connections a second, :data:`IN_FLIGHT` at a time; the relay's CPU for each, us."""
     hellos = [hello + b"?" for hello in way.hello("answer", int(expected * seconds))]
     address = ("127.0.0.1", way.ports["answer"])
     poll = select.epoll()
@@ -127,6 +127,7 @@ def connections(way: Way, seconds: float, expected: int) -> float:
         flying[sock.fileno()] = sock
         poll.register(sock.fileno(), select.EPOLLOUT)
 
+    cpu = _cpu_seconds(way)
     begin = time.perf_counter()
     for _ in range(IN_FLIGHT):
         launch()
@@ -148,7 +149,8 @@ def connections(way: Way, seconds: float, expected: int) -> float:
             done += 1
             if hellos and len(flying) < len(hellos) and time.perf_counter() - begin < seconds:
                 launch()
-    return done / (time.perf_counter() - begin)
+    spent = time.perf_counter() - begin
+    return done / spent, (_cpu_seconds(way) - cpu) / done * 1e6
 
 
 # -- the ways
@@ -350,16 +352,18 @@ def _trips(
 
 def _new(own: Way, peers: list[dict[str, Way]], options: Options) -> Iterator[Figure]:
     ways = [own, *(each["answer"] for each in peers)]
-    found: dict[str, list[float]] = {way.name: [] for way in ways}
+    found: dict[str, list[tuple[float, float]]] = {way.name: [] for way in ways}
     for _ in range(options.runs):
         for way in ways:
             found[way.name].append(connections(way, options.seconds, 12_000))
     for way in ways[1:]:
-        yield Figure(
-            "relay",
-            "new connections",
-            "1/s",
-            tuple(found[own.name]),
-            way.name,
-            tuple(found[way.name]),
-        )
+        for at, name, unit in (0, "new connections", "1/s"), (1, "CPU, new connection", "us"):
+            yield Figure(
+                "relay",
+                name,
+                unit,
+                tuple(each[at] for each in found[own.name]),
+                way.name,
+                tuple(each[at] for each in found[way.name]),
+                higher_is_better=at == 0,
+            )

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -134,7 +133,7 @@ class NcbiClientTests(SynchronousTestCase):
         found.update(
             CONN_HOST="127.0.0.1",
             CONN_PORT=str(self.demo.base),
-            CONN_TIMEOUT="5",
+            CONN_TIMEOUT="30",
             CONN_MAX_TRY="2",
             CONN_LB_DISABLE="1",
         )
@@ -186,10 +185,8 @@ class NcbiClientTests(SynchronousTestCase):
         self.assertEqual(len([line for line in found if "info" in line]), 2, found)
 
     def check_an_unknown_name_ends_at_once(self, library: str) -> None:
-        begin = time.monotonic()
-        self.assertEqual(self.found(library, "DemoNothing"), [])
-        # The client's own time-out is 5 s: anything less means that it was told.
-        self.assertLess(time.monotonic() - begin, 5.0)
+        # Waiting for nothing would take it longer than we wait for it.
+        self.assertEqual(self.found(library, "DemoNothing", TIMEOUT="300"), [])
 
     def check_relay_of_a_stateless_client(self, library: str) -> None:
         reply, kind, _ = self.talk(library, "DemoEcho", STATELESS="1")
@@ -212,7 +209,7 @@ class NcbiClientTests(SynchronousTestCase):
         """Run one of NCBI's programs; it may fail, since the server behind is an echo."""
         subprocess.run(
             words,
-            env=self.environment(library, TIMEOUT="2", MAX_TRY="1"),
+            env=self.environment(library, TIMEOUT="20", MAX_TRY="1"),
             cwd=self.directory,
             capture_output=True,
             timeout=90,
