@@ -198,6 +198,10 @@ class MirrorMachine(RuleBasedStateMachine):
     def flip_busy(self, place: int, busy: bool) -> None:
         self.node(place).client.set_busy(busy)
 
+    @rule(place=st.integers(0, 2), policy=st.sampled_from(BusyPolicy))
+    def change_policy(self, place: int, policy: BusyPolicy) -> None:
+        self.node(place).client.set_busy_policy(policy)
+
     @rule(place=st.integers(0, 2), seconds=st.integers(1, 4))
     def set_delivery_time(self, place: int, seconds: int) -> None:
         self.node(place).client.set_delivery_seconds(seconds)
@@ -290,6 +294,7 @@ class MirrorMachine(RuleBasedStateMachine):
         """Let everything settle, then compare."""
         for node in self.world.nodes:
             node.client.set_busy(False)
+            node.client.set_busy_policy(BusyPolicy.UNTIL_ACKNOWLEDGED)
             node.client.commit(self.world.now)
         self.world.pass_time(150, step=5.0)
         master = self.world.master.lists
