@@ -119,6 +119,7 @@ PURE = (
     "mirror/admission.py",
     "mirror/catalogue.py",
     "mirror/client.py",
+    "mirror/client_machine.py",
     "mirror/element.py",
     "mirror/feed.py",
     "mirror/filters.py",

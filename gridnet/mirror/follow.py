@@ -19,7 +19,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from gridnet.mirror.client import Acknowledge, ClientTimes, EventClient
+from gridnet.mirror.client import EventClient
+from gridnet.mirror.client_machine import Acknowledge, ClientTimes
 from gridnet.mirror.filters import What, Where
 from gridnet.mirror.link import Connector, Link
 from gridnet.mirror.lists import MirrorError

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from gridnet.mirror.admission import RegistrationError, UnknownClient
 from gridnet.mirror.catalogue import GRID_ENGINE, Catalogue
-from gridnet.mirror.client import Acknowledge, ClientTimes, EventClient
+from gridnet.mirror.client import EventClient
+from gridnet.mirror.client_machine import Acknowledge, ClientTimes
 from gridnet.mirror.element import Element, ElementList
 from gridnet.mirror.master import EventMaster, MasterLimits
 from gridnet.mirror.mirror import Mirror, Resync

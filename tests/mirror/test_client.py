@@ -9,7 +9,8 @@ from math import inf
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.errors import LocalProtocolError
-from gridnet.mirror.client import Acknowledge, ClientTimes, EventClient
+from gridnet.mirror.client import EventClient
+from gridnet.mirror.client_machine import Acknowledge, ClientTimes
 from gridnet.mirror.filters import What
 from gridnet.mirror.model import BusyPolicy, Event, Registration, Subscribed
 

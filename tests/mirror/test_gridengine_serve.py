@@ -28,7 +28,7 @@ from gridnet.mirror.keeper import MasterService
 from gridnet.mirror.model import Event, Registration, Subscribed
 from gridnet.table.address_range import AddressRanges
 from tests.hypothesis_profile import examples
-from tests.mirror.test_follow import Wire
+from tests.mirror.test_wire import Wire
 
 SGE = dialect()
 #: Damaged conversations; ``GRIDNET_TRIES`` is for a long search by hand.

@@ -15,7 +15,7 @@ from gridnet.mirror.catalogue import (
     JOB_USAGE,
     OBLIGATORY,
 )
-from gridnet.mirror.client import Acknowledge
+from gridnet.mirror.client_machine import Acknowledge
 from gridnet.mirror.element import Element, ElementList
 from gridnet.mirror.feed import ClientState
 from gridnet.mirror.filters import Operator, What, Where
