@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from attrs import frozen
@@ -334,10 +335,28 @@ def element_octets(element: Element) -> bytes:
     return octets
 
 
+_encode = json.JSONEncoder(
+    separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=as_json
+).encode
+
+
 def _dump(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=as_json).encode(
-        "utf-8", "surrogatepass"
-    )
+    try:
+        text = _encode(value)
+    except ValueError:
+        text = _encode(_finite(value))
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _finite(value: Any) -> Any:
+    """*value* with null for what JSON has no numbers for: a browser reads nothing of the rest."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return value
 
 
 def read_report(message: Mapping[str, Any], catalogue: OwnCatalogue) -> list[tuple[int, Event]]:

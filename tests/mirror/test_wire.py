@@ -24,7 +24,7 @@ from gridnet.mirror.filters import Chosen, Operator, What, Where
 from gridnet.mirror.follow import MirrorService
 from gridnet.mirror.master import MasterLimits
 from gridnet.mirror.mirror import ALL
-from gridnet.mirror.model import Event, Registration, Report
+from gridnet.mirror.model import Action, Event, Registration, Report
 from gridnet.mirror.outflow import CHUNK_OCTETS, Outflow
 from gridnet.mirror.protocol import (
     GridnetConnector,
@@ -344,6 +344,16 @@ class FormatTests(SynchronousTestCase):
             self.assertEqual([n for n, _ in found], [9, 10, 11, 12])
             self.assertEqual([e.facts for _, e in found], [e.facts for e in events])
             self.assertEqual([e.timestamp for _, e in found], [5, 6, 7, 8])
+
+    def test_what_json_has_no_number_for_is_null(self) -> None:
+        """A qmaster's double may be any; a browser would read nothing of the whole report."""
+        catalogue = OwnCatalogue(["s"])
+        row = service(key="a", load=float("inf"), inner=[{"x": float("nan"), "y": 0.5}])
+        event = Event(catalogue.find("s").events[Action.ADD], 6, elements=ElementList([row]))
+        octets = b"".join(wire.pack_report(Report(1, ([event],)), catalogue))
+        message = json.loads(octets[4:], parse_constant=self.fail)
+        (found,) = message["events"]
+        self.assertEqual(found[4], {"key": "a", "load": None, "inner": [{"x": None, "y": 0.5}]})
 
     @given(CONDITIONS)
     @examples(50)
