@@ -106,6 +106,7 @@ class Network:
         self.lost = 0
         self.events = 0
         self._times = times
+        # One for all: ten thousand of them would not fit into the caches of a processor.
         self._random = Random(seed)
         self._observe = observe
         self._by_address: dict[Address, SimulatedHost] = {}
@@ -132,8 +133,7 @@ class Network:
         )
         if old is not None:
             old.is_running = False
-        random = Random(self._random.getrandbits(64))
-        membership = Membership(name, address, self._times, random, self.now)
+        membership = Membership(name, address, self._times, self._random, self.now)
         host = SimulatedHost(number, name, address, membership)
         self._enter(host)
         return host
@@ -184,12 +184,11 @@ class Network:
     ) -> SimulatedHost:
         assert self._common is not None
         roster = SharedRoster(self._common, name)
-        random = Random(self._random.getrandbits(64))
         membership = Membership(
             name,
             address,
             self._times,
-            random,
+            self._random,
             self.now,
             incarnation=incarnation,
             roster=roster,
@@ -272,7 +271,7 @@ class Network:
             if not host.is_running:
                 continue
             if host.paused_until > now:
-                if sender is not None and sender.group == host.group:
+                if sender is not None and self._is_heard(host, sender):
                     self._keep((host, sender, messages))
                 continue
             membership = host.membership
@@ -282,8 +281,9 @@ class Network:
                 host.wakes_at = inf
                 if membership.due <= now + host.skew + 1e-9:
                     membership.tick(now + host.skew)
-            elif sender.group != host.group:
-                self.lost += 1
+            elif (sender.group != host.group or sender.skew != host.skew) and not self._is_heard(
+                host, sender
+            ):
                 continue
             elif host.is_slow:
                 self._keep((host, sender, messages))
@@ -298,6 +298,12 @@ class Network:
                     self._send(host, outgoing.address, outgoing.messages, outgoing.octets)
             if membership.due - host.skew < host.wakes_at:
                 self._wake_later(host)
+
+    def _is_heard(self, host: SimulatedHost, sender: SimulatedHost) -> bool:
+        if sender.group == host.group and abs(sender.skew - host.skew) <= self.traits.max_skew:
+            return True
+        self.lost += 1
+        return False
 
     def _keep(self, packet: _Packet) -> None:
         """A host that does not read: its socket keeps what fits."""
@@ -359,10 +365,7 @@ class Network:
         target = self._by_address[address]
         self._trace_numbers.append(host.number << 40 | target.number << 16 | octets)
         traits, random = self.traits, self._random.random
-        if target.group != host.group or (traits.loss and random() < traits.loss):
-            self.lost += 1
-            return
-        if target.skew != host.skew and abs(target.skew - host.skew) > traits.max_skew:
+        if traits.loss and random() < traits.loss:
             self.lost += 1
             return
         delay = int((traits.delay + random() * traits.delay_spread) / TICK_SECONDS + 0.5) or 1

@@ -243,19 +243,7 @@ class Membership:
             self._exchange(now)
         if self._reconnect_at <= now:
             self._reconnect(now)
-        # Not min(): this is called for every probe of every host of a simulation.
-        due = probing.next_at
-        if probing.retry_at < due:
-            due = probing.retry_at
-        if self._spread_at < due:
-            due = self._spread_at
-        if self._exchange_at < due:
-            due = self._exchange_at
-        if self._reconnect_at < due:
-            due = self._reconnect_at
-        if timers.next < due:
-            due = timers.next
-        self.due = due
+        self._plan()
 
     def take_outgoing(self) -> Sequence[Outgoing]:
         """Packets to send, once each."""
@@ -276,7 +264,8 @@ class Membership:
         ping: Ping | None = None
         for message in messages:
             if type(message) is Ack:
-                self._probing.acked(message)
+                if self._probing.acked(message):
+                    self._plan()
             elif type(message) is Ping:
                 ping = message
             elif type(message) is Belief:
@@ -346,11 +335,10 @@ class Membership:
             if correction is not None:
                 self._announce_own(correction)
             return
+        if self._rumours.heard((entry.owner, entry.key), entry):
+            return  # what we tell is what we hold
         state = self._roster.get(entry.owner)
-        if state is None:
-            return
-        if not state.records.is_news(entry):
-            self._rumours.heard((entry.owner, entry.key), entry)
+        if state is None or not state.records.is_news(entry):
             return
         if not self.identity.has_signed(state.key, entry_statement(entry), entry.signature):
             return
@@ -366,6 +354,11 @@ class Membership:
         if said.host == self.me:
             self._refute(said)
             return
+        if self._rumours.heard(said.host, said):
+            # Most of all that is ever heard: what we tell is what we hold.
+            if said.standing is _SUSPECT:
+                self._confirm(now, said, told_by, found)
+            return
         state = self._roster.get(said.host)
         if state is None:
             self._meet(now, said, told_by)
@@ -378,10 +371,8 @@ class Membership:
             # the others were: the host gets its time to refute, with us too.
             said, standing = evolve(said, standing=_SUSPECT), _SUSPECT
         if incarnation == state.incarnation and standing <= state.standing:
-            if standing == state.standing:
-                self._rumours.heard(said.host, said)
-                if standing is _SUSPECT:
-                    self._confirm(now, said, told_by, found)
+            if standing is _SUSPECT and state.standing is _SUSPECT:
+                self._confirm(now, said, told_by, found)
             return
         if standing is not _ALIVE and not state.is_up:
             return
@@ -395,7 +386,10 @@ class Membership:
         if trail is None:
             trail = self._trails[said.host] = Trail(now)
         trail.since = now
-        trail.suspicion = None
+        if trail.suspicion is not None:
+            if trail.suspicion.timer is not None:
+                self._timers.cancel(trail.suspicion.timer)
+            trail.suspicion = None
         self._gone.pop(said.host, None)
         if standing is _SUSPECT:
             self._suspect(trail, said, Evidence(said.accuser, now, told_by, found))
@@ -486,7 +480,7 @@ class Membership:
         if wanted and self._random.random() * up < times.confirmers:
             # Let some try themselves, so that the verdict need not wait for all turns to come.
             self._order.hurry(said.host)
-        self._judge_at(suspicion.ends_at(), (said.host, suspicion))
+        self._judge_in_time(said.host, suspicion)
 
     def _confirm(self, now: float, said: Belief, told_by: str, found: str) -> None:
         trail = self._trails.get(said.host)
@@ -497,7 +491,7 @@ class Membership:
         trail.evidence = suspicion.evidence
         # The suspicion has time: this need not have packets of its own.
         self._rumours.add(said, is_urgent=False)
-        self._judge_at(suspicion.ends_at(), (said.host, suspicion))
+        self._judge_in_time(said.host, suspicion)
 
     def _judge(self, now: float, accused: tuple[str, Suspicion]) -> None:
         name, suspicion = accused
@@ -505,7 +499,7 @@ class Membership:
         if trail is None or state is None or trail.suspicion is not suspicion:
             return
         if now < suspicion.ends_at():
-            self._judge_at(suspicion.ends_at(), accused)
+            self._judge_in_time(name, suspicion)
             return
         verdict = self.belief_of(state, _DEAD, self.me)
         self._consider(now, verdict, "", f"not refuted in {now - suspicion.since:.1f} s")
@@ -652,9 +646,29 @@ class Membership:
             octets += news_octets
         self.outgoing.append(Outgoing(address, messages, octets))
 
-    def _judge_at(self, time: float, accused: tuple[str, Suspicion]) -> None:
-        self._timers.at(time, self._judge, accused)
-        self._wake_by(time)
+    def _judge_in_time(self, name: str, suspicion: Suspicion) -> None:
+        if suspicion.timer is not None:
+            self._timers.cancel(suspicion.timer)
+        ends_at = suspicion.ends_at()
+        suspicion.timer = self._timers.at(ends_at, self._judge, (name, suspicion))
+        self._wake_by(ends_at)
+
+    def _plan(self) -> None:
+        """Find out when :meth:`tick` is due."""
+        timers, probing = self._timers, self._probing
+        # Not min(): this is called for every probe of every host of a simulation.
+        due = probing.next_at
+        if probing.retry_at < due:
+            due = probing.retry_at
+        if self._spread_at < due:
+            due = self._spread_at
+        if self._exchange_at < due:
+            due = self._exchange_at
+        if self._reconnect_at < due:
+            due = self._reconnect_at
+        if timers.next < due:
+            due = timers.next
+        self.due = due
 
     def _wake_by(self, time: float) -> None:
         if time < self.due:

@@ -155,8 +155,8 @@ class Probing:
             found = f"no answer, neither direct nor by {self._nacks_wanted} others"
             self._prober.accuse(now, state, found)
 
-    def acked(self, ack: Ack) -> None:
-        """Somebody answers."""
+    def acked(self, ack: Ack) -> bool:
+        """Somebody answers; True: that was the probe under way."""
         if ack.number == self._own:
             self.give_up()
             # Who needs many tries is on a bad line, and should take its time.
@@ -164,10 +164,11 @@ class Probing:
                 self._health.feel(1)
             elif self._health.score and self._tries < 2:
                 self._health.feel(-1)
-        else:
-            asked_by = self._proxied.pop(ack.number, None)
-            if asked_by is not None:
-                self._prober.send(asked_by[0], Ack(asked_by[1]))
+            return True
+        asked_by = self._proxied.pop(ack.number, None)
+        if asked_by is not None:
+            self._prober.send(asked_by[0], Ack(asked_by[1]))
+        return False
 
     def nacked(self, nack: Nack) -> None:
         """Somebody whom we asked got no answer either, yet."""

@@ -28,8 +28,6 @@ class _Rumour:
 
     def says(self, message: Belief | Entry) -> bool:
         ours = self.message
-        if ours is message:
-            return True
         if type(ours) is Belief and type(message) is Belief:
             return (ours.incarnation, ours.standing) == (message.incarnation, message.standing)
         if type(ours) is Entry and type(message) is Entry:
@@ -139,11 +137,11 @@ class Rumours:
             rumour.heard = self._cool_after
             self._cool[matter] = rumour
 
-    def heard(self, matter: str | tuple[str, str], message: Belief | Entry) -> None:
-        """Somebody else passes *message* on, which is about *matter*."""
+    def heard(self, matter: str | tuple[str, str], message: Belief | Entry) -> bool:
+        """Somebody else passes *message* on, which is about *matter*; False: we do not, now."""
         rumour = self._rumours.get(matter)
-        if rumour is None or not rumour.says(message):
-            return
+        if rumour is None or not (rumour.message is message or rumour.says(message)):
+            return False
         rumour.heard += 1
         if rumour.heard >= self._drop_after + self._health.score:
             self._drop(rumour)
@@ -153,6 +151,7 @@ class Rumours:
             rumour.is_cool = True
             self._cool[matter] = rumour
             self.hot -= 1
+        return True
 
     def take(
         self, octets: int, times: int, copies: int = 1

@@ -7,6 +7,17 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
+from attrs import define
+
+
+@define(order=False, eq=False)
+class Timer:
+    """One thing to do; to be given back to :meth:`Timers.cancel` alone."""
+
+    action: Callable[[float, Any], None]
+    argument: Any
+    is_cancelled: bool = False
+
 
 class Timers:
     """
@@ -18,20 +29,34 @@ class Timers:
     __slots__ = ("_heap", "_number", "next")
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Callable[[float, Any], None], Any]] = []
+        self._heap: list[tuple[float, int, Timer]] = []
         self._number = 0
         self.next = inf
 
-    def at(self, time: float, action: Callable[[float, Any], None], argument: Any) -> None:
+    def at(self, time: float, action: Callable[[float, Any], None], argument: Any) -> Timer:
         """Call *action* with the time it is then and *argument*, not before *time*."""
         self._number += 1
-        heapq.heappush(self._heap, (time, self._number, action, argument))
+        timer = Timer(action, argument)
+        heapq.heappush(self._heap, (time, self._number, timer))
         self.next = self._heap[0][0]
+        return timer
+
+    def cancel(self, timer: Timer) -> None:
+        """Do not do that, if it is not done yet."""
+        timer.is_cancelled = True
+        self._look()
 
     def run(self, now: float) -> None:
         """Do what is due, in the order of its times."""
         heap = self._heap
         while heap and heap[0][0] <= now:
-            _, _, action, argument = heapq.heappop(heap)
-            action(now, argument)
+            timer = heapq.heappop(heap)[2]
+            if not timer.is_cancelled:
+                timer.action(now, timer.argument)
+        self._look()
+
+    def _look(self) -> None:
+        heap = self._heap
+        while heap and heap[0][2].is_cancelled:
+            heapq.heappop(heap)
         self.next = heap[0][0] if heap else inf
