@@ -10,12 +10,12 @@ from twisted.internet.threads import deferToThreadPool
 from gridnet.scire import reports, runs, wire
 from gridnet.scire.enrol import renew_certificate
 from gridnet.scire.faults import FaultCode, ScireFault
-from gridnet.scire.identity import Client, User, note_use, wants_note
+from gridnet.scire.identity import CERTIFICATE, Client, User, note_use, wants_note
 from gridnet.scire.machine import Held, Reported
 from gridnet.scire.methods import Lane, member, method
 from gridnet.scire.reports import Kept
 from gridnet.scire.statusfile import StatusFile, format_status, parse_status
-from gridnet.scire.store.database import Transaction
+from gridnet.scire.store.database import InSteps, Parameters, Steps, Transaction
 
 if TYPE_CHECKING:
     from gridnet.scire.rpc import Call
@@ -132,24 +132,32 @@ def get_jobs(
 @method("scire.next_job", "struct", "string", lane=Lane.FREE)
 async def next_job(server: JobServer, call: Call, receipt: str) -> dict[str, Any]:
     """Acknowledge a receipt ("" for none), and hand out the next run that waits."""
-    if not receipt and not await server.database.read(lambda tx: _look(server, tx, call)):
+    if not receipt and not await server.database.read(InSteps(lambda tx: _look(tx, call))):
         return server.idle_answer()
 
-    def operation(tx: Transaction) -> runs.Delivery | None:
-        if receipt:
-            tx.ahead(runs.DELIVERED, (receipt,))
+    def steps(tx: Transaction) -> Steps[runs.Delivery | None]:
+        reads = _caller_reads(call)
+        yield [*reads, (runs.DELIVERED, (receipt,))] if receipt else reads
         client = _client(call.listener.authenticate(tx, call))
         if receipt:
             runs.acknowledge(tx, client, receipt, server.jobs)
         note_use(tx, client)
+        yield [(runs.CANDIDATES, (client.id, tx.now))]
         return server.dispatch.next_run(tx, client, server.identity)
 
-    return await _deliver(server, await server.database.write(operation))
+    return await _deliver(server, await server.database.write(InSteps(steps)))
 
 
-def _look(server: JobServer, tx: Transaction, call: Call) -> bool:
+def _caller_reads(call: Call) -> list[tuple[str, Parameters]]:
+    """What authenticating a client reads."""
+    return [(CERTIFICATE, (call.digest,))] if call.digest else []
+
+
+def _look(tx: Transaction, call: Call) -> Steps[bool]:
     """Whether a poll has to write anything."""
+    yield _caller_reads(call)
     client = _client(call.listener.authenticate(tx, call))
+    yield [(runs.ANYTHING, (client.id, tx.now))]
     return runs.anything(tx, client.id) or wants_note(client, tx.now)
 
 
@@ -244,12 +252,12 @@ async def job_status(server: JobServer, call: Call, file: bytes) -> dict[str, An
         pool = server.reactor.getThreadPool()
         status = await deferToThreadPool(server.reactor, pool, parse_status, file)
 
-    def operation(tx: Transaction) -> dict[str, Any] | Kept:
-        tx.ahead(reports.REPORTED, (status.seq, status.run))
+    def steps(tx: Transaction) -> Steps[dict[str, Any] | Kept]:
+        yield [*_caller_reads(call), (reports.REPORTED, (status.seq, status.run))]
         client = _client(call.listener.authenticate(tx, call))
         return reports.record_report(tx, client, status, file, server.jobs)
 
-    return await server.database.write(operation)
+    return await server.database.write(InSteps(steps))
 
 
 @method("scire.put_output", "int", "int", "string", "int", "base64", "boolean")

@@ -62,7 +62,7 @@ class User:
         return f"user:{self.name}"
 
 
-_CERTIFICATE = """
+CERTIFICATE = """
     SELECT k.client_id, k.user_id, k.not_after, k.issued_at, k.revoked_at, k.first_used_at,
            c.name, c.state, c.reason, c.contact_at, u.name AS user_name, u.enabled, u.root
     FROM certificates k LEFT JOIN clients c ON c.id = k.client_id
@@ -77,7 +77,7 @@ def authenticate(tx: Transaction, digest: str, address: str) -> Client | User:
     :raises ScireFault: 1000 unknown, 1001 requested, 1002 disabled, 1003 revoked or expired,
         1004 used by two machines.
     """
-    row = tx.one(_CERTIFICATE, (digest,))
+    row = tx.one(CERTIFICATE, (digest,))
     if row is None:
         raise _unknown(tx, digest)
     if row["client_id"] is None:

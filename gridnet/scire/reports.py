@@ -151,6 +151,7 @@ def _advance(
         move(tx, run, state, by, columns, detail=detail, seq=status.seq)
 
 
+_SIGNS = ("seq", "gap", "sign_at", "silent_after")
 REPORTED = """
     SELECT r.*, j.version AS job_version, j.watched, j.user_id, j.state AS job_state,
            p.digest AS reported
@@ -209,8 +210,10 @@ def record_report(
     if signs and not set(outcome.path) - {S.RECEIVED}:
         # Otherwise they go along with the change of state.
         tx.later(
-            "UPDATE runs SET seq = ?, gap = ?, sign_at = ?, silent_after = ? WHERE id = ?",
-            (signs["seq"], signs["gap"], signs["sign_at"], signs["silent_after"], run["id"]),
+            "UPDATE runs SET seq = ?, gap = ?, sign_at = ?, silent_after = ?"
+            " WHERE id = ? AND seq = ?",
+            (*(signs[name] for name in _SIGNS), run["id"], row["seq"]),
+            1,
         )
     if recorded is None:
         what = f"{status.state.value} in state {run['state']}"

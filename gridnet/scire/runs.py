@@ -31,7 +31,7 @@ _SELECT = """
 _BY_ID = _SELECT + "WHERE r.id = ? /*pg FOR UPDATE OF r*/"
 _SENT = _SELECT + "WHERE r.client_id = ? AND r.state = 'sent' ORDER BY r.id /*pg FOR UPDATE OF r*/"
 #: Those of one client that the claim has to look at: what is sent, and the best that is ready.
-_CANDIDATES = """
+CANDIDATES = """
     SELECT r.*, j.version AS job_version, j.watched, j.user_id, j.state AS job_state,
            (SELECT value FROM settings WHERE name = 'acl_version') AS acl_version
     FROM runs r JOIN jobs j ON j.id = r.job_id
@@ -39,7 +39,7 @@ _CANDIDATES = """
       AND (r.state = 'sent' OR r.ready_at <= ?) AND j.state IN ('active', 'finished')
     ORDER BY r.priority DESC, r.due, r.id LIMIT 4 /*pg FOR UPDATE OF r SKIP LOCKED*/"""
 #: Whether a poll would find something; the index alone answers it.
-_ANYTHING = """
+ANYTHING = """
     SELECT 1 AS found FROM runs r JOIN jobs j ON j.id = r.job_id
     WHERE r.client_id = ? AND r.state IN ('pending', 'sent')
       AND (r.state = 'sent' OR r.ready_at <= ?) AND j.state IN ('active', 'finished') LIMIT 1"""
@@ -231,7 +231,7 @@ def end_open_deliveries(
 
 def anything(tx: Transaction, client_id: int) -> bool:
     """Whether there may be something to hand out to a client; locks and writes nothing."""
-    return tx.one(_ANYTHING, (client_id, tx.now)) is not None
+    return tx.one(ANYTHING, (client_id, tx.now)) is not None
 
 
 def job_file(run: Run, job: Job, client: Client, now: float) -> bytes:
@@ -341,7 +341,7 @@ class Dispatch:
         """
         looked_at = 0
         while looked_at < _MAX_SEARCH:
-            rows = [as_run(row) for row in tx.all(_CANDIDATES, (client.id, tx.now))]
+            rows = [as_run(row) for row in tx.all(CANDIDATES, (client.id, tx.now))]
             if not rows:
                 return None
             sent = [run for run in rows if run["state"] == "sent"]

@@ -4,7 +4,9 @@ Transactions, and threads that run them: what both backends share.
 An operation is a function of a :class:`Transaction`; it is pure but for the database, so that it
 may be run again when its transaction could not be kept.  Several operations that wait at the
 same time share one transaction and one commit: each is answered after that commit, and one that
-fails is taken out and leaves the others as they are.
+fails is taken out and leaves the others as they are.  What costs then are journeys to the
+database: an operation :class:`InSteps` says what it is about to read, and the reads of all that
+share the transaction travel together.
 
 The reactor never waits for a database: it submits an operation and gets a Deferred.
 """
@@ -14,7 +16,8 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from itertools import compress
 from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -72,15 +75,15 @@ class Transaction(ABC):
         self.notices: list[Notice] = []
         self.wrote = False
 
-    def next_operation(self) -> None:
-        """Another operation begins in the same transaction."""
-        self.events, self.notices, self.wrote = [], [], False
+    def turn_to(self, outcome: Outcome) -> None:
+        """An operation begins or goes on, whose *outcome* takes what it tells."""
+        self.events, self.notices, self.wrote = outcome.events, outcome.notices, outcome.wrote
 
-    def ahead(self, sql: str, parameters: Parameters = ()) -> None:  # noqa: B027 - a hint
+    def read_ahead(self, reads: Reads) -> None:  # noqa: B027 - a hint
         """
-        Say that :meth:`one` or :meth:`all` will be called with this, as the next thing but one.
+        Say that :meth:`one` or :meth:`all` will be called with each of *reads* next.
 
-        Where a database is far away, both then take one journey.
+        Where a database is far away, they then take one journey.
         """
 
     @abstractmethod
@@ -120,6 +123,42 @@ class Transaction(ABC):
 
 
 Operation = Callable[[Transaction], T]
+#: Statements that read, and their parameters.
+Reads = Sequence[tuple[str, Parameters]]
+Steps = Generator[Reads, None, T]
+
+
+class InSteps(Generic[T]):
+    """
+    An operation that stops before it reads, to say what.
+
+    Between two steps others of the same transaction may have their turn, and may change what was
+    read ahead: an operation in steps writes nothing but what is guarded, by the values read or by
+    a key, so that it is raced then and starts again alone.
+
+    :param steps: the operation as a generator; it yields what it reads next.
+    """
+
+    def __init__(self, steps: Callable[[Transaction], Steps[T]]) -> None:
+        self.steps = steps
+
+    def __call__(self, transaction: Transaction) -> T:
+        """Run it alone in *transaction*."""
+        course = self.steps(transaction)
+        try:
+            while True:
+                transaction.read_ahead(next(course))
+        except StopIteration as end:
+            value: T = end.value
+            return value
+
+
+def _course(operation: Operation[T], transaction: Transaction) -> Steps[T]:
+    """Any operation in steps, if only one."""
+    if isinstance(operation, InSteps):
+        value: T = yield from operation.steps(transaction)
+        return value
+    return operation(transaction)
 
 
 class Raced(Exception):
@@ -147,6 +186,26 @@ class Outcome:
     error: BaseException | None = None
     events: list[Event] = field(factory=list)
     notices: list[Notice] = field(factory=list)
+    wrote: bool = False
+
+
+def _step(transaction: Transaction, course: Steps[Any], outcome: Outcome) -> Reads | None:
+    """Let an operation of a shared transaction go on: what it reads next; None: it has ended."""
+    transaction.turn_to(outcome)
+    try:
+        return next(course)
+    except StopIteration as end:
+        outcome.value = end.value
+    except ScireFault as fault:
+        if transaction.wrote:
+            raise
+        # It has read only: the others need not start again for it.
+        outcome.error = fault
+        outcome.events.clear()
+        outcome.notices.clear()
+    finally:
+        outcome.wrote = transaction.wrote
+    return None
 
 
 class Session(ABC):
@@ -189,20 +248,18 @@ class Session(ABC):
 
     def _together(self, operations: Sequence[Operation[Any]], write: bool) -> list[Outcome] | None:
         """None: not possible, nothing was kept."""
-        outcomes = []
+        outcomes = [Outcome() for _ in operations]
         try:
             transaction = self.begin(write)
-            for operation in operations:
-                transaction.next_operation()
-                outcome = Outcome(events=transaction.events, notices=transaction.notices)
-                try:
-                    outcome.value = operation(transaction)
-                except ScireFault as fault:
-                    if transaction.wrote:
-                        raise
-                    # It has read only: the others need not start again for it.
-                    outcome = Outcome(error=fault)
-                outcomes.append(outcome)
+            under_way = [
+                (_course(operation, transaction), outcome)
+                for operation, outcome in zip(operations, outcomes, strict=True)
+            ]
+            while under_way:
+                reads = [_step(transaction, *course) for course in under_way]
+                going = [read is not None for read in reads]
+                under_way = list(compress(under_way, going))
+                transaction.read_ahead([one for some in reads if some for one in some])
             transaction.notices = [notice for o in outcomes for notice in o.notices]
             self.commit(transaction)
         except Exception:

@@ -32,6 +32,7 @@ from gridnet.scire.store.database import (
     Operation,
     Parameters,
     Raced,
+    Reads,
     Row,
     Session,
     Transaction,
@@ -81,14 +82,11 @@ class PostgresTransaction(Transaction):
         super().__init__(now)
         self._pipeline = pipeline
 
-    def next_operation(self) -> None:
-        """Another operation begins: what was read ahead for the one before is old."""
-        super().next_operation()
+    def read_ahead(self, reads: Reads) -> None:
+        """Send reading statements along with the next one; older ones are old."""
         self._pipeline.forget()
-
-    def ahead(self, sql: str, parameters: Parameters = ()) -> None:
-        """Send a reading statement along with the next one."""
-        self._pipeline.ahead(sql, parameters)
+        for sql, parameters in reads:
+            self._pipeline.ahead(sql, parameters)
 
     def all(self, sql: str, parameters: Parameters = ()) -> Sequence[Row]:
         """Every row of the result."""
