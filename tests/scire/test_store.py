@@ -9,7 +9,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.scire.faults import FaultCode, ScireFault
-from gridnet.scire.store.database import Outcome, Session, Transaction
+from gridnet.scire.store.database import InSteps, Outcome, Session, Steps, Transaction
 from gridnet.scire.store.opening import open_database
 from gridnet.scire.store.postgresql import translated
 from tests.scire.databases import PostgresMixin, SqliteMixin
@@ -95,6 +95,58 @@ class StoreCase(SynchronousTestCase):
         outcomes = self.perform(counted, refused, counted)
         self.assertEqual(len(runs), 2)
         self.assertIsInstance(outcomes[1].error, ScireFault)
+
+    def test_operations_in_steps_take_turns_and_see_what_the_others_wrote(self) -> None:
+        told: list[str] = []
+        reads = ("SELECT value FROM settings WHERE name = ?", ("turn",))
+
+        def steps(name: str) -> InSteps[str]:
+            def course(tx: Transaction) -> Steps[str]:
+                yield [reads]
+                row = tx.one(*reads)
+                told.append(name)
+                tx.event(name)
+                tx.later("INSERT INTO settings (name, value) VALUES (?, ?)", (name, "x"))
+                # What was read ahead before is old: this is read again.
+                yield [("SELECT value FROM settings WHERE name = ?", ("a",))]
+                seen = tx.one("SELECT value FROM settings WHERE name = ?", ("a",))
+                return f"{name} {row and row['value']} {seen and seen['value']}"
+
+            return InSteps(course)
+
+        def refused(tx: Transaction) -> Steps[None]:
+            yield [reads]
+            raise ScireFault(FaultCode.NOT_AUTHENTICATED, "who?")
+
+        outcomes = self.perform(steps("a"), self.put("turn", "first"), InSteps(refused), steps("b"))
+        self.assertEqual([o.value for o in outcomes], ["a first x", "turn", None, "b first x"])
+        self.assertEqual(told, ["a", "b"])
+        self.assertEqual(
+            [[e.kind for e in o.events] for o in outcomes], [["a"], ["put"], [], ["b"]]
+        )
+        self.assertIsInstance(outcomes[2].error, ScireFault)
+        # Alone it does the same.
+        self.assertEqual(self.perform(steps("c"))[0].value, "c first x")
+        self.assertEqual(self.database.run_now(steps("d")), "d first x")
+
+    def test_one_in_steps_that_is_raced_starts_again_alone(self) -> None:
+        """Both read the row before either writes; what the second writes is guarded."""
+        reads = ("SELECT value FROM settings WHERE name = ? /*pg FOR UPDATE*/", ("count",))
+
+        def course(tx: Transaction) -> Steps[None]:
+            yield [reads]
+            row = tx.one(*reads)
+            assert row is not None
+            tx.later(
+                "UPDATE settings SET value = ? WHERE name = 'count' AND value = ?",
+                (str(int(row["value"]) + 1), row["value"]),
+                1,
+            )
+
+        self.perform(self.put("count", "0"))
+        outcomes = self.perform(*[InSteps(course)] * 5)
+        self.assertEqual([o.error for o in outcomes], [None] * 5)
+        self.assertEqual(self.settings()["count"], "5")
 
     def test_a_write_that_changes_other_rows_than_it_must_is_tried_again_and_then_busy(
         self,
