@@ -47,7 +47,7 @@ def _ticks(most: float) -> list[float]:
 
 def _thin(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
     step = max(1, ceil(len(points) / _MAX_POINTS))
-    return [*points[::step], points[-1]] if points else points
+    return [*points[:-1:step], points[-1]] if points else points
 
 
 def plot(lines: Iterable[Line], across: str, up: str) -> str:

@@ -66,6 +66,10 @@ def _hosts(number: int, scale: float) -> int:
     return max(_LEAST_HOSTS, int(number * scale))
 
 
+def _seeds_of(number: int, scale: float) -> int:
+    return max(2, int(number * scale))
+
+
 def _worst(values: Iterable[float | None]) -> float | None:
     known = list(values)
     return None if None in known else max(v for v in known if v is not None)
@@ -100,13 +104,13 @@ def _spread(item: str, outcomes: Sequence[Outcome], seconds: float) -> Finding:
 def spread_1000(scale: float) -> Finding:
     """One host of a thousand changes all it publishes; nothing is lost."""
     scenario = Scenario(hosts=_hosts(1000, scale), seconds=20.0, kills=0)
-    return _spread("spread-1000", _seeds(scenario, 20), 2.2)
+    return _spread("spread-1000", _seeds(scenario, _seeds_of(20, scale)), 2.2)
 
 
 def spread_10000(scale: float) -> Finding:
     """The same among ten thousand."""
     scenario = Scenario(hosts=_hosts(10_000, scale), services=5, seconds=12.0, kills=0)
-    return _spread("spread-10000", _seeds(scenario, 3), 2.6)
+    return _spread("spread-10000", _seeds(scenario, _seeds_of(3, scale)), 2.6)
 
 
 def loss_10000(scale: float) -> Finding:
@@ -118,7 +122,7 @@ def loss_10000(scale: float) -> Finding:
         kills=0,
         traits=NetworkTraits(loss=0.5),
     )
-    return _spread("loss-10000", _seeds(scenario, 3), 5.0)
+    return _spread("loss-10000", _seeds(scenario, _seeds_of(3, scale)), 5.0)
 
 
 def slow(scale: float) -> Finding:
