@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -70,10 +72,9 @@ class FrameTests(SynchronousTestCase):
         bad = data.draw(st.sampled_from([b"", b"x" * 17, b"               0\n"]))
         octets += bad
         reader, found = FrameReader(1000), []
-        while octets:
-            size = data.draw(st.integers(1, len(octets)))
-            found += reader.receive(octets[:size])
-            octets = octets[size:]
+        cuts = data.draw(st.lists(st.integers(0, len(octets)), max_size=12))
+        for begin, end in pairwise([0, *sorted(cuts), len(octets)]):
+            found += reader.receive(octets[begin:end])
         self.assertEqual(found, bodies)
         self.assertEqual(reader.fault is not None, bool(bad))
 

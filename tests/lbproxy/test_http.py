@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -34,10 +36,9 @@ class RequestReaderTests(SynchronousTestCase):
         whole = capture("04-sequence-code.query-request") + capture("08-unknown-job.query-request")
         bad = data.draw(st.sampled_from([b"", b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nx\r\n\r\n"]))
         octets, reader, found = whole + bad, self.reader(), []
-        while octets:
-            size = data.draw(st.integers(1, len(octets)))
-            found += reader.receive(octets[:size])
-            octets = octets[size:]
+        cuts = data.draw(st.lists(st.integers(0, len(octets)), max_size=8))
+        for begin, end in pairwise([0, *sorted(cuts), len(octets)]):
+            found += reader.receive(octets[begin:end])
         self.assertEqual([one.path for one in found], ["/querySequenceCode", "/queryJobs"])
         self.assertEqual(bool(reader.fault), bool(bad))
 
