@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,8 +69,10 @@ class Purger:
         return result
 
     def _background_failed(self, failure: Failure) -> None:
-        if failure.check(Overloaded):
-            self._log.info("a purge in the background ended early: {why}", why=str(failure.value))
+        if failure.check(Overloaded, sqlite3.Error, OSError):
+            self._log.warn(
+                "a purge in the background ended early: {reason}", reason=str(failure.value)
+            )
         else:
             self._log.failure("purging in the background", failure)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import sqlite3
 from collections import deque
 from typing import Any
 
@@ -26,7 +27,7 @@ from gridnet.lbproxy.http import HttpRequest, RequestReader
 from gridnet.lbproxy.ledger import StoredEvent
 from gridnet.lbproxy.purging import Purger
 from gridnet.lbproxy.query import BadRequest, PurgeRequest, QueryError
-from gridnet.lbproxy.store import QueryTimeout, Snapshot
+from gridnet.lbproxy.store import QueryTimeout, Snapshot, failure_reply
 from gridnet.lbproxy.stream import StreamError, StreamRequest
 from gridnet.lbproxy.subscriptions import Batch, Subscription
 from gridnet.lbproxy.writer import StoreClosed
@@ -234,6 +235,8 @@ class ServeConnection(BoundedConnection):
             return Answer(500)
         if isinstance(error, QueryTimeout):
             self._log.warn("{peer}: a query took {reason}", peer=str(self.peer), reason=str(error))
+        elif isinstance(error, (sqlite3.Error, OSError)):
+            self._log.warn("{path} failed: {reason}", path=path, reason=str(error))
         else:
             self._log.failure("answering {path}", failure, path=path)
         return Answer(500)
@@ -287,6 +290,10 @@ class ServeConnection(BoundedConnection):
             self._write(_json_reply(400, {"error": str(error)}))
         elif isinstance(error, (Overloaded, QueryTimeout, StoreClosed)):
             self._write(_json_reply(503, {"error": str(error)}))
+        elif isinstance(error, sqlite3.Error):
+            reason = failure_reply(error).text
+            self._log.warn("{path} failed: {reason}", path=stream.CURSOR_PATH, reason=reason)
+            self._write(_json_reply(503, {"error": reason}))
         else:
             self._log.failure("serving the event stream", failure)
             self._write(_json_reply(500, {"error": "internal error"}))

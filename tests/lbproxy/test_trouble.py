@@ -14,6 +14,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.lbproxy import frames
+from gridnet.lbproxy.client import LbError
 from gridnet.lbproxy.frames import OK, Reply
 from tests.lbproxy.child import Child, RawClient
 from tests.lbproxy.ledgers import REGISTER, job
@@ -150,6 +151,11 @@ class TroubleTests(SynchronousTestCase):
         """Another program holds the file, for longer than we wait."""
         child = self.start()
         with self.locked(child) as other:
+            with child.context() as context:
+                with self.assertRaisesRegex(LbError, "store locked"):
+                    context.move_cursor("c", 1)
+                with self.assertRaises(LbError):
+                    context.purge([job("a")])
             reply = self.check(child, self.log, lambda: other.execute("ROLLBACK"))
         self.assertEqual((reply.minor, reply.text[:12]), (11, "store locked"))
         self.check_file(child)
