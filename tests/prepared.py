@@ -26,12 +26,14 @@ from pathlib import Path
 from threading import Thread
 
 import gridnet
+from gridnet.component import components, load_object
 
 ROOT = Path(gridnet.__file__).parent.parent
-#: What commands load late; not ``twisted.internet.reactor``, which installs one.
+#: What commands load late, beside the components; not ``twisted.internet.reactor``, which installs
+#: one.
 MODULES = (
     "gridnet.cli",
-    "gridnet.component",
+    "gridnet.demo.command",
     "gridnet.launcher.batch.command",
     "gridnet.launcher.batch.service",
     "gridnet.launcher.launcherd.command",
@@ -83,9 +85,15 @@ class PreparedProcess:
             while data := stream.read(65536):
                 setattr(self, name, getattr(self, name) + data)
 
-    def wait(self) -> int:
-        """Its exit status, as :class:`subprocess.Popen` tells it."""
+    def wait(self, seconds: float | None = None) -> int:
+        """
+        Its exit status, as :class:`subprocess.Popen` tells it.
+
+        :raises TimeoutError: it has not ended within *seconds*.
+        """
         if self._status is None:
+            if not select.select([self._server], [], [], seconds)[0]:
+                raise TimeoutError(f"process {self.pid} goes on")
             with self._server:
                 self._status = _LENGTH.unpack(_exactly(self._server, 4))[0]
         return self._status
@@ -95,10 +103,15 @@ class PreparedProcess:
         for thread in self._threads:
             thread.join(PATIENCE_SECONDS)
 
+    def send_signal(self, number: int) -> None:
+        """Send it the signal *number*, unless it has ended."""
+        if self._status is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
     def kill(self) -> None:
         """End it, and wait until it is gone."""
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
         self.wait()
 
 
@@ -155,6 +168,9 @@ def _exactly(connection: socket.socket, count: int) -> bytes:
 def _serve(path: str) -> None:
     for name in MODULES:
         import_module(name)
+    for component in components().values():
+        load_object(component.factory)
+        load_object(component.config)
     assert "twisted.internet.reactor" not in sys.modules
     # Its children are not waited for: those are the watchers below, which have told already.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
