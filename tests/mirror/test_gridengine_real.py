@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 from xml.etree import ElementTree
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.internet.utils import getProcessOutputAndValue
@@ -35,6 +35,7 @@ SGE = dialect()
 
 JOB_LIST = 31
 SINGLE_JOBS = 85
+AT_A_TIME = 5
 ARRAYS = (10, 5)
 #: Status of a task that runs, or is on its way to its host.
 RUNNING = (0x80, 0x200)
@@ -261,8 +262,10 @@ class QmasterTests(QmasterTestCase):
         """A hundred jobs: single ones and arrays."""
         for size in ARRAYS:
             await self.submitted("-t", f"1-{size}", "true")
-        for number in range(SINGLE_JOBS):
-            await self.submitted("-N", f"job{number}", "true")
+        for first in range(0, SINGLE_JOBS, AT_A_TIME):
+            some = range(first, min(first + AT_A_TIME, SINGLE_JOBS))
+            jobs = [self.submitted("-N", f"job{number}", "true") for number in some]
+            await gatherResults(map(Deferred.fromCoroutine, jobs))
 
     def test_the_commands_show_what_qstat_shows_and_run_what_they_are_told(self) -> Deferred[None]:
         """``gridnet jobs`` beside ``qstat``; ``gridnet mirror`` lists, follows and triggers."""
