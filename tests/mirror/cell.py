@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from tests.ports import free_ports
@@ -235,7 +235,7 @@ class PrivateCell(ClientFiles):
         self.run("qdel", "-u", "*", check=False)  # complains where there is none
         for queue in self.run("qconf", "-sql").split():
             if queue != "all.q":
-                self._wait(f"the end of {queue}", lambda name=queue: self._without(name))
+                self._wait(f"the end of {queue}", partial(self._without, queue))
         self.run("qconf", "-Mq", str(self.directory / "queue.text"))
         self.run("qconf", "-Me", str(self.directory / "host.text"))
         self._wait("the end of all jobs", lambda: not self.run("qstat", "-u", "*").strip())

@@ -62,7 +62,8 @@ class QmasterTestCase(GridEngineTestCase):
             str(PROGRAMS / command[0]), command[1:], self.cell.environment, str(self.directory)
         )
         self.assertEqual(status, 0, (command, out, err))
-        return out.decode("utf-8", "replace")
+        text: str = out.decode("utf-8", "replace")
+        return text
 
     async def submitted(self, *words: str) -> int:
         """Submit a job; gives its number."""
@@ -277,7 +278,8 @@ class QmasterTests(QmasterTestCase):
             sys.executable, ("-m", "gridnet.cli", *words), {"PYTHONPATH": str(ROOT)}
         )
         self.assertEqual(status, 0, (words, out, err))
-        return out.decode("utf-8", "replace")
+        text: str = out.decode("utf-8", "replace")
+        return text
 
     async def _commands(self) -> None:
         source = ("--source", f"gridengine://127.0.0.1:{self.cell.port}{self.cell.common}")

@@ -237,7 +237,7 @@ class WiredTests(ServeCase):
         connector = GridEngineConnector(
             self.clock,
             Cell("master"),
-            endpoint=lambda host, port: self,  # type: ignore[arg-type]
+            endpoint=lambda host, port: self,  # type: ignore[arg-type, return-value]
         )
         mirror = MirrorService(
             self.clock,

@@ -96,7 +96,7 @@ class RegistrationTests(MasterTestCase):
         with self.assertRaisesRegex(RegistrationError, pattern) as context:
             self.master.register(wanted, Port(), NOW)
         self.assertEqual(self.master.clients, {})
-        return context.exception  # type: ignore[return-value]
+        return context.exception
 
     def test_each_wrong_wish_is_refused_with_its_reason(self) -> None:
         self.refused("name ''", wish(USER_LIST, name=""))
@@ -120,7 +120,7 @@ class RegistrationTests(MasterTestCase):
         wide = Where(Operator.OR, parts=(one,) * 600)
         deep = Where(Operator.AND, parts=(wide.parts[0], Where(Operator.OR, parts=(one,) * 511)))
         for part in ({"where": wide}, {"where": deep}, {"what": What.of(*map(str, range(600)))}):
-            wish = Registration("n", subscriptions=(Subscribed(77, **part),))  # type: ignore[arg-type]
+            wish = Registration("n", subscriptions=(Subscribed(77, **part),))
             error = self.assertRaises(RegistrationError, self.master.register, wish, Port(), NOW)
             self.assertIn("more than 512 parts", str(error))
 

@@ -95,7 +95,7 @@ class MirrorMachine(RuleBasedStateMachine):
         if self.world.master.lists.find("JOB", job) is None:
             return
         known = self.world.master.lists.find("JATASK", job, task)
-        keys = {"int_key": job, "int_key2": task}
+        keys: dict[str, Any] = {"int_key": job, "int_key2": task}
         if known is None:
             element = Element.of(
                 {
@@ -147,7 +147,7 @@ class MirrorMachine(RuleBasedStateMachine):
         lists = self.world.master.lists
         if lists.find("CQUEUE", queue) is None:
             return
-        keys = {"text_key": queue, "text_key2": host}
+        keys: dict[str, Any] = {"text_key": queue, "text_key2": host}
         if lists.find("QINSTANCE", queue, host) is None:
             element = Element.of({"QU_qhostname": host, "n": n, "QU_state": 0})
             self.record(65, [element], **keys)

@@ -214,7 +214,7 @@ class MirroredSiteTests(SiteTestCase):
     async def _native(self) -> None:
         running = await self.run_site(gridengine_listen="tcp:0:interface=127.0.0.1")
         jobs = Numbers()
-        jobs.object_type = "jobs"  # type: ignore[misc]
+        jobs.object_type = "jobs"
         jobs.rows = {"job/1": {"state": "Submitted", "owner": "ann"}}
         running.site.provide(IObjectSource, jobs, "jobs")
         running.mirror.offered()
@@ -322,7 +322,8 @@ class CommandTests(SiteTestCase):
             sys.executable, ("-m", "gridnet.cli", *words), {"PYTHONPATH": str(ROOT)}
         )
         self.assertEqual(ended, status, (words, out, err))
-        return out.decode() + (err.decode() if status else "")
+        text: str = out.decode() + (err.decode() if status else "")
+        return text
 
     def test_lists_are_named_shown_and_followed(self) -> Deferred[None]:
         """Text for people, JSON for programs, conditions and choices by the master."""
@@ -433,7 +434,7 @@ class CommandTests(SiteTestCase):
     async def _jobs(self) -> None:
         running = await self.run_site(gridengine_listen="tcp:0:interface=127.0.0.1")
         jobs = Numbers()
-        jobs.object_type = "jobs"  # type: ignore[misc]
+        jobs.object_type = "jobs"
         jobs.rows = {"https://h/1": {"state": "Running", "owner": "ann"}}
         running.site.provide(IObjectSource, jobs, "jobs")
         running.mirror.offered()
