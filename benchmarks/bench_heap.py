@@ -86,7 +86,7 @@ def _in_c(options: Options) -> Iterable[Figure]:
             "tests.integration.heap_lookup",
         ]
         done = subprocess.run(
-            [*command, library, "100000", "10"],
+            [*command, library, "20000", "10"],
             capture_output=True,
             check=True,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
