@@ -27,40 +27,85 @@ from gridnet.lbsmd.gossip.roster import (
     part_at,
     range_of,
 )
+from gridnet.lbsmd.gossip.settings import GossipTimes
 
 
 class Exchange:
     """
     Compares a *roster* with what peers say of theirs.
 
+    Every host begins a comparison now and then, and sooner after one that found a difference.
+    What is told in answer is bounded in each second: a small question must not cause a flood.
+
     :param belief_of: what to tell of a host, or of it in another standing.
-    :param packet_octets: room for messages in one packet.
+    :ivar next_at: when this host is to send its next overview, in seconds.
     """
 
     __slots__ = (
+        "_allowance",
+        "_allowed_at",
         "_belief_of",
         "_packet_octets",
         "_random",
         "_roster",
+        "_times",
+        "next_at",
     )
 
     def __init__(
         self,
         roster: Roster,
         belief_of: Callable[[HostState, Standing], Belief],
-        packet_octets: int,
+        times: GossipTimes,
         random: Random,
+        now: float,
     ) -> None:
         self._roster = roster
         self._belief_of = belief_of
-        self._packet_octets = packet_octets
+        self._packet_octets = times.packet_octets
+        self._times = times
         self._random = random
+        self.next_at = now + random.random() * times.exchange_interval
+        self._allowance = times.max_exchange_packets
+        self._allowed_at = now
+
+    def begin(self, now: float) -> None:
+        """This host sends an overview now: plan the next one."""
+        self.next_at = now + self._times.exchange_interval * (0.75 + self._random.random() / 2)
+
+    def compare(self, now: float, theirs: Overview) -> Iterator[tuple[int, list[Message]]]:
+        """Packets that answer an overview: how many octets, and which messages."""
+        parts = self._differing(theirs)
+        if parts:
+            self._begin_soon(now, len(parts))
+            yield from self._allowed(now, self._answer_overview(theirs, parts))
+
+    def compare_parts(self, now: float, theirs: Digest) -> Iterator[tuple[int, list[Message]]]:
+        """Packets that answer a digest."""
+        self._begin_soon(now, 1)
+        yield from self._allowed(now, self._answer_digest(theirs))
+
+    def _begin_soon(self, now: float, parts: int) -> None:
+        """Tables differ: compare again, sooner if in much, until they do not."""
+        wait = self._times.exchange_again / (4 if parts > PARTS // 4 else 1)
+        self.next_at = min(self.next_at, now + wait * (0.5 + self._random.random()))
+
+    def _allowed(
+        self, now: float, messages: Iterable[Message]
+    ) -> Iterator[tuple[int, list[Message]]]:
+        if now - self._allowed_at >= 1.0:
+            self._allowed_at, self._allowance = now, self._times.max_exchange_packets
+        for packet in packed(messages, self._packet_octets):
+            if self._allowance <= 0:
+                return
+            self._allowance -= 1
+            yield packet
 
     def overview(self) -> Overview:
         """Our whole table in brief."""
         return Overview(tuple(self._roster.prints))
 
-    def differing(self, theirs: Overview) -> Sequence[int]:
+    def _differing(self, theirs: Overview) -> Sequence[int]:
         """The parts in which the peer's table is not equal to ours, in a random order."""
         mine = self._roster.prints
         if len(theirs.prints) != PARTS:
@@ -70,7 +115,7 @@ class Exchange:
         self._random.shuffle(parts)
         return parts
 
-    def answer_overview(self, theirs: Overview, parts: Iterable[int]) -> Iterator[Message]:
+    def _answer_overview(self, theirs: Overview, parts: Iterable[int]) -> Iterator[Message]:
         """What to tell the peer about *parts*."""
         for part in parts:
             states = self._roster.part(part)
@@ -82,7 +127,7 @@ class Exchange:
                         yield self._belief_of(state, state.standing)
                         yield from state.records
 
-    def answer_digest(self, theirs: Digest) -> Iterator[Message]:
+    def _answer_digest(self, theirs: Digest) -> Iterator[Message]:
         """What the peer should know, and what we know of the same hosts."""
         known = {line.host: line for line in theirs.lines}
         first, last = theirs.first, theirs.last

@@ -11,7 +11,7 @@ from attrs import define, evolve
 
 from gridnet.errors import LocalProtocolError
 from gridnet.lbsmd.gossip.events import EntryChanged, Event, Impersonation, StandingChanged
-from gridnet.lbsmd.gossip.exchange import Exchange, packed
+from gridnet.lbsmd.gossip.exchange import Exchange
 from gridnet.lbsmd.gossip.identity import TRUSTING, Identity, entry_statement, life_statement
 from gridnet.lbsmd.gossip.local_health import LocalHealth
 from gridnet.lbsmd.gossip.messages import (
@@ -79,9 +79,6 @@ class Membership:
     """
 
     __slots__ = (
-        "_allowance",
-        "_allowed_at",
-        "_exchange_at",
         "_exchanges",
         "_gone",
         "_health",
@@ -145,9 +142,7 @@ class Membership:
             times.drop_after + patience,
             self._health,
         )
-        self._exchanges = Exchange(self._roster, self.belief_of, times.packet_octets, random)
-        self._allowance = times.max_exchange_packets
-        self._allowed_at = now
+        self._exchanges = Exchange(self._roster, self.belief_of, times, random, now)
         self.outgoing: list[Outgoing] = []
         self.events: list[Event] = []
         self._is_leaving = False
@@ -160,9 +155,8 @@ class Membership:
         # Without Lifeguard as in memberlist: rounds go on whether there are news or not.
         self._spread_at = inf if times.lifeguard else now + random.random() * times.gossip_interval
         self._may_spread_at = now
-        self._exchange_at = now + random.random() * times.exchange_interval
         self._reconnect_at = inf
-        self.due = min(self._probing.next_at, self._exchange_at, self._spread_at)
+        self.due = min(self._probing.next_at, self._exchanges.next_at, self._spread_at)
 
     @property
     def health(self) -> int:
@@ -239,7 +233,7 @@ class Membership:
             probing.begin(now, is_idle=self._is_leaving)
         if self._spread_at <= now:
             self._spread(now)
-        if self._exchange_at <= now:
+        if self._exchanges.next_at <= now:
             self._exchange(now)
         if self._reconnect_at <= now:
             self._reconnect(now)
@@ -275,9 +269,9 @@ class Membership:
             elif type(message) is Entry:
                 self._take_entry(message)
             elif type(message) is Overview:
-                self._compare(now, source, message)
+                self._tell(source, self._exchanges.compare(now, message))
             elif type(message) is Digest:
-                self._tell_difference(now, source, message)
+                self._tell(source, self._exchanges.compare_parts(now, message))
             elif type(message) is IndirectPing:
                 if not self._is_leaving:
                     self._probing.probe_for(now, source, message)
@@ -543,7 +537,7 @@ class Membership:
         self._spread_at = self._may_spread_at if rumours.hot or not times.lifeguard else inf
 
     def _exchange(self, now: float) -> None:
-        self._exchange_at = now + self._times.exchange_interval * (0.75 + self._random.random() / 2)
+        self._exchanges.begin(now)
         for name in tuple(islice(self._gone, 2)):
             if now - self._gone[name] >= self._times.forget_seconds:
                 del self._gone[name]
@@ -566,35 +560,12 @@ class Membership:
                 mine = self.belief_of(self._mine)
                 self.send(state.address, mine, self.belief_of(state), self._exchanges.overview())
 
-    def _compare(self, now: float, source: Address, theirs: Overview) -> None:
+    def _tell(self, address: Address, packets: Iterable[tuple[int, Sequence[Message]]]) -> None:
         if self._is_leaving:
             return
-        parts = self._exchanges.differing(theirs)
-        if parts:
-            self._exchange_soon(now, len(parts))
-            self._send_allowed(now, source, self._exchanges.answer_overview(theirs, parts))
-
-    def _tell_difference(self, now: float, source: Address, theirs: Digest) -> None:
-        if not self._is_leaving:
-            self._exchange_soon(now, 1)
-            self._send_allowed(now, source, self._exchanges.answer_digest(theirs))
-
-    def _exchange_soon(self, now: float, parts: int) -> None:
-        """Tables differ: compare again, sooner if in much, until they do not."""
-        wait = self._times.exchange_again / (4 if parts > PARTS // 4 else 1)
-        at = now + wait * (0.5 + self._random.random())
-        self._exchange_at = min(self._exchange_at, at)
-        self._wake_by(at)
-
-    def _send_allowed(self, now: float, address: Address, messages: Iterable[Message]) -> None:
-        """Send as much as one second allows: a small question must not cause a flood."""
-        if now - self._allowed_at >= 1.0:
-            self._allowed_at, self._allowance = now, self._times.max_exchange_packets
-        for octets, packet in packed(messages, self._times.packet_octets):
-            if self._allowance <= 0:
-                return
-            self._allowance -= 1
-            self.outgoing.append(Outgoing(address, packet, octets))
+        for octets, messages in packets:
+            self.outgoing.append(Outgoing(address, messages, octets))
+        self._wake_by(self._exchanges.next_at)
 
     def accuse(self, now: float, state: HostState, found: str) -> None:
         """Suspect that host by our own probe, whose outcome *found* puts into words."""
@@ -662,8 +633,8 @@ class Membership:
             due = probing.retry_at
         if self._spread_at < due:
             due = self._spread_at
-        if self._exchange_at < due:
-            due = self._exchange_at
+        if self._exchanges.next_at < due:
+            due = self._exchanges.next_at
         if self._reconnect_at < due:
             due = self._reconnect_at
         if timers.next < due:
