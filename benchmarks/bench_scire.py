@@ -61,7 +61,7 @@ INSERT INTO history (run_id, from_state, to_state, by_whom, at, attempt, seq, de
  VALUES (:run, 'pending', 'sent', 'server a', 2e9, 1, 0, '');
 """
 #: Database connections that the server has.
-_POOL = 4
+_POOL = 3
 #: What pgbench runs, and on how many connections.
 _CLAIMS = {
     f"SELECT and UPDATE, {_POOL} connections as the server has": (_SELECT + "COMMIT;\n", _POOL),

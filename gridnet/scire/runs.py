@@ -29,15 +29,17 @@ _SELECT = """
     SELECT r.*, j.version AS job_version, j.watched, j.user_id, j.state AS job_state
     FROM runs r JOIN jobs j ON j.id = r.job_id """
 _BY_ID = _SELECT + "WHERE r.id = ? /*pg FOR UPDATE OF r*/"
-_SENT = _SELECT + "WHERE r.client_id = ? AND r.state = 'sent' ORDER BY r.id /*pg FOR UPDATE OF r*/"
-#: Those of one client that the claim has to look at: what is sent, and the best that is ready.
+SENT = _SELECT + "WHERE r.client_id = ? AND r.state = 'sent' ORDER BY r.id /*pg FOR UPDATE OF r*/"
+#: The best of one client's runs that is ready: one, for each row that is looked at is locked.
 CANDIDATES = """
     SELECT r.*, j.version AS job_version, j.watched, j.user_id, j.state AS job_state,
            (SELECT value FROM settings WHERE name = 'acl_version') AS acl_version
     FROM runs r JOIN jobs j ON j.id = r.job_id
-    WHERE r.client_id = ? AND r.state IN ('pending', 'sent')
-      AND (r.state = 'sent' OR r.ready_at <= ?) AND j.state IN ('active', 'finished')
-    ORDER BY r.priority DESC, r.due, r.id LIMIT 4 /*pg FOR UPDATE OF r SKIP LOCKED*/"""
+    WHERE r.client_id = ? AND r.state = 'pending' AND r.ready_at <= ?
+      AND j.state IN ('active', 'finished')
+    ORDER BY r.priority DESC, r.due, r.id LIMIT 1 /*pg FOR UPDATE OF r SKIP LOCKED*/"""
+#: And when the best was not to be handed out.
+_MORE = CANDIDATES.replace("LIMIT 1", "LIMIT 16")
 #: Whether a poll would find something; the index alone answers it.
 ANYTHING = """
     SELECT 1 AS found FROM runs r JOIN jobs j ON j.id = r.job_id
@@ -223,7 +225,7 @@ def end_open_deliveries(
     tx: Transaction, client_id: int, jobs: JobCache, by: str, rows: Iterable[Run] | None = None
 ) -> None:
     """What was sent to a client that now asks anew never arrived."""
-    runs = map(as_run, tx.all(_SENT, (client_id,))) if rows is None else rows
+    runs = map(as_run, tx.all(SENT, (client_id,))) if rows is None else rows
     for run in runs:
         job = jobs.get(tx, run["job_id"], run["job_version"])
         fail_delivery(tx, run, job.definition.max_deliveries, by, "asked anew")
@@ -339,22 +341,21 @@ class Dispatch:
 
         What is sent to him already evidently never arrived: those deliveries end first.
         """
-        looked_at = 0
+        sent = tx.all(SENT, (client.id,))
+        if sent:
+            end_open_deliveries(tx, client.id, self.jobs, client.who, map(as_run, sent))
+            # They may be the best of all again: what was read of the others is old.
+            tx.read_ahead(())
+        looked_at, query = 0, CANDIDATES
         while looked_at < _MAX_SEARCH:
-            rows = [as_run(row) for row in tx.all(CANDIDATES, (client.id, tx.now))]
+            rows = [as_run(row) for row in tx.all(query, (client.id, tx.now))]
             if not rows:
                 return None
-            sent = [run for run in rows if run["state"] == "sent"]
-            if sent:
-                # They may be the best of all again, so the choice is made anew after this.
-                end_open_deliveries(tx, client.id, self.jobs, client.who, sent)
-                looked_at += len(sent)
-                continue
             for run in rows:
                 delivery = self._offer(tx, run, client, server, run["acl_version"])
                 if delivery is not None:
                     return delivery
-            looked_at += len(rows)
+            looked_at, query = looked_at + len(rows), _MORE
         return None
 
     def this_run(

@@ -50,9 +50,9 @@ _ADMIN = (admin_clients, admin_jobs, admin_people, admin_runs, admin_servers)
 _KEYS = {"work": "scire.listen", "enrol": "scire.listen_enrol", "admin": "scire.listen_admin"}
 #: Calls at a time on the listeners that no client polls.
 _SIDE_SLOTS = 4
-#: Database threads, unless the site file says so: those that wait share a transaction, and more
-#: of them only take each other's time.
-_POOL = 4
+#: Database threads, unless the site file says so: calls that wait share a transaction, and with
+#: more threads fewer do.
+_POOL = 3
 #: How often the end looks whether calls are still under way, seconds.
 _LOOK_SECONDS = 0.05
 

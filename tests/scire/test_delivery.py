@@ -76,6 +76,14 @@ class DeliveryCase(FleetCase):
         self.assertEqual((again.run, again.attempt), (lost.run, 2))
         self.assertEqual(self.state(first.run), "received")
 
+    def test_whoever_asks_anew_ends_what_was_sent_whatever_is_better_now(self) -> None:
+        self.job(priority=1)
+        first = self.must_next(self.alice)
+        for _ in range(5):
+            self.job(priority=90)
+        second = self.must_next(self.alice)
+        self.assertEqual((self.state(first.run), self.state(second.run)), ("pending", "sent"))
+
     def test_acknowledging_twice_is_a_duplicate(self) -> None:
         """And leaves no trace."""
         self.job()
