@@ -128,6 +128,7 @@ PURE = (
     "mirror/mirror.py",
     "mirror/model.py",
     "mirror/narrow.py",
+    "mirror/task_ranges.py",
     "mirror/wire.py",
     "mirror/gridengine/cell.py",
     "mirror/gridengine/commlib.py",

@@ -19,8 +19,8 @@ from gridnet.mirror.command_line import options, run
 from gridnet.mirror.element import Element
 from gridnet.mirror.filters import Operator, What, Where
 from gridnet.mirror.follow import MirrorService
-from gridnet.mirror.lists import PENDING_RANGES
 from gridnet.mirror.model import printable
+from gridnet.mirror.task_ranges import PENDING_RANGES
 
 #: What the table needs of a job and of a task; the rest stays at the master.
 JOB_ATTRIBUTES = (

@@ -26,18 +26,10 @@ from gridnet.mirror.catalogue import (
 )
 from gridnet.mirror.element import Element, ElementList
 from gridnet.mirror.model import Action, Event, Result
+from gridnet.mirror.task_ranges import without_pending
 
 #: State bit of a queue instance that is suspended because of another queue.
 SUSPENDED_BY_SUBORDINATE = 0x8000
-
-#: Ranges of a job in which tasks stand that were not started yet.
-PENDING_RANGES = (
-    "JB_ja_n_h_ids",
-    "JB_ja_u_h_ids",
-    "JB_ja_s_h_ids",
-    "JB_ja_o_h_ids",
-    "JB_ja_a_h_ids",
-)
 
 
 class MirrorError(GridnetError):
@@ -124,6 +116,18 @@ class ObjectLists:
             "CQUEUE": self._apply_queue,
             "QINSTANCE": self._apply_instance,
         }
+
+    def copy(self) -> ObjectLists:
+        """The same lists, to try something on; elements are shared, since none ever changes."""
+        found = ObjectLists(self.catalogue, self.canonical_host, self._maintained)
+        found._lists = {name: dict(rows) for name, rows in self._lists.items()}
+        found._shells = dict(self._shells)
+        found._tasks = {job: dict(rows) for job, rows in self._tasks.items()}
+        found._pe_tasks = {task: dict(rows) for task, rows in self._pe_tasks.items()}
+        found._instances = {queue: dict(rows) for queue, rows in self._instances.items()}
+        found._announced = set(self._announced)
+        found._inner_shells = dict(self._inner_shells)
+        return found
 
     def has(self, name: str) -> bool:
         """Is there a list of type *name* (perhaps an empty one)?"""
@@ -553,46 +557,6 @@ class ObjectLists:
             element = self._required(event, kind)
         rows[host] = element
         return Applied(kind, action, key, element)
-
-
-def without_pending(job: Element, task: int) -> Element:
-    """*job* with the number *task* taken out of the ranges of tasks not yet started."""
-    changes: dict[str, ElementList | None] = {}
-    for attribute in PENDING_RANGES:
-        ranges: ElementList | None = job.get(attribute)
-        if ranges:
-            left = without_number(ranges, task)
-            if left is not ranges:
-                changes[attribute] = left if left else None
-    return job.evolve(changes) if changes else job
-
-
-def without_number(ranges: ElementList, number: int) -> ElementList:
-    """
-    Number ranges (``RN``) without *number*; the same object where it was in none.
-
-    A number in the middle splits its range in two.
-    """
-    kept: list[Element] = []
-    found = False
-    for row in ranges:
-        low, high = row.get("RN_min", 0), row.get("RN_max", 0)
-        step = row.get("RN_step", 1) or 1
-        if found or not low <= number <= high or (number - low) % step:
-            kept.append(row)
-            continue
-        found = True
-        if low < number:
-            kept.append(_range(row, low, number - step, step))
-        if number < high:
-            kept.append(_range(row, number + step, high, step))
-    return ranges.with_elements(kept) if found else ranges
-
-
-def _range(row: Element, low: int, high: int, step: int) -> Element:
-    # A range of one number has step 1, as the qmaster writes it.
-    high -= (high - low) % step
-    return row.evolve({"RN_min": low, "RN_max": high, "RN_step": step if high > low else 1})
 
 
 def own_element(key: str, attributes: Mapping[str, Any]) -> Element:

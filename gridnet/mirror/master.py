@@ -89,6 +89,7 @@ class EventMaster:
         self._addresses: dict[tuple[str, str, int], int] = {}
         self._lowest_free = FIRST_DYNAMIC_ID
         self._pending: list[tuple[Event, str]] | None = None
+        self._tried: ObjectLists | None = None  #: the lists with what is pending
         #: whole lists, until something changes: clients that come together share them
         self._snapshots: dict[str, ElementList] = {}
         #: types that clients want and whose list is not known; whoever can provide one, does
@@ -111,12 +112,14 @@ class EventMaster:
         """
         if not event.timestamp:
             event.timestamp = int(now)
-        if self._pending is not None:
+        if self._pending is not None and self._tried is not None:
+            if self._tried.apply(event) is None:
+                raise _unknown_event(event)
             self._pending.append((event, session))
             return None
         change = Change.of(event, self.catalogue)
         if change is None:
-            raise LocalProtocolError(f"event {event.event} is not of this catalogue")
+            raise _unknown_event(event)
         kind, action = change.kind, change.action
         was_known = kind.shape is Shape.TRIGGER or self.lists.has(kind.name)
         if self._conditions:
@@ -151,16 +154,16 @@ class EventMaster:
     def transaction(self, now: float) -> Iterator[None]:
         """
         What is recorded inside becomes visible together at the end, or, after an error, not
-        at all.
+        at all.  Each is tried on a copy of the lists at once, so that what does not fit ends it.
         """
         if self._pending is not None:
             raise LocalProtocolError("transactions cannot be nested")
         pending: list[tuple[Event, str]] = []
-        self._pending = pending
+        self._pending, self._tried = pending, self.lists.copy()
         try:
             yield
         finally:
-            self._pending = None
+            self._pending = self._tried = None
         for event, session in pending:
             self.record(event, now, session)
 
@@ -171,7 +174,7 @@ class EventMaster:
         For lists with text keys; whether it is an add or a modify shows in the list.
         """
         kind = self.catalogue.find(name)
-        known = self.lists.find(name, key) is not None
+        known = (self._tried or self.lists).find(name, key) is not None
         if element is None:
             if known:
                 self.record(Event(kind.events[Action.DELETE], text_key=key), now)
@@ -615,6 +618,10 @@ class EventMaster:
             if self._is_full(client.queued, client.octets):
                 self._time_out(client, now, "its queue is full")
         feed.trim()
+
+
+def _unknown_event(event: Event) -> LocalProtocolError:
+    return LocalProtocolError(f"event {event.event} is not of this catalogue")
 
 
 def _same_filters(one: Subscribed, other: Subscribed | None) -> bool:

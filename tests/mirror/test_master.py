@@ -396,6 +396,18 @@ class DeliveryTests(MasterTestCase):
                 _ = 1 / 0
         self.assertEqual(client.queued, 3)
         self.assertIsNone(self.master.lists.find("USER", "c"))
+        with self.assertRaises(ApplyError):
+            with self.master.transaction(NOW):
+                self.change("d")
+                self.master.record(Event(USER_DELETE, text_key="nobody"), NOW)
+        self.assertEqual(client.queued, 3)
+        self.assertIsNone(self.master.lists.find("USER", "d"))
+        with self.master.transaction(NOW):  # each change sees those before it
+            self.change("e")
+            self.change("e")
+            self.master.record(Event(USER_DELETE, text_key="e"), NOW)
+        self.assertEqual(client.queued, 4)
+        self.assertIsNone(self.master.lists.find("USER", "e"))
 
     def test_a_change_that_does_not_fit_the_lists_is_not_queued(self) -> None:
         client, _ = self.register(USER_LIST, USER_DELETE)

@@ -9,9 +9,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from gridnet.mirror.catalogue import GRID_ENGINE, INSTANCE_SUSPENDED, JOB_USAGE
 from gridnet.mirror.element import Element, ElementList
 from gridnet.mirror.filters import Operator, What, Where
-from gridnet.mirror.lists import ApplyError, MirrorError, ObjectLists, without_number
+from gridnet.mirror.lists import ApplyError, MirrorError, ObjectLists
 from gridnet.mirror.mirror import ALL, Mirror, Outcome, Resync
 from gridnet.mirror.model import Action, Event, Result
+from gridnet.mirror.task_ranges import without_number
 from tests.mirror.simulation import Node, World, plain
 
 
