@@ -60,7 +60,8 @@ class TroubleTests(SynchronousTestCase):
         self.assertEqual(outcome.false_positives, 0)
 
     def test_packets_that_take_longer_than_the_near_future_is_kept(self) -> None:
-        outcome = run(evolve(CALM, seconds=30.0, traits=NetworkTraits(delay=5.0)))
+        slow = evolve(CALM, hosts=6, seconds=16.0, traits=NetworkTraits(delay=5.0))
+        outcome = run(slow)
         self.assertGreaterEqual(outcome.spread[0], 5.0)
 
     def test_loss(self) -> None:
@@ -96,11 +97,11 @@ class TroubleTests(SynchronousTestCase):
 
     def test_slow_hosts_mislead_plain_swim_only(self) -> None:
         for kind in ("block", "stop"):
-            slow = evolve(SITE, slow=4, slow_kind=kind, seconds=60.0)
-            ours, plain = run(slow), run(evolve(slow, times=PLAIN_SWIM))
+            slow = evolve(SITE, slow=4, slow_kind=kind)
+            ours = run(slow)
             self.assertEqual((ours.false_positives, ours.crashes_detected), (0, 1))
             if kind == "block":
-                self.assertGreater(plain.false_positives, 100)
+                self.assertGreater(run(evolve(slow, times=PLAIN_SWIM)).false_positives, 50)
 
     def test_churn(self) -> None:
         churned = Run(evolve(CALM, churn=0.2, seconds=120.0))

@@ -104,7 +104,7 @@ class IdentityTests(SynchronousTestCase):
         self.assertEqual(list(self.core.hosts), ["me", "peer"])
 
     @given(st.binary(max_size=40), st.binary(max_size=40), st.binary(max_size=80))
-    @examples(200)
+    @examples(70)
     def test_no_octets_are_a_signature(self, key: bytes, said: bytes, signature: bytes) -> None:
         self.assertFalse(OURS.has_signed(key, said, signature))
 

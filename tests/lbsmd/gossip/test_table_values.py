@@ -57,7 +57,7 @@ def mutated(value: list[Any], at: int, other: Any) -> bytes:
 
 class ServiceValueTests(SynchronousTestCase):
     @given(figures.filter(lambda rate: abs(rate) <= 100000), st.floats(0, 100), st.booleans())
-    @examples(200)
+    @examples(70)
     def test_round_trip(self, rate: float, penalty: float, plain: bool) -> None:
         entry = evolve(ENTRY, info=evolve(ENTRY.info, rate=rate), penalty=penalty)
         if plain:
@@ -65,7 +65,7 @@ class ServiceValueTests(SynchronousTestCase):
         self.assertEqual(decode_service(encode_service(entry), "10.0.0.1"), entry)
 
     @given(st.binary(max_size=200))
-    @examples(200)
+    @examples(70)
     def test_any_octets(self, octets: bytes) -> None:
         self.assertRaises(RemoteProtocolError, decode_service, octets, "h")
 
@@ -76,7 +76,7 @@ class ServiceValueTests(SynchronousTestCase):
         self.assertEqual(decode_service(json.dumps(told).encode(), "10.0.0.1"), ENTRY)
 
     @given(st.integers(0, 6), anything)
-    @examples(300)
+    @examples(100)
     def test_any_part(self, at: int, other: Any) -> None:
         value = json.loads(encode_service(ENTRY))
         try:
@@ -133,7 +133,7 @@ class HostValueTests(SynchronousTestCase):
         self.assertEqual(decode_load(b"[12.5,3.25]", HOST), HOST)
 
     @given(st.binary(max_size=100) | anything.map(lambda value: json.dumps(value).encode()))
-    @examples(300)
+    @examples(100)
     def test_any_octets(self, octets: bytes) -> None:
         for decode in (
             lambda: decode_host(octets, "10.0.0.1"),
@@ -146,7 +146,7 @@ class HostValueTests(SynchronousTestCase):
                 pass
 
     @given(anything, st.sampled_from(["zone", "facts", "status"]))
-    @examples(200)
+    @examples(70)
     def test_any_member(self, value: Any, name: str) -> None:
         octets = json.dumps({name: value}).encode()
         try:
@@ -158,7 +158,7 @@ class HostValueTests(SynchronousTestCase):
 
 class EnvironmentValueTests(SynchronousTestCase):
     @given(lines)
-    @examples(200)
+    @examples(70)
     def test_round_trip_in_values_that_fit(self, told: tuple[tuple[str, str], ...]) -> None:
         values = encode_environment(told, 3000)
         self.assertTrue(all(len(value) <= 3000 for value in values))

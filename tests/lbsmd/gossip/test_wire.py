@@ -71,14 +71,14 @@ class MessageTests(SynchronousTestCase):
     """Messages without their seal."""
 
     @given(st.lists(messages, max_size=6))
-    @examples(200)
+    @examples(70)
     def test_round_trip_at_the_announced_size(self, said: list[Ping]) -> None:
         octets = b"".join(map(encode_message, said))
         self.assertEqual(len(octets), sum(message.octets() for message in said))
         self.assertEqual(list(decode_messages(octets)), said)
 
     @given(st.binary(max_size=200))
-    @examples(1000)
+    @examples(400)
     def test_any_octets_give_messages_or_a_remote_error(self, octets: bytes) -> None:
         try:
             decode_messages(octets)
@@ -225,11 +225,11 @@ class SealTests(SynchronousTestCase):
         opener.open(packet, NOW)
 
     @given(st.binary(max_size=300))
-    @examples(1000)
+    @examples(400)
     def test_random_octets_are_refused(self, octets: bytes) -> None:
         self.refused(seal("b"), octets)
 
     @given(st.binary(max_size=100))
-    @examples(500)
+    @examples(200)
     def test_forged_packets_with_a_true_head_are_refused(self, octets: bytes) -> None:
         self.refused(seal("b"), seal().seal([], NOW)[:17] + octets)
