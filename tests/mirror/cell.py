@@ -18,8 +18,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
+
+import psutil
 
 from tests.ports import free_ports
 
@@ -289,11 +292,19 @@ class PrivateCell(ClientFiles):
             process.kill()
             process.wait(5)
 
+    def _end_jobs(self) -> None:
+        """End what still runs: jobs and their shepherds outlive their daemons, as they should."""
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("SGE_ROOT") == str(self.root):
+                    process.kill()
+
     def stop(self) -> None:
         """End everything and remove the directory."""
         # A qmaster takes ten seconds to end in order; everything it keeps goes away anyway.
         self._end("execd", signal.SIGTERM)
         self._end("qmaster", signal.SIGKILL)
+        self._end_jobs()
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
