@@ -36,13 +36,14 @@ class _Probe(TwistedProtocol):
 
     transport: Any
 
-    def __init__(self) -> None:
+    def __init__(self, preface: bytes) -> None:
+        self._preface = preface
         self._heard = b""
         self.verdict: Deferred[bool] = Deferred(lambda _: self.transport.abortConnection())
 
     def connectionMade(self) -> None:
         """Called by Twisted."""
-        self.transport.write(PROBE)
+        self.transport.write(self._preface + PROBE)
 
     def dataReceived(self, data: bytes) -> None:
         """Called by Twisted."""
@@ -65,11 +66,15 @@ class PortChecks:
     Probes the relay's own ports, now and then.
 
     :param host: where they are bound (which need not be what clients are told).
+    :param proxied: they expect to hear from a proxy first whose connection it is.
     :ivar answering: port -> whether it answered last; before the first probes, nothing.
     """
 
-    def __init__(self, host: str, ports: Sequence[int], seconds: float, reactor: Any) -> None:
+    def __init__(
+        self, host: str, ports: Sequence[int], seconds: float, reactor: Any, proxied: bool = False
+    ) -> None:
         self._host = host
+        self._proxied = proxied
         self._ports = ports
         self._seconds = seconds
         self._reactor = reactor
@@ -105,7 +110,8 @@ class PortChecks:
         self._looking = None
 
     async def _probe(self, port: int) -> bool:
-        probe = _Probe()
+        said = f"PROXY TCP4 {self._host} {self._host} 1 {port}\r\n" if self._proxied else ""
+        probe = _Probe(said.encode("ascii"))
         endpoint = TCP4ClientEndpoint(self._reactor, self._host, port, PROBE_SECONDS)
         try:
             await endpoint.connect(Factory.forProtocol(lambda: probe))

@@ -140,7 +140,11 @@ class FirewallService(MultiService):
         bound = re.search(r"interface=([0-9.]+)", self._config.listen)
         host = bound[1] if bound and bound[1] != "0.0.0.0" else "127.0.0.1"
         return PortChecks(
-            host, self.ports.everything(), self._config.check_seconds, self._site.reactor
+            host,
+            self.ports.everything(),
+            self._config.check_seconds,
+            self._site.reactor,
+            self._config.listen.startswith("haproxy:"),
         )
 
     def _looping(self, work: Any) -> LoopingCall:

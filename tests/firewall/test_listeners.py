@@ -13,10 +13,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
 from gridnet.dispatch.tls import self_signed
+from gridnet.firewall.checks import FWD_CHECK_PATH
 from gridnet.firewall.movers import CopyMover
 from gridnet.firewall.wire import reject_text
 from gridnet.table.way_in import ConnectionPoint
-from tests.firewall.test_site import SiteTestCase
+from tests.firewall.test_site import HttpClient, SiteTestCase
 
 REJECTION = reject_text()
 
@@ -108,6 +109,18 @@ class ProxyTests(SiteTestCase):
             said = point.ticket.to_bytes(4, "big") + b"hello"
             heard = await deferToThread(self.talk, "192.0.2.2", point.port, said, 1 << 20)
             self.assertEqual(heard, REJECTION)
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_its_own_probe_speaks_as_the_proxy_does(self) -> Deferred[None]:
+        async def scenario() -> None:
+            _, _, body = await deferToThread(
+                HttpClient(self.http).ask, "POST", FWD_CHECK_PATH, {}, b"selftest\n"
+            )
+            lines = body.decode("ascii").splitlines()
+            self.assertEqual(len(lines), len(self.firewall) + len(self.fallback))
+            for line in lines:
+                self.assertTrue(line.endswith("OK"), line)
 
         return Deferred.fromCoroutine(scenario())
 
