@@ -6,12 +6,14 @@ import errno
 import socket
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from gridnet.lbproxy import frames, http
 from gridnet.lbproxy.frames import BodyError, FrameReader, Reply
 from gridnet.lbproxy.jobid import JobId
 from gridnet.lbproxy.results import BAD_ANSWER, LbError
 
+T = TypeVar("T")
 #: Sends a store message to a job's own server: (job id, message, seconds) -> reply.
 ServerLeg = Callable[[JobId, bytes, float], Reply]
 
@@ -80,6 +82,29 @@ class Line:
             self.close()
             raise come_again(f"{self._path}: {error}") from None
 
+    def ask(self, octets: bytes, deadline: float, read: Callable[[Callable[[], bytes]], T]) -> T:
+        """
+        Send, and *read* the answer.
+
+        A connection that had been kept and is lost before its answer is made anew, once: the
+        service may have closed it for its idleness just as we sent.  The same octets do no harm
+        twice: the service knows them as repeated.
+
+        :param read: makes the answer of what a callable gives, piece by piece.
+        :raises LbError: EAGAIN: no answer, or not in time; another: it cannot be read.
+        """
+        try:
+            self.send(octets, deadline)
+            return read(lambda: self.receive(deadline))
+        except LbError as error:
+            if error.number != errno.EAGAIN:
+                self.close()  # whatever comes next there is no answer to the next question
+                raise
+            if self._is_fresh or time.monotonic() >= deadline:
+                raise
+        self.send(octets, deadline)
+        return read(lambda: self.receive(deadline))
+
     def _is_stale(self) -> bool:
         """Whether the other side has closed; nothing is expected from it between calls."""
         assert self._socket is not None
@@ -129,19 +154,18 @@ def read_reply(receive: Callable[[], bytes]) -> Reply:
             raise LbError(frames.STORE_PROTOCOL, str(reader.fault))
 
 
-def read_answer(line: Line, deadline: float) -> tuple[int, bytes]:
+def read_answer(receive: Callable[[], bytes]) -> tuple[int, bytes]:
     """
-    Status and body of the HTTP reply that comes over *line*.
+    Status and body of an HTTP reply.
 
-    :raises LbError: none comes, or what comes is none.
+    :raises LbError: what comes is none.
     """
     reader = http.ReplyReader(MAX_REPLY_OCTETS)
     while True:
-        found = reader.receive(line.receive(deadline))
+        found = reader.receive(receive())
         if found is not None:
             return found
         if reader.fault:
-            line.close()
             raise LbError(BAD_ANSWER, reader.fault)
 
 

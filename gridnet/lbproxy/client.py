@@ -202,21 +202,19 @@ class Context(_EventCalls):
 
     def _log(self, message: bytes) -> Reply:
         deadline = time.monotonic() + self.settings.log_seconds
-        self._store.send(message, deadline)
-        return read_reply(lambda: self._store.receive(deadline))
+        return self._store.ask(message, deadline, read_reply)
 
     def _ask(self, one: ServeExchange) -> tuple[int, bytes]:
         deadline = time.monotonic() + self.settings.query_seconds
-        self._serve.send(http.encode_request(one.path, one.body), deadline)
-        return read_answer(self._serve, deadline)
+        return self._serve.ask(http.encode_request(one.path, one.body), deadline, read_answer)
 
     def _request(self, method: bytes, target: str, seconds: float) -> tuple[int, bytes]:
         """Ask over a connection of its own: it may take long, or be given up."""
         deadline = time.monotonic() + seconds
         line = Line(self.settings.serve)
+        octets = b"%s %s HTTP/1.1\r\n\r\n" % (method, target.encode("ascii"))
         try:
-            line.send(b"%s %s HTTP/1.1\r\n\r\n" % (method, target.encode("ascii")), deadline)
-            return read_answer(line, deadline)
+            return line.ask(octets, deadline, read_answer)
         finally:
             line.close()
 

@@ -196,6 +196,36 @@ class ContextTests(ChildTestCase):
         context.log_chkpt(tag="t", classad="c")
         self.assertEqual(context.job_status(self.job).state, "Submitted")
 
+    def test_a_connection_that_is_closed_just_then(self) -> None:
+        """A kept connection that is lost before the answer is made anew, once, and not more."""
+        path = str(self.child.directory / "closing.sock")
+        heard: list[bytes] = []
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(path)
+            listening.listen()
+
+            def serve() -> None:
+                for answers in (1, 1, 0):  # messages of a connection that are answered
+                    connection, _ = listening.accept()
+                    with connection:
+                        for _ in range(answers):
+                            heard.append(connection.recv(1 << 16))
+                            connection.sendall(frames.OK_FRAME)
+                        heard.append(connection.recv(1 << 16))
+
+            thread = threading.Thread(target=serve)
+            thread.start()
+            with Context(store=path, serve=path, user="/CN=x") as context:
+                context.set_logging_job_proxy(self.job, code("UI1"))
+                context.log_event("Purge")
+                context.log_event("Purge")
+                with self.assertRaises(LbError) as caught:
+                    context.log_event("Purge")
+                self.assertEqual(caught.exception.number, errno.EAGAIN)
+            thread.join()
+        self.assertEqual(heard, [heard[0], heard[1], heard[1], heard[3], heard[3]])
+        self.assertEqual(len(set(heard)), 3)
+
     def test_answers_that_are_none(self) -> None:
         """A service that answers nonsense is told from one that is not there."""
         path = str(self.child.directory / "nonsense.sock")
