@@ -358,8 +358,8 @@ class LifeTests(BatchTestCase):
             before = await self.in_table()
             await self.daemon.stopService()
             self.start_daemon()
-            await self.site.ready()
             self.assertEqual(self.entries(), [])
+            await self.site.ready()
             self.assertEqual(await self.in_table(), before)
 
         return Deferred.fromCoroutine(scenario())
