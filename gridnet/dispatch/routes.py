@@ -76,7 +76,7 @@ class Lookup(_Prepared):
         self._tail = connection_line(head.minor, self.keep) + b"\r\n"
 
     def respond(self, connection: HttpConnection) -> bytes:
-        """See :class:`gridnet.dispatch.http.Prepared`."""
+        """See :class:`gridnet.dispatch.http_factory.Prepared`."""
         now = self._clock()
         answer = self._dispatcher.answer(self._request, connection.address, now)
         status = answer.status
@@ -106,7 +106,7 @@ class Fixed(_Prepared):
         self._replies = router.replies
 
     def respond(self, connection: HttpConnection) -> bytes:
-        """See :class:`gridnet.dispatch.http.Prepared`."""
+        """See :class:`gridnet.dispatch.http_factory.Prepared`."""
         self._replies["page", self._status] += 1
         return self._make(self.keep)
 
@@ -127,7 +127,7 @@ class Relayed(_Prepared):
         self._method = ServerType.HTTP_GET if reading else ServerType.HTTP_POST
 
     def respond(self, connection: HttpConnection) -> bytes | Exchange:
-        """See :class:`gridnet.dispatch.http.Prepared`."""
+        """See :class:`gridnet.dispatch.http_factory.Prepared`."""
         router = self._router
         page = router.builtin(self._request, connection.address)
         if page is not None:
@@ -174,7 +174,7 @@ class Special(_Prepared):
         self._exchange = exchange
 
     def respond(self, connection: HttpConnection) -> Exchange:
-        """See :class:`gridnet.dispatch.http.Prepared`."""
+        """See :class:`gridnet.dispatch.http_factory.Prepared`."""
         return self._exchange(connection)
 
 
@@ -195,7 +195,7 @@ class HandedOver:
         self.keep = self._prepared.keep
 
     def respond(self, connection: HttpConnection) -> bytes | Exchange:
-        """See :class:`gridnet.dispatch.http.Prepared`."""
+        """See :class:`gridnet.dispatch.http_factory.Prepared`."""
         connection.address = self._client
         connection.asked_at = self._asked_at
         return self._prepared.respond(connection)
