@@ -126,11 +126,6 @@ def postgres() -> PostgresServer:
     return server
 
 
-@cache
-def _lasting() -> str:
-    return postgres().create()
-
-
 class SqliteMixin:
     """Runs a case's tests on SQLite."""
 
@@ -140,7 +135,8 @@ class SqliteMixin:
         self.addCleanup(shutil.rmtree, place, True)  # type: ignore[attr-defined]
         return (str(place / "scire.db"),)
 
-    def lasting_names(self) -> tuple[str, ...]:
+    @staticmethod
+    def lasting_names() -> tuple[str, ...]:
         """The same for a server that outlasts the case: a file in its own directory."""
         return ("scire/scire.db",)
 
@@ -152,9 +148,10 @@ class PostgresMixin:
         """What the site file would say."""
         return (postgres().create(),)
 
-    def lasting_names(self) -> tuple[str, ...]:
-        """One database for all whose server outlasts the case."""
-        return (_lasting(),)
+    @staticmethod
+    def lasting_names() -> tuple[str, ...]:
+        """The same for a server that outlasts the case."""
+        return (postgres().create(),)
 
     if postgres_binaries() is None:
         skip = "PostgreSQL is not installed"

@@ -371,17 +371,19 @@ _shared: dict[str, ServerProcess] = {}
 _MOST_SHARED = 2
 
 
-def shared_server(names: tuple[str, ...], **keys: Any) -> ServerProcess:
+def shared_server(names: Callable[[], tuple[str, ...]], **keys: Any) -> ServerProcess:
     """
     A server for all who want the same; for each of them it begins without clients, groups, rules
     and people but root.
+
+    :param names: makes a database for one server alone; what the site file says of it.
     """
-    wanted = json.dumps([names, keys], sort_keys=True)
+    wanted = json.dumps([names.__qualname__, keys], sort_keys=True)
     server = _shared.pop(wanted, None)
     if server is None:
         while len(_shared) >= _MOST_SHARED:
             end_lasting(_shared.pop(next(iter(_shared))))
-        server = lasting_server(names, **keys)
+        server = lasting_server(names(), **keys)
     else:
         begin_anew(server)
     _shared[wanted] = server  # the last used is the last to go

@@ -50,8 +50,10 @@ class ServerCase(ProcessMixin, SynchronousTestCase):
             return
         self.one: ServerProcess
         if self.shared:
-            names = self.lasting_names()  # type: ignore[attr-defined]
-            self.one = shared_server(names, **self.keys)
+            self.one = shared_server(
+                self.lasting_names,  # type: ignore[attr-defined]
+                **self.keys,
+            )
         else:
             self.one = self.server(
                 self.database_names(),  # type: ignore[attr-defined]
