@@ -27,6 +27,7 @@ from gridnet.mirror.tls import read_authorities, read_identity
 from gridnet.table.model import Entry
 from gridnet.table.server_info import parse as parse_server
 from tests.integration.demo_process import ROOT
+from tests.mirror.beside import ChildProcess
 from tests.mirror.certificates import Authority
 from tests.mirror.running import Numbers, RunningSite
 from tests.ports import free_port
@@ -427,7 +428,9 @@ class CommandTests(SiteTestCase):
         text = await self.run_("mirror", "list", "hosts", *source, "--where", "x", status=1)
         self.assertIn("expected ATTRIBUTE", text)
 
-    def test_the_table_of_jobs_is_printed_once_into_a_pipe(self) -> Deferred[None]:
+    def test_the_table_of_jobs_is_printed_once_or_at_each_change(
+        self,
+    ) -> Deferred[None]:
         """From a gridnet that serves event clients, and from its own list."""
         return Deferred.fromCoroutine(self._jobs())
 
@@ -445,6 +448,14 @@ class CommandTests(SiteTestCase):
         self.assertEqual((row["user"], row["state"], row["name"]), ("ann", "r", "https://h/1"))
         text = await self.run_("jobs", "--source", running.address)
         self.assertEqual(text.splitlines()[1].split(), ["https://h/1", "0.00000", "ann", "Running"])
+        live = ChildProcess()
+        words = [sys.executable, "-m", "gridnet.cli", "jobs", "--source", native, "--follow"]
+        reactor.spawnProcess(live, words[0], words, {"PYTHONPATH": str(ROOT)})
+        self.addCleanup(live.kill)
+        await self.until(lambda: "ann" in live.output)
+        self.assertNotIn("ben", live.output)
+        jobs.put("https://h/2", {"state": "Submitted", "owner": "ben"})
+        await self.until(lambda: "ben" in live.output)
 
 
 class ConfigTests(SynchronousTestCase):
