@@ -5,11 +5,18 @@ from __future__ import annotations
 import os
 import pwd
 import ssl
+import threading
+import time
 import xmlrpc.client
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
+from twisted.trial.unittest import SynchronousTestCase
+
 from gridnet.scire.certificates import Authority, key_pem
+from gridnet.scire.client.config import ClientConfig
+from gridnet.scire.client.nudge import Nudges
 from gridnet.scire.store.opening import open_database
 from tests.ports import free_port
 from tests.scire.databases import SqliteMixin
@@ -107,3 +114,42 @@ class PushTests(SqliteMixin, ServerCase):
             lambda tx: tx.one("SELECT push_result FROM clients WHERE name = 'c1.example.org'")
         )
         self.assertEqual(pushed["push_result"], "")
+
+
+class NudgeTests(SynchronousTestCase):
+    """What a client makes of what servers say."""
+
+    def setUp(self) -> None:
+        self.poll_wanted = threading.Event()
+        self.agent: Any = SimpleNamespace(
+            server_hosts={"jobs.example.org"},
+            config=ClientConfig(poll_now_pause=30.0),
+            polling=False,
+            polled_at=time.monotonic() - 31,
+            poll_wanted=self.poll_wanted,
+        )
+        self.nudges = Nudges(self.agent)
+        self.said = 0
+
+    def nudge(self) -> bool:
+        """Whether the client says that it polls."""
+        self.said += 1
+        now = datetime.now(UTC)
+        struct = {"nonce": f"n{self.said}", "time": now}
+        answer = self.nudges.poll_now({"jobs.example.org"}, (struct,))
+        self.assertTrue(answer["accepted"])
+        return bool(answer["polling"])
+
+    def test_a_poll_is_caused_when_the_last_is_long_ago(self) -> None:
+        self.assertTrue(self.nudge())
+        self.assertTrue(self.poll_wanted.is_set())
+
+    def test_none_is_caused_soon_after_another(self) -> None:
+        self.agent.polled_at = time.monotonic()
+        self.assertFalse(self.nudge())
+        self.assertFalse(self.poll_wanted.is_set())
+
+    def test_none_is_caused_while_one_is_under_way(self) -> None:
+        self.agent.polling = True
+        self.assertTrue(self.nudge())
+        self.assertFalse(self.poll_wanted.is_set())
