@@ -258,8 +258,7 @@ def audit(
     after: str = "",
 ) -> None:
     """Leave a trace that stays for ``keep.audit`` days.  Never give it secrets."""
-    tx.later(
-        "INSERT INTO audit (at, who, address, action, object, before_text, after_text)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+    tx.append(
+        "audit (at, who, address, action, object, before_text, after_text)",
         (tx.now, who, address, action, object_, before[:4000], after[:4000]),
     )

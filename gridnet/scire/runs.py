@@ -135,9 +135,8 @@ def note(
 ) -> None:
     """Write one row of history, and tell who follows the runs of this server."""
     tx.event("run", run=run_id)
-    tx.later(
-        "INSERT INTO history (run_id, from_state, to_state, by_whom, at, attempt, seq, detail)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    tx.append(
+        "history (run_id, from_state, to_state, by_whom, at, attempt, seq, detail)",
         (run_id, before, after, by, tx.now, attempt, seq, detail[:1000]),
     )
 

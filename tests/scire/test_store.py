@@ -96,6 +96,27 @@ class StoreCase(SynchronousTestCase):
         self.assertEqual(len(runs), 2)
         self.assertIsInstance(outcomes[1].error, ScireFault)
 
+    def test_rows_that_are_appended_come_in_order_and_with_their_transaction(self) -> None:
+        into = "audit (at, who, address, action, object, before_text, after_text)"
+
+        def appends(first: int, count: int, fails: bool = False) -> Any:
+            def operation(tx: Transaction) -> None:
+                for number in range(first, first + count):
+                    tx.append(into, (number, "w", "", "a", "", "", "ü ?"))
+                if fails:
+                    raise ScireFault(FaultCode.CONFLICT, "no")
+
+            return operation
+
+        def rows(tx: Transaction) -> list[float]:
+            return [row["at"] for row in tx.all("SELECT at FROM audit ORDER BY id")]
+
+        self.perform(appends(0, 40), appends(40, 1), appends(41, 66))
+        self.assertEqual(self.database.run_now(rows), [float(n) for n in range(107)])
+        outcomes = self.perform(appends(107, 3), appends(500, 3, True), appends(110, 1))
+        self.assertEqual([o.error is None for o in outcomes], [True, False, True])
+        self.assertEqual(self.database.run_now(rows), [float(n) for n in range(111)])
+
     def test_operations_in_steps_take_turns_and_see_what_the_others_wrote(self) -> None:
         told: list[str] = []
         reads = ("SELECT value FROM settings WHERE name = ?", ("turn",))

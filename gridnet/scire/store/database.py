@@ -31,6 +31,8 @@ from gridnet.scire.faults import FaultCode, ScireFault
 
 T = TypeVar("T")
 Parameters = Sequence[Any]
+#: That one statement inserts at most.
+_MOST_ROWS = 32
 
 
 class Row(Protocol):
@@ -74,6 +76,7 @@ class Transaction(ABC):
         self.events: list[Event] = []
         self.notices: list[Notice] = []
         self.wrote = False
+        self._gathered: dict[str, list[Parameters]] = {}
 
     def turn_to(self, outcome: Outcome) -> None:
         """An operation begins or goes on, whose *outcome* takes what it tells."""
@@ -106,6 +109,32 @@ class Transaction(ABC):
         :param expected: rows that it must change; if others, the operation is run again
             (:class:`Raced`).
         """
+
+    def append(self, into: str, values: Parameters) -> None:
+        """
+        Insert a row into a table that nobody reads in the same transaction.
+
+        Those of all operations that share the transaction are written together, in order, before
+        the commit.
+
+        :param into: the table with its columns, ``table (a, b)``.
+        """
+        self.wrote = True
+        self._gathered.setdefault(into, []).append(values)
+
+    def write_appended(self) -> None:
+        """Write what was appended, a few rows a statement."""
+        for into, rows in self._gathered.items():
+            start = 0
+            while start < len(rows):
+                # Powers of two, so that there are few statements to prepare.
+                count = min(_MOST_ROWS, 1 << (len(rows) - start).bit_length() - 1)
+                part = rows[start : start + count]
+                row = f"({', '.join('?' * len(part[0]))})"
+                sql = f"INSERT INTO {into} VALUES {', '.join([row] * count)}"
+                self.later(sql, [value for values in part for value in values])
+                start += count
+        self._gathered.clear()
 
     @abstractmethod
     def insert(self, sql: str, parameters: Parameters = ()) -> Row | None:
@@ -261,6 +290,7 @@ class Session(ABC):
                 under_way = list(compress(under_way, going))
                 transaction.read_ahead([one for some in reads if some for one in some])
             transaction.notices = [notice for o in outcomes for notice in o.notices]
+            transaction.write_appended()
             self.commit(transaction)
         except Exception:
             # Whatever it is, running them one by one will show whose it is.
@@ -274,6 +304,7 @@ class Session(ABC):
             try:
                 transaction = self.begin(write)
                 value = operation(transaction)
+                transaction.write_appended()
                 self.commit(transaction)
                 return Outcome(value, None, transaction.events, transaction.notices)
             except Exception as error:
