@@ -95,7 +95,8 @@ class FloodTests(SynchronousTestCase):
         self.site.wait(lambda: self.refused(flooded) > before, "refusals")
         self.site.wait(lambda: self.site.agree(2), "agreement")
         self.assertLessEqual(self.refused(flooded) - before, flood.sent)
-        self.assertEqual(set(flooded.ask("gossip")["hosts"]), {"alive"})
+        # Waited for: a busy machine may have one of them suspected, which passes.
+        self.site.wait(lambda: set(flooded.ask("gossip")["hosts"]) == {"alive"}, "trust")
         self.assertLess(resident_octets(flooded.pid) - size, _GROWTH_OCTETS)
         log = (flooded.directory / "log").read_text()
         self.assertNotIn("Traceback", log)
