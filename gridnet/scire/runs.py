@@ -29,14 +29,18 @@ _SELECT = """
     SELECT r.*, j.version AS job_version, j.watched, j.user_id, j.state AS job_state
     FROM runs r JOIN jobs j ON j.id = r.job_id """
 _BY_ID = _SELECT + "WHERE r.id = ? /*pg FOR UPDATE OF r*/"
-SENT = _SELECT + "WHERE r.client_id = ? AND r.state = 'sent' ORDER BY r.id /*pg FOR UPDATE OF r*/"
+# SQLite takes a partial index only where the query has its condition word for word.
+SENT = _SELECT + (
+    "WHERE r.client_id = ? AND r.state IN ('sent', 'received', 'running') AND r.state = 'sent'"
+    " ORDER BY r.id /*pg FOR UPDATE OF r*/"
+)
 #: The best of one client's runs that is ready: one, for each row that is looked at is locked.
 CANDIDATES = """
     SELECT r.*, j.version AS job_version, j.watched, j.user_id, j.state AS job_state,
            (SELECT value FROM settings WHERE name = 'acl_version') AS acl_version
     FROM runs r JOIN jobs j ON j.id = r.job_id
-    WHERE r.client_id = ? AND r.state = 'pending' AND r.ready_at <= ?
-      AND j.state IN ('active', 'finished')
+    WHERE r.client_id = ? AND r.state IN ('pending', 'sent') AND r.state = 'pending'
+      AND r.ready_at <= ? AND j.state IN ('active', 'finished')
     ORDER BY r.priority DESC, r.due, r.id LIMIT 1 /*pg FOR UPDATE OF r SKIP LOCKED*/"""
 #: And when the best was not to be handed out.
 _MORE = CANDIDATES.replace("LIMIT 1", "LIMIT 16")

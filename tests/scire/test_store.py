@@ -8,6 +8,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from gridnet.scire import runs
 from gridnet.scire.faults import FaultCode, ScireFault
 from gridnet.scire.store.database import InSteps, Outcome, Session, Steps, Transaction
 from gridnet.scire.store.opening import open_database
@@ -259,6 +260,24 @@ class StoreCase(SynchronousTestCase):
 
 class SqliteStoreTests(SqliteMixin, StoreCase):
     """On SQLite."""
+
+    def test_what_clients_ask_all_day_is_answered_by_an_index_of_open_runs(self) -> None:
+        """And so does not grow with the runs that have ended."""
+        for sql, index in (
+            (runs.CANDIDATES, "runs_deliverable"),
+            (runs.ANYTHING, "runs_deliverable"),
+            (runs.SENT, "runs_held"),
+        ):
+            parameters = (1, 2.0)[: sql.count("?")]
+
+            def plan(
+                tx: Transaction, sql: str = sql, parameters: tuple[float, ...] = parameters
+            ) -> list[str]:
+                return [row["detail"] for row in tx.all(f"EXPLAIN QUERY PLAN {sql}", parameters)]
+
+            found = self.database.run_now(plan)
+            self.assertTrue(any(index in detail for detail in found), (index, found))
+            self.assertFalse(any("TEMP B-TREE" in detail for detail in found), found)
 
 
 class PostgresStoreTests(PostgresMixin, StoreCase):
