@@ -41,7 +41,7 @@ class Outcome:
     trace_hash: str
     listeners: int  #: hosts that live through the run undisturbed
     reached: float  #: share of these that know the first change, 0 to 1
-    reached_9999_seconds: float | None  #: until 99.99 % of them knew it
+    reached_9999_seconds: float | None  #: until 99.99 % of them and the owner knew it
     reached_all_seconds: float | None
     settled_after_changes: float | None  #: from the last change until all tables were equal
     settled_after_heal: float | None  #: from the end of the partition until then
@@ -191,7 +191,7 @@ class Measurements:
     def outcome(self, seconds: float) -> Outcome:
         """All of it."""
         listeners = len(self._steady) - 1
-        needed = ceil(listeners * 0.9999)
+        needed = ceil((listeners + 1) * 0.9999) - 1  # its owner knows it from the start
         spread = self._spread
         firsts = [c.first - c.at for c in self._crashes if c.first is not None]
         lasts = [c.last - c.at for c in self._crashes if c.last is not None]

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from attrs import define
 
 from gridnet.lbsmd.gossip.local_health import LocalHealth
-from gridnet.lbsmd.gossip.messages import Belief, Entry
+from gridnet.lbsmd.gossip.messages import Belief, Entry, Standing
 
 _Matter = str | tuple[str, str]
 _LEAST_OCTETS = 80  # no rumour is smaller
-_LATEST = 64  # rumours that are kept when they are told no more
+_LATEST = 64  # rumours of each rank that are kept when they are told no more
 _MISFITS = 8  # rumours too large for the rest of a packet before it is left as it is
 
 
@@ -99,7 +99,7 @@ class Rumours:
         self._rumours: dict[_Matter, _Rumour] = {}
         self.is_empty = True
         self._health = health or LocalHealth(0)
-        self._latest: deque[_Rumour] = deque(maxlen=_LATEST)
+        self._latest = tuple(deque[_Rumour](maxlen=_LATEST) for _ in range(3))  # by rank
         self._ranks = (_Rank({}, {}), _Rank({}, {}), _Rank({}, {}))
         self._cool: dict[_Matter, _Rumour] = {}
         self.hot = 0
@@ -111,7 +111,8 @@ class Rumours:
         """Forget all news."""
         for rumour in tuple(self._rumours.values()):
             self._drop(rumour)
-        self._latest.clear()
+        for latest in self._latest:
+            latest.clear()
 
     def add(self, message: Belief | Entry, is_urgent: bool = True) -> None:
         """Pass *message* on from now; if not *is_urgent*, with other packets only."""
@@ -145,7 +146,7 @@ class Rumours:
         rumour.heard += 1
         if rumour.heard >= self._drop_after + self._health.score:
             self._drop(rumour)
-            self._latest.append(rumour)
+            self._latest[rumour.rank].append(rumour)
         elif rumour.heard >= self._cool_after + self._health.score and not rumour.is_cool:
             del self._queue(rumour)[matter]
             rumour.is_cool = True
@@ -190,20 +191,30 @@ class Rumours:
                 self._queue(rumour)[matter] = rumour
             else:
                 del self._rumours[matter]
-                self._latest.append(rumour)
+                self._latest[rumour.rank].append(rumour)
                 if not rumour.is_cool:
                     self.hot -= 1
         self.is_empty = not self._rumours
         return octets - left, [rumour.message for rumour in chosen]
 
     def latest(self, octets: int) -> tuple[int, Sequence[Belief | Entry]]:
-        """What of late is told no more, the latest first: for one who seems to have missed it."""
+        """
+        What of late is told no more, for one who seems to have missed it.
+
+        Services come first, since where much is lost hosts refute suspicions all the time; the
+        latest before the others.  Suspicions are left out: they pass by themselves.
+        """
         chosen: list[Belief | Entry] = []
         left = octets
-        for rumour in reversed(self._latest):
-            if rumour.octets <= left:
-                left -= rumour.octets
-                chosen.append(rumour.message)
+        hosts, services, load = self._latest
+        for latest in (services, hosts, load):
+            for rumour in reversed(latest):
+                message = rumour.message
+                if rumour.octets <= left and not (
+                    type(message) is Belief and message.standing is Standing.SUSPECT
+                ):
+                    left -= rumour.octets
+                    chosen.append(message)
         return octets - left, chosen
 
     def _least_worth(self) -> _Rumour:

@@ -207,3 +207,20 @@ class RumourTests(SynchronousTestCase):
         rumours.heard(("h", "k"), entry)
         self.assertTrue(rumours.is_empty)
         self.assertEqual(rumours.latest(600)[1], [entry])
+
+    def test_who_missed_something_is_told_services_first_and_no_suspicions(self) -> None:
+        rumours = Rumours(1000, 1, 1)
+        service, load = Entry("h", "k", 1, b""), Entry("h", "l", 2, b"", True)
+        alive, suspect = (
+            Belief(name, ("127.0.0.1", 1), 1, standing, name)
+            for name, standing in (("a", Standing.ALIVE), ("s", Standing.SUSPECT))
+        )
+        beliefs = [Belief(f"h{n}", ("127.0.0.1", 1), 1, Standing.ALIVE, "x") for n in range(99)]
+        for news in (service, load, suspect, *beliefs, alive):
+            rumours.add(news)
+            matter = news.host if isinstance(news, Belief) else (news.owner, news.key)
+            self.assertTrue(rumours.heard(matter, news))
+        told = rumours.latest(100_000)[1]
+        self.assertEqual((told[0], told[1], told[-1]), (service, alive, load))
+        self.assertEqual(len(told), 1 + 64 + 1)
+        self.assertEqual(rumours.latest(service.octets() + 10)[1], [service])
