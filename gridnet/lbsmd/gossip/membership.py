@@ -301,9 +301,11 @@ class Membership:
             # One of us has missed something, probably of late.
             # While news are hot they will mostly come anyhow; but where a part has no more than
             # one host, comparing costs so little that nobody need wait for the last of them.
+            is_small = len(self._roster) <= PARTS
             told: tuple[Message, ...] = (ack,)
-            if not self._rumours.hot or len(self._roster) <= PARTS:
+            if is_small:
                 told = ack, self._exchanges.overview()
+            compares = not is_small and not self._rumours.hot
             octets = sum(message.octets() for message in told)
             news_octets, news = self._rumours.take(
                 self._times.packet_octets - octets, self._tellings()
@@ -313,6 +315,10 @@ class Membership:
             octets += late_octets
             # The overview last: it is compared with what the others have told.
             self.outgoing.append(Outgoing(source, (*late, *news, *told), octets))
+            if compares:
+                # On a large site more is late than there is room for beside an overview.
+                overview = self._exchanges.overview()
+                self.outgoing.append(Outgoing(source, (overview,), overview.octets()))
 
     def _correct(self, source: Address, said: Belief) -> None:
         # A host that came back does not know what was held of its earlier life.
