@@ -1,7 +1,8 @@
 """
 The configuration is rewritten again and again while clients ask: none of them notices.
 
-``GRIDNET_RELOAD_SECONDS`` makes the run longer (60 is the full one).
+``GRIDNET_RELOAD_SECONDS`` makes the run longer (60 is the full one), at 500
+requests a second or as many as the machine can.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tests.ports import free_block
 
 SECONDS = float(os.environ.get("GRIDNET_RELOAD_SECONDS", "6"))
 REQUESTS_PER_SECOND = 500
-REWRITE_SECONDS = 0.2
+REQUESTS_A_REWRITE = 100  # every 200 ms, on a machine that keeps up
 REQUEST = (
     b"GET /Service/dispd.cgi?service=Steady HTTP/1.1\r\nHost: x\r\nClient-Revision: 7.0\r\n"
     b"Dispatch-Mode: INFORMATION_ONLY\r\n\r\n"
@@ -48,12 +49,11 @@ class ReloadUnderLoadTests(SynchronousTestCase):
         connection = socket.create_connection(("127.0.0.1", self.demo.base), 10)
         self.addCleanup(connection.close)
         begin = time.monotonic()
-        asked = written = 0
         failed: list[bytes] = []
-        while (passed := time.monotonic() - begin) < SECONDS:
-            if passed >= written * REWRITE_SECONDS:
-                written += 1
-                self.write(written)
+        for asked in range(int(SECONDS * REQUESTS_PER_SECOND)):
+            written, rest = divmod(asked, REQUESTS_A_REWRITE)
+            if not rest:
+                self.write(written + 1)
             connection.sendall(REQUEST)
             reply = b""
             while b"\r\n\r\n" not in reply:
@@ -61,12 +61,9 @@ class ReloadUnderLoadTests(SynchronousTestCase):
                 if not data:
                     break
                 reply += data
-            asked += 1
             if b" 200 " not in reply[:16] or b"STANDALONE 127.0.0.1:7007" not in reply:
                 failed.append(reply)
-            pause = asked / REQUESTS_PER_SECOND - (time.monotonic() - begin)
+            pause = (asked + 1) / REQUESTS_PER_SECOND - (time.monotonic() - begin)
             if pause > 0:
                 time.sleep(pause)  # the rate of the load, not a wait for something
-        self.assertEqual(failed[:1], [], f"{len(failed)} of {asked} failed")
-        self.assertGreater(asked, REQUESTS_PER_SECOND * SECONDS / 4)
-        self.assertGreater(written, SECONDS / REWRITE_SECONDS / 2)
+        self.assertEqual(failed[:1], [], f"{len(failed)} failed")
