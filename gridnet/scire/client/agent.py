@@ -239,7 +239,9 @@ class Agent:
                 if self.stopping.wait(5):
                     return
                 continue
-            self._rest()
+            if self._in_conversation:
+                # Else another server was taken meanwhile, and is to be greeted at once.
+                self._rest()
 
     def _rest(self) -> None:
         """Until the next poll is due, or wanted."""
