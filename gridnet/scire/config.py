@@ -122,6 +122,7 @@ class ScireConfig:
     notify_command: tuple[str, ...] = ()
     #: signs job files: the file as standard input, the signature (octets) as output; (): none
     sign_command: tuple[str, ...] = ()
+    log_polls: bool = False  #: whether calls that clients make all day have a line each, too
     service: str = "SCIRE"  #: announced in the service table; "": not announced
     rate: float = 1000.0  #: announced
     tls: TlsConfig = field(factory=TlsConfig)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import xmlrpc.client
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -14,7 +15,7 @@ from gridnet.scire.machine import Reported
 from gridnet.scire.service import admin_methods, enrol_methods, work_methods
 from gridnet.scire.statusfile import Output, StatusFile, format_status
 from tests.scire.databases import PostgresMixin, SqliteMixin
-from tests.scire.processes import ProcessMixin, ServerProcess, fault_of, shared_server
+from tests.scire.processes import ProcessMixin, ServerProcess, fault_of, shared_server, wait_until
 
 HELLO = {"protocol": "1.0", "program": "test", "mode": "normal", "install_id": "one"}
 
@@ -191,6 +192,25 @@ class EveryCallTests(SqliteMixin, ServerCase):
             self._check_all(proxy, enrol_methods())
         self._check_all(self.root, admin_methods())
         self.assertNotIn("Traceback", self.one.log)
+
+
+class LogTests(SqliteMixin, ServerCase):
+    """One line a call, of polls only if wanted."""
+
+    shared = False
+    keys: dict[str, Any] = {"log_polls": True}
+
+    def test_polls_have_a_line_when_they_are_to(self) -> None:
+        machine = self.one.machine("noisy.example.org")
+        with machine.proxy(self.one) as proxy:
+            proxy.scire.hello(HELLO)
+            proxy.scire.next_job("")
+        for method in ("scire.hello", "scire.next_job"):
+            line = f"work: {method} of 127.0.0.1 "
+            wait_until(partial(self.has_logged, line), line)
+
+    def has_logged(self, line: str) -> bool:
+        return line in self.one.log
 
 
 class EndTests(SqliteMixin, ServerCase):
