@@ -8,16 +8,15 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from gridnet.lbproxy import frames, http
-from gridnet.lbproxy.frames import BodyError, FrameReader, Reply
+from gridnet.lbproxy.frames import Reply
 from gridnet.lbproxy.jobid import JobId
-from gridnet.lbproxy.results import BAD_ANSWER, LbError
+from gridnet.lbproxy.reading import Reader, reply_reader
+from gridnet.lbproxy.results import LbError
 
 T = TypeVar("T")
 #: Sends a store message to a job's own server: (job id, message, seconds) -> reply.
 ServerLeg = Callable[[JobId, bytes, float], Reply]
 
-MAX_REPLY_OCTETS = 1 << 30
 _RETRY_SECONDS = 0.01  # while the backlog is full, as the original client does
 
 
@@ -82,20 +81,20 @@ class Line:
             self.close()
             raise come_again(f"{self._path}: {error}") from None
 
-    def ask(self, octets: bytes, deadline: float, read: Callable[[Callable[[], bytes]], T]) -> T:
+    def ask(self, octets: bytes, deadline: float, reader: Callable[[], Reader[T]]) -> T:
         """
-        Send, and *read* the answer.
+        Send, and read the answer.
 
         A connection that had been kept and is lost before its answer is made anew, once: the
         service may have closed it for its idleness just as we sent.  The same octets do no harm
         twice: the service knows them as repeated.
 
-        :param read: makes the answer of what a callable gives, piece by piece.
+        :param reader: makes a reader of the answer.
         :raises LbError: EAGAIN: no answer, or not in time; another: it cannot be read.
         """
         try:
             self.send(octets, deadline)
-            return read(lambda: self.receive(deadline))
+            return _read(reader(), lambda: self.receive(deadline))
         except LbError as error:
             if error.number != errno.EAGAIN:
                 self.close()  # whatever comes next there is no answer to the next question
@@ -103,7 +102,7 @@ class Line:
             if self._is_fresh or time.monotonic() >= deadline:
                 raise
         self.send(octets, deadline)
-        return read(lambda: self.receive(deadline))
+        return _read(reader(), lambda: self.receive(deadline))
 
     def _is_stale(self) -> bool:
         """Whether the other side has closed; nothing is expected from it between calls."""
@@ -136,37 +135,10 @@ class Line:
         return data
 
 
-def read_reply(receive: Callable[[], bytes]) -> Reply:
-    """
-    The reply to a store message.
-
-    :raises LbError: what comes is none.
-    """
-    reader = FrameReader(MAX_REPLY_OCTETS)
-    while True:
-        bodies = reader.receive(receive())
-        if bodies:
-            try:
-                return frames.decode_reply(bodies[0])
-            except BodyError as error:
-                raise LbError(frames.STORE_PROTOCOL, str(error)) from None
-        if reader.fault is not None:
-            raise LbError(frames.STORE_PROTOCOL, str(reader.fault))
-
-
-def read_answer(receive: Callable[[], bytes]) -> tuple[int, bytes]:
-    """
-    Status and body of an HTTP reply.
-
-    :raises LbError: what comes is none.
-    """
-    reader = http.ReplyReader(MAX_REPLY_OCTETS)
-    while True:
-        found = reader.receive(receive())
-        if found is not None:
-            return found
-        if reader.fault:
-            raise LbError(BAD_ANSWER, reader.fault)
+def _read(read: Reader[T], receive: Callable[[], bytes]) -> T:
+    while (found := read(receive())) is None:
+        pass
+    return found
 
 
 def tcp_server_leg(
@@ -192,7 +164,7 @@ def tcp_server_leg(
                         raise come_again(f"{address[0]}: the connection was lost")
                     return data
 
-                return read_reply(receive)
+                return _read(reply_reader(), receive)
         except OSError as error:
             raise come_again(f"{address[0]}:{address[1]}: {error}") from None
 

@@ -24,10 +24,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gridnet.lbproxy import frames, http
-from gridnet.lbproxy.blocking import Line, ServerLeg, read_answer, read_reply, tcp_server_leg
+from gridnet.lbproxy.blocking import Line, ServerLeg, tcp_server_leg
 from gridnet.lbproxy.frames import Reply
 from gridnet.lbproxy.jobid import JobId
 from gridnet.lbproxy.query import ResultMode
+from gridnet.lbproxy.reading import answer_reader, reply_reader
 from gridnet.lbproxy.results import JobEvent, JobStatus, LbError
 from gridnet.lbproxy.session import (
     Call,
@@ -202,11 +203,11 @@ class Context(_EventCalls):
 
     def _log(self, message: bytes) -> Reply:
         deadline = time.monotonic() + self.settings.log_seconds
-        return self._store.ask(message, deadline, read_reply)
+        return self._store.ask(message, deadline, reply_reader)
 
     def _ask(self, one: ServeExchange) -> tuple[int, bytes]:
         deadline = time.monotonic() + self.settings.query_seconds
-        return self._serve.ask(http.encode_request(one.path, one.body), deadline, read_answer)
+        return self._serve.ask(http.encode_request(one.path, one.body), deadline, answer_reader)
 
     def _request(self, method: bytes, target: str, seconds: float) -> tuple[int, bytes]:
         """Ask over a connection of its own: it may take long, or be given up."""
@@ -214,7 +215,7 @@ class Context(_EventCalls):
         line = Line(self.settings.serve)
         octets = b"%s %s HTTP/1.1\r\n\r\n" % (method, target.encode("ascii"))
         try:
-            return line.ask(octets, deadline, read_answer)
+            return line.ask(octets, deadline, answer_reader)
         finally:
             line.close()
 

@@ -17,11 +17,11 @@ from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 
 from gridnet.lbproxy import frames, http
-from gridnet.lbproxy.blocking import MAX_REPLY_OCTETS
-from gridnet.lbproxy.frames import BodyError, FrameReader, Reply
+from gridnet.lbproxy.frames import Reply
 from gridnet.lbproxy.jobid import JobId
 from gridnet.lbproxy.query import ResultMode
-from gridnet.lbproxy.results import BAD_ANSWER, JobEvent, JobStatus, LbError
+from gridnet.lbproxy.reading import MAX_REPLY_OCTETS, answer_reader, reply_reader
+from gridnet.lbproxy.results import JobEvent, JobStatus, LbError
 from gridnet.lbproxy.session import (
     Call,
     ClientSettings,
@@ -80,35 +80,6 @@ class _Asking(Protocol):
             self.answered.callback(found)
         if self.transport is not None:
             self.transport.loseConnection()
-
-
-def _reply_reader() -> Callable[[bytes], Reply | None]:
-    reader = FrameReader(MAX_REPLY_OCTETS)
-
-    def read(data: bytes) -> Reply | None:
-        bodies = reader.receive(data)
-        if bodies:
-            try:
-                return frames.decode_reply(bodies[0])
-            except BodyError as error:
-                raise LbError(frames.STORE_PROTOCOL, str(error)) from None
-        if reader.fault is not None:
-            raise LbError(frames.STORE_PROTOCOL, str(reader.fault))
-        return None
-
-    return read
-
-
-def _http_reader() -> Callable[[bytes], tuple[int, bytes] | None]:
-    reader = http.ReplyReader(MAX_REPLY_OCTETS)
-
-    def read(data: bytes) -> tuple[int, bytes] | None:
-        found = reader.receive(data)
-        if reader.fault:
-            raise LbError(BAD_ANSWER, reader.fault)
-        return found
-
-    return read
 
 
 class _EventCalls:
@@ -198,11 +169,11 @@ class DeferredContext(_EventCalls):
     def _exchange(self, one: Exchange) -> Deferred[Any]:
         settings = self.settings
         if isinstance(one, StoreExchange):
-            return self._ask(settings.store, one.message, _reply_reader(), settings.log_seconds)
+            return self._ask(settings.store, one.message, reply_reader(), settings.log_seconds)
         if isinstance(one, ServerExchange):
             return self._server_leg(one.job_id, one.message, settings.log_seconds)
         octets = http.encode_request(one.path, one.body)
-        return self._ask(settings.serve, octets, _http_reader(), settings.query_seconds)
+        return self._ask(settings.serve, octets, answer_reader(), settings.query_seconds)
 
     def _ask(
         self, path: str, octets: bytes, read: Callable[[bytes], Any], seconds: float
@@ -214,7 +185,7 @@ class DeferredContext(_EventCalls):
         endpoint = HostnameEndpoint(
             self._reactor, job_id.host.strip("[]"), job_id.port + 1, timeout=seconds
         )
-        return self._ask_at(endpoint, message, _reply_reader(), seconds)
+        return self._ask_at(endpoint, message, reply_reader(), seconds)
 
     def _ask_at(
         self, endpoint: Any, octets: bytes, read: Callable[[bytes], Any], seconds: float
@@ -384,14 +355,14 @@ class DeferredContext(_EventCalls):
         target = stream_target(after, consumer, wait, jobs, owners, events, states)
         octets = b"GET %s HTTP/1.1\r\n\r\n" % target.encode("ascii")
         seconds = wait + self.settings.query_seconds
-        asking = self._ask(self.settings.serve, octets, _http_reader(), seconds)
+        asking = self._ask(self.settings.serve, octets, answer_reader(), seconds)
         return asking.addCallback(lambda found: parse_poll(*found))
 
     def move_cursor(self, consumer: str, position: int) -> Deferred[None]:
         """Tell the service how far *consumer* has come."""
         octets = b"POST %s HTTP/1.1\r\n\r\n" % cursor_target(consumer, position).encode("ascii")
         settings = self.settings
-        asking = self._ask(settings.serve, octets, _http_reader(), settings.query_seconds)
+        asking = self._ask(settings.serve, octets, answer_reader(), settings.query_seconds)
         return asking.addCallback(lambda found: check_cursor(*found))
 
     def follow(

@@ -31,6 +31,15 @@ LOOK_UP = {"Dispatch-Mode": "INFORMATION_ONLY"}
 POINT = re.compile(r"127\.0\.0\.1 (\d+) ([0-9A-F]{8})(\$?)")
 
 
+def said_at(port: int, ticket: int) -> bytes:
+    """What a program at loopback *port* makes of a shout behind *ticket*."""
+    with socket.create_connection(("127.0.0.1", port), 20) as connection:
+        connection.sendall(ticket.to_bytes(4, "big") + b"shout")
+        connection.shutdown(socket.SHUT_WR)
+        with connection.makefile("rb") as stream:
+            return stream.read()
+
+
 class WayInTests(SiteTestCase):
     """A site with servers of each kind; everybody is outside."""
 
@@ -135,16 +144,7 @@ class WayInTests(SiteTestCase):
         async def scenario() -> None:
             port, ticket, _ = await self.point("Filter", FIREWALL)
             self.assertIn(port, self.firewall)
-            there = ("127.0.0.1", port, ticket)
-
-            def talk() -> bytes:
-                with socket.create_connection(there[:2], 20) as connection:
-                    connection.sendall(ticket.to_bytes(4, "big") + b"shout")
-                    connection.shutdown(socket.SHUT_WR)
-                    with connection.makefile("rb") as stream:
-                        return stream.read()
-
-            self.assertEqual(await deferToThread(talk), b"SHOUT")
+            self.assertEqual(await deferToThread(said_at, port, ticket), b"SHOUT")
 
         return Deferred.fromCoroutine(scenario())
 
@@ -159,15 +159,7 @@ class WayInTests(SiteTestCase):
             assert match is not None, found
             port, ticket = int(match[1]), int(match[2], 16)
             self.assertNotIn(port, (*self.firewall, *self.relay, *self.fallback))
-
-            def talk() -> bytes:
-                with socket.create_connection(("127.0.0.1", port), 20) as connection:
-                    connection.sendall(ticket.to_bytes(4, "big") + b"shout")
-                    connection.shutdown(socket.SHUT_WR)
-                    with connection.makefile("rb") as stream:
-                        return stream.read()
-
-            self.assertEqual(await deferToThread(talk), b"SHOUT")
+            self.assertEqual(await deferToThread(said_at, port, ticket), b"SHOUT")
 
         return Deferred.fromCoroutine(scenario())
 

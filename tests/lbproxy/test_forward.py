@@ -6,7 +6,7 @@ import os
 import random
 import socket
 import struct
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,14 @@ from tests.mirror.certificates import Authority
 
 LATER = Reply(700, 5, "later")
 SERVER = "lb.example.org:9000"
+
+
+async def until(is_enough: Callable[[], Any]) -> None:
+    """Return once something has come true."""
+    while not is_enough():
+        waiting: Deferred[None] = Deferred()
+        reactor.callLater(0.01, waiting.callback, None)
+        await waiting
 
 
 class JudgeTests(SynchronousTestCase):
@@ -244,12 +252,6 @@ class DelivererTests(TestCase):
                 text = line("Purge", job_id=job(name), seqcode=f"UI{number}")
             self.assertEqual(await self.proxy.log(text), OK)
 
-    async def until(self, is_enough: Any) -> None:
-        while not is_enough():
-            waiting: Deferred[None] = Deferred()
-            reactor.callLater(0.01, waiting.callback, None)
-            await waiting
-
     async def spool_is_empty(self) -> None:
         while True:
             (count,) = await self.proxy.service.book.read(
@@ -257,7 +259,7 @@ class DelivererTests(TestCase):
             )
             if not count:
                 return
-            await self.until(lambda: True)
+            await until(lambda: True)
             waiting: Deferred[None] = Deferred()
             reactor.callLater(0.01, waiting.callback, None)
             await waiting
@@ -277,7 +279,7 @@ class DelivererTests(TestCase):
         async def work() -> None:
             await self.happen("a", 5)
             await self.happen("b", 5)
-            await self.until(lambda: self.proxy.service._forwarder.counts.failures >= 2)
+            await until(lambda: self.proxy.service._forwarder.counts.failures >= 2)
             self.assertIn(SERVER, self.proxy.service._forwarder.facts()["faults"])
             self.listen()
             await self.spool_is_empty()
@@ -305,7 +307,7 @@ class DelivererTests(TestCase):
             await self.happen("a", 1)
             self.server.replies = [LATER] * 3
             self.listen()
-            await self.until(lambda: len(self.server.heard) >= 1)
+            await until(lambda: len(self.server.heard) >= 1)
             await self.happen("a", 5, first=2)
             await self.happen("b", 3)
             await self.spool_is_empty()
@@ -336,7 +338,7 @@ class DelivererTests(TestCase):
             forwarder.config = evolve(forwarder.config, reply_timeout_seconds=0.1)
             self.listen()
             await self.happen("a", 1)
-            await self.until(lambda: len(self.server.connections) >= 2)
+            await until(lambda: len(self.server.connections) >= 2)
             # A slow machine may be late with a reply as well, so it may be heard of again.
             self.server.protocol = _FakeServer
             await self.spool_is_empty()
@@ -358,11 +360,11 @@ class DelivererTests(TestCase):
                 self.assertEqual(await self.proxy.log(text), OK)
                 self.assertLessEqual(len(forwarder._deliverers), 3)
             await self.happen("a", 5, first=2)
-            await self.until(lambda: self.good("a") == self.codes(6))
+            await until(lambda: self.good("a") == self.codes(6))
             facts = forwarder.facts()
             # The good one may have everything by now.
             self.assertIn(facts["servers at work"] + facts["servers waiting"], (12, 13))
-            await self.until(lambda: len(forwarder.facts()["faults"]) == 12)
+            await until(lambda: len(forwarder.facts()["faults"]) == 12)
             for server in list(facts["faults"]):
                 self.assertTrue(server.startswith("away"))
 
@@ -378,7 +380,7 @@ class DelivererTests(TestCase):
             await self.spool_is_empty()
             for connection in list(self.server.connections):
                 connection.transport.loseConnection()
-            await self.until(lambda: not forwarder._deliverers)
+            await until(lambda: not forwarder._deliverers)
             await self.happen("a", 2, first=4)
             await self.spool_is_empty()
             self.assertEqual(self.good("a"), self.codes(5))
@@ -412,7 +414,7 @@ class DelivererTests(TestCase):
 
             self.patch(JobBook, "read", refuse)
             await self.proxy.start()
-            await self.until(lambda: not faults)
+            await until(lambda: not faults)
             await self.spool_is_empty()
             self.assertEqual(self.good("a"), self.codes(2))
 
@@ -544,20 +546,14 @@ class TlsChainTests(TestCase):
         text = line("RegJob", REGISTER, job_id=f"https://localhost:{port}/tls")
         self.assertEqual(await self.proxy.log(text), OK)
 
-    async def until(self, is_enough: Any) -> None:
-        while not is_enough():
-            waiting: Deferred[None] = Deferred()
-            reactor.callLater(0.01, waiting.callback, None)
-            await waiting
-
     def test_end_to_end(self) -> Deferred[None]:
         """The server is believed, and gets the event."""
 
         async def work() -> None:
             await self.forward(self.authorities)
             await self.log()
-            await self.until(lambda: self.server.service.book.stored)
-            await self.until(lambda: self.proxy.service._forwarder.counts.delivered)
+            await until(lambda: self.server.service.book.stored)
+            await until(lambda: self.proxy.service._forwarder.counts.delivered)
 
         return Deferred.fromCoroutine(work())
 
@@ -570,7 +566,7 @@ class TlsChainTests(TestCase):
             Authority(others)
             await self.forward(others)
             await self.log()
-            await self.until(lambda: self.proxy.service._forwarder.counts.failures >= 2)
+            await until(lambda: self.proxy.service._forwarder.counts.failures >= 2)
             self.assertEqual(self.server.service.book.stored, 0)
             self.assertEqual(self.proxy.service._forwarder.counts.delivered, 0)
 
@@ -599,12 +595,6 @@ class DaemonTests(TestCase):
     def tearDown(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self.proxy.stop())
 
-    async def until(self, is_enough: Any) -> None:
-        while not is_enough():
-            waiting: Deferred[None] = Deferred()
-            reactor.callLater(0.01, waiting.callback, None)
-            await waiting
-
     def test_files_and_notices(self) -> Deferred[None]:
         """One file a job, lines as received, a notice with offset and line for each."""
 
@@ -625,8 +615,8 @@ class DaemonTests(TestCase):
             for text in lines:
                 self.assertEqual(await self.proxy.log(text), OK)
             path = Path(f"{self.prefix}.a")
-            await self.until(lambda: path.exists() and path.read_bytes() == b"".join(lines))
-            await self.until(lambda: len(b"".join(octets)) == len(b"".join(lines)) + 16)
+            await until(lambda: path.exists() and path.read_bytes() == b"".join(lines))
+            await until(lambda: len(b"".join(octets)) == len(b"".join(lines)) + 16)
             self.assertEqual(octets[0], struct.pack("=q", 0) + lines[0])
             self.assertEqual(octets[1], struct.pack("=q", len(lines[0])) + lines[1])
             self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
@@ -645,11 +635,11 @@ class DaemonTests(TestCase):
             forwarder.config = evolve(forwarder.config, spool_prefix=str(prefix))
             text = line("RegJob", REGISTER, job_id=job("b"))
             self.assertEqual(await self.proxy.log(text), OK)
-            await self.until(lambda: forwarder.counts.failures >= 2)
+            await until(lambda: forwarder.counts.failures >= 2)
             self.assertEqual(book.stored, 1)
             prefix.parent.mkdir()
             path = Path(f"{prefix}.b")
-            await self.until(lambda: path.exists() and path.read_bytes() == text)
+            await until(lambda: path.exists() and path.read_bytes() == text)
 
         return Deferred.fromCoroutine(work())
 
