@@ -42,7 +42,6 @@ _CLOCK_WARNING, _CLOCK_REFUSAL = 5.0, 60.0
 _DOUBT_SECONDS = 30.0
 _PRUNE_SECONDS = 60.0
 #: Audit rows of suspicious calls from one address in a minute; more are only logged.
-_SUSPECTS_PER_MINUTE = 60
 _SIGN_SECONDS = 10.0
 #: Events that people should hear of.
 _NEWSWORTHY = frozenset({"undeliverable", "lost", "denied", "identity", "batch_stopped"})
@@ -94,7 +93,7 @@ class JobServer:
         #: what overrules the site file, as read at the last heartbeat
         self.settings: dict[str, str] = {}
         self.max_output = config.limits.max_request // 4
-        self._suspects = Rates(_SUSPECTS_PER_MINUTE)
+        self._suspects = Rates(config.limits.suspects_per_minute)
         self._loops: list[LoopingCall] = []
         self._dirty: set[int] = set()  # jobs whose gates may have opened
         self._doubt = True  # notices may have been missed
