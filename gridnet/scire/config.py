@@ -68,8 +68,8 @@ class LimitsConfig:
     wait_seconds: int = field(default=300, validator=at_least(1))  #: longest ``scire.wait``
     calls_per_minute: int = field(default=1200, validator=at_least(1))  #: of one certificate
     enrol_calls_per_minute: int = field(default=120, validator=at_least(1))  #: of one address
-    #: suspicious calls of one address that are audited
-    suspects_per_minute: int = field(default=60, validator=at_least(0))
+    #: suspicious calls of one address that are audited; more are only logged
+    suspects_per_minute: int = field(default=60, validator=at_least(1))
     max_requests_waiting: int = field(default=1000, validator=at_least(1))  #: enrolments
     max_runs_per_job: int = field(default=100_000, validator=at_least(1))  #: of one occurrence
     max_page: int = field(default=1000, validator=at_least(1))  #: rows of one list answer

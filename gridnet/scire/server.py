@@ -41,7 +41,6 @@ _CLOCK_WARNING, _CLOCK_REFUSAL = 5.0, 60.0
 #: Between looks at everything, whatever notices came, seconds.
 _DOUBT_SECONDS = 30.0
 _PRUNE_SECONDS = 60.0
-#: Audit rows of suspicious calls from one address in a minute; more are only logged.
 _SIGN_SECONDS = 10.0
 #: Events that people should hear of.
 _NEWSWORTHY = frozenset({"undeliverable", "lost", "denied", "identity", "batch_stopped"})
