@@ -4,6 +4,8 @@ Making two tables equal ("anti-entropy"): only what differs is sent.
 A host sends an overview of its table, one fingerprint a part.  The peer answers, for the parts
 that differ, with a digest, one line a host, or with all it knows where the other knows nothing.
 A digest is answered with what its sender knows less well, and with a digest of the same places.
+What is newer than the newest of the sender may not be all that it lacks: the host that it is of is
+compared once more, by a digest of its place behind the news, which nobody answers who holds the same.
 """
 
 from __future__ import annotations
@@ -81,9 +83,11 @@ class Exchange:
             yield from self._allowed(now, self._answer_overview(theirs, parts))
 
     def compare_parts(self, now: float, theirs: Digest) -> Iterator[tuple[int, list[Message]]]:
-        """Packets that answer a digest."""
-        self._begin_soon(now, 1)
-        yield from self._allowed(now, self._answer_digest(theirs))
+        """Packets that answer a digest; none if it says what is held here too."""
+        states = self._states(theirs.first, theirs.last)
+        if theirs.is_answer or not _are_equal(states, theirs.lines):
+            self._begin_soon(now, 1)
+            yield from self._allowed(now, self._answer_digest(theirs, states))
 
     def _begin_soon(self, now: float, parts: int) -> None:
         """Tables differ: compare again, sooner if in much, until they do not."""
@@ -127,23 +131,29 @@ class Exchange:
                         yield self._belief_of(state, state.standing)
                         yield from state.records
 
-    def _answer_digest(self, theirs: Digest) -> Iterator[Message]:
-        """What the peer should know, and what we know of the same hosts."""
-        known = {line.host: line for line in theirs.lines}
-        first, last = theirs.first, theirs.last
-        states = [
+    def _states(self, first: int, last: int) -> Sequence[HostState]:
+        """The hosts from one place to another."""
+        return [
             state
             for part in range(part_at(first), part_at(last) + 1)
             for state in self._roster.part(part)
             if first <= state.place <= last
         ]
+
+    def _answer_digest(self, theirs: Digest, states: Sequence[HostState]) -> Iterator[Message]:
+        """What the peer should know of *states*, and what we know of them."""
+        known = {line.host: line for line in theirs.lines}
         told: Iterable[Message] = ()
         if not theirs.is_answer:
-            told = self._digests(first, last, states, True)
-        better = (self._better(state, known.get(state.name)) for state in states)
+            told = self._digests(theirs.first, theirs.last, states, True)
+        # Of one place: this host has been compared once more already.
+        is_again = theirs.first == theirs.last
+        better = (self._better(state, known.get(state.name), is_again) for state in states)
         return chain(told, *better)
 
-    def _better(self, state: HostState, line: DigestLine | None) -> Iterator[Message]:
+    def _better(
+        self, state: HostState, line: DigestLine | None, is_again: bool
+    ) -> Iterator[Message]:
         if line is None:
             if state.is_up:
                 yield self._belief_of(state, state.standing)
@@ -161,8 +171,11 @@ class Exchange:
             yield self._belief_of(state, held)
         if state.is_up and line.fingerprint != state.records.fingerprint:
             newer = [entry for entry in state.records if entry.version > line.newest]
-            if newer or state.records.newest > line.newest:
+            if newer:
                 yield from newer
+                if not is_again:
+                    # The peer may have missed older ones too: a load does not wait for a service.
+                    yield Digest(state.place, state.place, False, (_line_of(state),))
             elif state.records.newest == line.newest:
                 # The peer missed older ones; it is not known which.
                 missed = list(state.records)
@@ -177,14 +190,7 @@ class Exchange:
         room = self._packet_octets * 2 // 3
         begun = first
         for state in sorted(states, key=lambda state: state.place):
-            records = state.records
-            line = DigestLine(
-                state.name,
-                state.incarnation,
-                state.standing,
-                records.newest,
-                records.fingerprint,
-            )
+            line = _line_of(state)
             octets = line.octets()
             if octets > room and lines and state.place > begun:
                 yield Digest(begun, state.place - 1, is_answer, tuple(lines))
@@ -193,6 +199,21 @@ class Exchange:
             lines.append(line)
             room -= octets
         yield Digest(begun, last, is_answer, tuple(lines))
+
+
+def _line_of(state: HostState) -> DigestLine:
+    records = state.records
+    return DigestLine(
+        state.name, state.incarnation, state.standing, records.newest, records.fingerprint
+    )
+
+
+def _are_equal(states: Sequence[HostState], lines: Sequence[DigestLine]) -> bool:
+    """Whether *lines* say of all *states* what is held of them."""
+    if len(states) != len(lines):
+        return False
+    said = {line.host: line for line in lines}
+    return all(said.get(state.name) == _line_of(state) for state in states)
 
 
 def packed(messages: Iterable[Message], packet_octets: int) -> Iterator[tuple[int, list[Message]]]:
