@@ -4,8 +4,8 @@ Making two tables equal ("anti-entropy"): only what differs is sent.
 A host sends an overview of its table, one fingerprint a part.  The peer answers, for the parts
 that differ, with a digest, one line a host, or with all it knows where the other knows nothing.
 A digest is answered with what its sender knows less well, and with a digest of the same places.
-What is newer than the newest of the sender may not be all that it lacks: the host that it is of is
-compared once more, by a digest of its place behind the news, which nobody answers who holds the same.
+What is newer than the newest of the sender may not be all that it lacks: behind such news comes a
+digest of that one place, so that the host is compared once more.  Who holds the same is silent.
 """
 
 from __future__ import annotations

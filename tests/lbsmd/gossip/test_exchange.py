@@ -12,7 +12,7 @@ from gridnet.lbsmd.gossip.messages import Digest, Entry, Message
 
 NOW = 1.0
 SERVICES = 20
-#: Of the messages in the packets that a comparison takes, so that none goes on for ever.
+#: That a comparison takes at most; far more than any here, so that none goes on for ever.
 MAX_PACKETS = 40
 
 
@@ -108,7 +108,7 @@ class ComparisonTests(SynchronousTestCase):
 
     def test_a_load_alone_costs_no_answer_beside_it(self) -> None:
         self.tell(self.asker, self.first)
-        _, load = self.change("s7", b"load 2")
+        self.change("s7", b"load 2")
         self.tell(self.asker, self.owner.own)
         self.owner.publish("l", b"load 3", True)
         self.tell(self.peer, self.owner.own)
