@@ -15,6 +15,7 @@ from gridnet.lbsmd.gossip.messages import Address, Entry, Standing
 from gridnet.lbsmd.gossip.roster import PARTS, HostState, part_at
 
 _Change: TypeAlias = tuple[int, int, Standing, Address, bytes]
+_Content: TypeAlias = tuple[str, Address, int, Standing, bytes, bytes, int]
 
 
 class CommonKnowledge:
@@ -29,6 +30,7 @@ class CommonKnowledge:
         self.fingerprint = 0
         self._changes: dict[_Change, tuple[HostState, HostState]] = {}
         self._entries: dict[tuple[int, int], tuple[HostState, Entry, HostState | None]] = {}
+        self._states: dict[_Content, HostState] = {}
 
     def add(self, state: HostState) -> None:
         """Let all know *state*, which nobody may change from now."""
@@ -52,8 +54,10 @@ class CommonKnowledge:
         change = id(state), incarnation, standing, address, signature
         known = self._changes.get(change)
         if known is None:
-            next_state = HostState(
-                state.name, address, incarnation, standing, state.key, signature, state.records
+            next_state = self._only(
+                HostState(
+                    state.name, address, incarnation, standing, state.key, signature, state.records
+                )
             )
             # With the old state, so that its id is not given to another.
             known = self._changes[change] = state, next_state
@@ -66,17 +70,32 @@ class CommonKnowledge:
             records = state.records.copy()
             next_state = None
             if records.take(entry):
-                next_state = HostState(
-                    state.name,
-                    state.address,
-                    state.incarnation,
-                    state.standing,
-                    state.key,
-                    state.signature,
-                    records,
+                next_state = self._only(
+                    HostState(
+                        state.name,
+                        state.address,
+                        state.incarnation,
+                        state.standing,
+                        state.key,
+                        state.signature,
+                        records,
+                    )
                 )
             known = self._entries[id(state), id(entry)] = state, entry, next_state
         return known[2]
+
+    def _only(self, state: HostState) -> HostState:
+        """The one object of that content: the same news in another order lead to the same."""
+        content = (
+            state.name,
+            state.address,
+            state.incarnation,
+            state.standing,
+            state.key,
+            state.signature,
+            state.records.fingerprint,
+        )
+        return self._states.setdefault(content, state)
 
 
 class SharedRoster:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TypeAlias
 
-from attrs import frozen
+from attrs import field, frozen
 
 Address: TypeAlias = tuple[str, int]  #: IP address as text, UDP port
 
@@ -29,6 +29,12 @@ ACK_OCTETS = 5
 
 def _text(text: str) -> int:
     return 1 + len(text.encode())
+
+
+def _counted_once() -> int:
+    # News are passed on many times: how large they are is found out at the first.
+    octets: int = field(default=0, init=False, eq=False, repr=False)
+    return octets
 
 
 @frozen
@@ -95,10 +101,15 @@ class Belief:
     accuser: str
     key: bytes = _NO_KEY  #: of *host*
     signature: bytes = _UNSIGNED  #: of *host*
+    _octets: int = _counted_once()
 
     def octets(self) -> int:
-        texts = _text(self.host) + _text(self.address[0]) + _text(self.accuser)
-        return 12 + IDENTITY_OCTETS + SIGNATURE_OCTETS + texts
+        octets = self._octets
+        if not octets:
+            texts = _text(self.host) + _text(self.address[0]) + _text(self.accuser)
+            octets = 12 + IDENTITY_OCTETS + SIGNATURE_OCTETS + texts
+            object.__setattr__(self, "_octets", octets)
+        return octets
 
 
 @frozen
@@ -111,10 +122,15 @@ class Entry:
     value: bytes | None
     is_load: bool = False  #: gives way to everything else when room is short
     signature: bytes = _UNSIGNED  #: of *owner*
+    _octets: int = _counted_once()
 
     def octets(self) -> int:
-        texts = _text(self.owner) + _text(self.key)
-        return 12 + SIGNATURE_OCTETS + texts + len(self.value or b"")
+        octets = self._octets
+        if not octets:
+            texts = _text(self.owner) + _text(self.key)
+            octets = 12 + SIGNATURE_OCTETS + texts + len(self.value or b"")
+            object.__setattr__(self, "_octets", octets)
+        return octets
 
 
 @frozen

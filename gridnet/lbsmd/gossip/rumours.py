@@ -16,7 +16,7 @@ _LATEST = 64  # rumours of each rank that are kept when they are told no more
 _MISFITS = 8  # rumours too large for the rest of a packet before it is left as it is
 
 
-@define(eq=False)
+@define(eq=False, weakref_slot=False)
 class _Rumour:
     message: Belief | Entry
     matter: _Matter
@@ -99,7 +99,7 @@ class Rumours:
         self._rumours: dict[_Matter, _Rumour] = {}
         self.is_empty = True
         self._health = health or LocalHealth(0)
-        self._latest = tuple(deque[_Rumour](maxlen=_LATEST) for _ in range(3))  # by rank
+        self._latest = tuple(deque[Belief | Entry](maxlen=_LATEST) for _ in range(3))  # by rank
         self._ranks = (_Rank({}, {}), _Rank({}, {}), _Rank({}, {}))
         self._cool: dict[_Matter, _Rumour] = {}
         self.hot = 0
@@ -146,7 +146,7 @@ class Rumours:
         rumour.heard += 1
         if rumour.heard >= self._drop_after + self._health.score:
             self._drop(rumour)
-            self._latest[rumour.rank].append(rumour)
+            self._latest[rumour.rank].append(rumour.message)
         elif rumour.heard >= self._cool_after + self._health.score and not rumour.is_cool:
             del self._queue(rumour)[matter]
             rumour.is_cool = True
@@ -191,7 +191,7 @@ class Rumours:
                 self._queue(rumour)[matter] = rumour
             else:
                 del self._rumours[matter]
-                self._latest[rumour.rank].append(rumour)
+                self._latest[rumour.rank].append(rumour.message)
                 if not rumour.is_cool:
                     self.hot -= 1
         self.is_empty = not self._rumours
@@ -208,12 +208,14 @@ class Rumours:
         left = octets
         hosts, services, load = self._latest
         for latest in (services, hosts, load):
-            for rumour in reversed(latest):
-                message = rumour.message
-                if rumour.octets <= left and not (
+            for message in reversed(latest):
+                if left < _LEAST_OCTETS:
+                    break
+                size = message.octets()
+                if size <= left and not (
                     type(message) is Belief and message.standing is Standing.SUSPECT
                 ):
-                    left -= rumour.octets
+                    left -= size
                     chosen.append(message)
         return octets - left, chosen
 

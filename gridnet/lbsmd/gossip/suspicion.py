@@ -10,7 +10,7 @@ from gridnet.lbsmd.gossip.messages import Standing
 from gridnet.lbsmd.gossip.timers import Timer
 
 
-@frozen
+@frozen(weakref_slot=False)
 class Evidence:
     """One accusation; *reason* in words."""
 
@@ -31,7 +31,7 @@ FURTHER_ACCUSERS = 2
 FURTHER_SHARE = 0.2
 
 
-@define(eq=False)
+@define(eq=False, weakref_slot=False)
 class Suspicion:
     """
     One running suspicion; each further accuser shortens it (Lifeguard, "LHA-Suspicion").

@@ -10,9 +10,13 @@ from typing import Any
 from attrs import define
 
 
-@define(order=False, eq=False)
+@define(order=False, eq=False, weakref_slot=False)
 class Timer:
-    """One thing to do; to be given back to :meth:`Timers.cancel` alone."""
+    """
+    One thing to do; to be given back to :meth:`Timers.cancel` alone.
+
+    Once that is over it holds its *argument* no more: what that holds may hold the timer.
+    """
 
     action: Callable[[float, Any], None]
     argument: Any
@@ -44,6 +48,7 @@ class Timers:
     def cancel(self, timer: Timer) -> None:
         """Do not do that, if it is not done yet."""
         timer.is_cancelled = True
+        timer.argument = None
         self._look()
 
     def run(self, now: float) -> None:
@@ -52,7 +57,8 @@ class Timers:
         while heap and heap[0][0] <= now:
             timer = heapq.heappop(heap)[2]
             if not timer.is_cancelled:
-                timer.action(now, timer.argument)
+                argument, timer.argument = timer.argument, None
+                timer.action(now, argument)
         self._look()
 
     def _look(self) -> None:
