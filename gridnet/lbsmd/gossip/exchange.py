@@ -4,8 +4,8 @@ Making two tables equal ("anti-entropy"): only what differs is sent.
 A host sends an overview of its table, one fingerprint a part.  The peer answers, for the parts
 that differ, with a digest, one line a host, or with all it knows where the other knows nothing.
 A digest is answered with what its sender knows less well, and with a digest of the same places.
-What is newer than the newest of the sender may not be all that it lacks: behind such news comes a
-digest of that one place, so that the host is compared once more.  Who holds the same is silent.
+What is newer than the newest of the sender may not be all that it lacks: on a site of few hosts a
+digest of that one place follows, to compare the host once more.  Who holds the same is silent.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ class Exchange:
             yield from self._allowed(now, self._answer_overview(theirs, parts))
 
     def compare_parts(self, now: float, theirs: Digest) -> Iterator[tuple[int, list[Message]]]:
-        """Packets that answer a digest; none if it says what is held here too."""
+        """Packets that answer a digest; none if it is of one host that is held alike here."""
         states = self._states(theirs.first, theirs.last)
-        if theirs.is_answer or not _are_equal(states, theirs.lines):
+        if not _is_again(theirs) or theirs.is_answer or not _are_equal(states, theirs.lines):
             self._begin_soon(now, 1)
             yield from self._allowed(now, self._answer_digest(theirs, states))
 
@@ -146,13 +146,13 @@ class Exchange:
         told: Iterable[Message] = ()
         if not theirs.is_answer:
             told = self._digests(theirs.first, theirs.last, states, True)
-        # Of one place: this host has been compared once more already.
-        is_again = theirs.first == theirs.last
-        better = (self._better(state, known.get(state.name), is_again) for state in states)
+        # On a large site comparing once more, each time, would cost more than it gains.
+        is_last = _is_again(theirs) or len(self._roster) > PARTS
+        better = (self._better(state, known.get(state.name), is_last) for state in states)
         return chain(told, *better)
 
     def _better(
-        self, state: HostState, line: DigestLine | None, is_again: bool
+        self, state: HostState, line: DigestLine | None, is_last: bool
     ) -> Iterator[Message]:
         if line is None:
             if state.is_up:
@@ -173,7 +173,7 @@ class Exchange:
             newer = [entry for entry in state.records if entry.version > line.newest]
             if newer:
                 yield from newer
-                if not is_again:
+                if not is_last:
                     # The peer may have missed older ones too: a load does not wait for a service.
                     yield Digest(state.place, state.place, False, (_line_of(state),))
             elif state.records.newest == line.newest:
@@ -206,6 +206,11 @@ def _line_of(state: HostState) -> DigestLine:
     return DigestLine(
         state.name, state.incarnation, state.standing, records.newest, records.fingerprint
     )
+
+
+def _is_again(digest: Digest) -> bool:
+    """Whether it is of one place: its host has been compared already, and told some news."""
+    return digest.first == digest.last
 
 
 def _are_equal(states: Sequence[HostState], lines: Sequence[DigestLine]) -> bool:
