@@ -8,6 +8,7 @@ Every change of state is one guarded update and one row of history in one transa
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from attrs import frozen
@@ -145,6 +146,13 @@ def note(
     )
 
 
+@lru_cache(256)
+def _move_of(names: tuple[str, ...]) -> str:
+    """The guarded statement that changes these columns."""
+    columns = ", ".join(f"{name} = ?" for name in names)
+    return f"UPDATE runs SET {columns} WHERE id = ? AND state = ? AND attempt = ?"
+
+
 def move(
     tx: Transaction,
     run: Run,
@@ -173,11 +181,10 @@ def move(
         columns.setdefault("ended_at", tx.now)
     elif run["ended_at"] is not None:
         columns["ended_at"] = None
-    names = sorted(columns)
+    names = tuple(sorted(columns))
     tx.later(
-        f"UPDATE runs SET {', '.join(f'{name} = ?' for name in names)}"
-        " WHERE id = ? AND state = ? AND attempt = ?",
-        (*(columns[name] for name in names), run["id"], before, run["attempt"]),
+        _move_of(names),
+        (*[columns[name] for name in names], run["id"], before, run["attempt"]),
         1,
     )
     run.update(columns)

@@ -24,6 +24,7 @@ from base64 import b64encode
 from binascii import a2b_base64
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from math import isfinite
 from typing import Any
 
@@ -42,6 +43,22 @@ _DOUBLE = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?")
 _BASE64_TEXT = re.compile(rb"[A-Za-z0-9+/=\s]*")
 _RETRY_AFTER = re.compile(r"(.*) \[retry-after=(\d{1,9})\]", re.DOTALL)
 _METHOD = re.compile(r"[A-Za-z0-9_.:/]{1,128}")
+#: A call as clients make most of them: a few scalars, ASCII, nothing to be unescaped.  ``>`` is
+#: left to the parser since ``]]>`` is no text, and ``\r`` since it becomes ``\n``.
+_SPACE = rb"[ \t\n]*"
+_PARAM = (
+    rb"<param>%(s)s<value><(string|int|i4|base64)>([\t\n -%%'-;=?-~]*)</\%(n)d></value>%(s)s"
+    rb"</param>%(s)s"
+)
+_PLAIN_PARAM = re.compile(_PARAM % {b"s": _SPACE, b"n": 1})
+_PLAIN_CALL = re.compile(
+    rb"""(?:<\?xml version=(?:'1\.0'|"1\.0")(?: encoding=(?:'(?i:utf-8)'|"(?i:utf-8)"))?\?>)?"""
+    rb"%(s)s<methodCall>%(s)s<methodName>([A-Za-z0-9_.:/]{1,128})</methodName>%(s)s"
+    rb"<params>%(s)s((?:%(p)s){0,8})</params>%(s)s</methodCall>%(s)s"
+    % {b"s": _SPACE, b"p": _PARAM % {b"s": _SPACE, b"n": 3}}
+)
+#: Whatever is not printable ASCII that stands for itself.
+_SPECIAL = re.compile("[^ -%'-;=?-~]")
 #: What XML 1.0 cannot carry, even escaped.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -247,6 +264,14 @@ def parse_call(octets: bytes) -> Call:
 
     :raises ScireFault: -32700 not (allowed) XML, -32600 not XML-RPC.
     """
+    # What the parser would find, at a tenth of its time.
+    plain = _PLAIN_CALL.fullmatch(octets)
+    if plain is not None:
+        params = _PLAIN_PARAM.findall(plain[2])
+        return Call(
+            plain[1].decode("ascii"),
+            tuple(_SCALARS[kind.decode("ascii")](text.decode("ascii")) for kind, text in params),
+        )
     reader = _read(octets, "methodCall")
     if reader.method is None or _METHOD.fullmatch(reader.method) is None:
         raise _refused("no usable methodName")
@@ -285,6 +310,8 @@ def fault_of(value: Any) -> ScireFault:
 
 def escape(text: str) -> str:
     """*text* for XML element content; what XML cannot carry becomes U+FFFD."""
+    if text.isalnum() or _SPECIAL.search(text) is None:
+        return text
     if not text.isprintable():
         text = _NOT_XML.sub("\ufffd", text)
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -292,39 +319,67 @@ def escape(text: str) -> str:
     return text.replace("\r", "&#13;")
 
 
-def _write(value: Any, out: list[str]) -> None:
-    kind = type(value)
-    if kind is str:
-        out.append(f"<value><string>{escape(value)}</string></value>")
-    elif kind is bool:
-        out.append(f"<value><boolean>{value:d}</boolean></value>")
-    elif isinstance(value, int):
-        if not INT_MIN <= value <= INT_MAX:
-            raise LocalProtocolError(f"{value} does not fit an XML-RPC int")
-        out.append(f"<value><int>{int(value)}</int></value>")
-    elif kind is float:
-        if not isfinite(value):
-            raise LocalProtocolError(f"{value} is no XML-RPC double")
-        out.append(f"<value><double>{value!r}</double></value>")
-    elif kind is bytes:
-        out.append(f"<value><base64>{b64encode(value).decode('ascii')}</base64></value>")
-    elif isinstance(value, datetime):
-        text = value.astimezone(UTC).strftime("%Y%m%dT%H:%M:%S")
-        out.append(f"<value><dateTime.iso8601>{text:0>17}</dateTime.iso8601></value>")
-    elif isinstance(value, Mapping):
-        out.append("<value><struct>")
-        for name, member in value.items():
-            out.append(f"<member><name>{escape(name)}</name>")
-            _write(member, out)
-            out.append("</member>")
-        out.append("</struct></value>")
-    elif isinstance(value, Sequence):
-        out.append("<value><array><data>")
-        for element in value:
-            _write(element, out)
-        out.append("</data></array></value>")
-    else:
-        raise LocalProtocolError(f"{kind.__name__} has no XML-RPC form")
+def _write_int(value: int) -> str:
+    if not INT_MIN <= value <= INT_MAX:
+        raise LocalProtocolError(f"{value} does not fit an XML-RPC int")
+    return f"<value><int>{int(value)}</int></value>"
+
+
+def _write_double(value: float) -> str:
+    if not isfinite(value):
+        raise LocalProtocolError(f"{value} is no XML-RPC double")
+    return f"<value><double>{value!r}</double></value>"
+
+
+def _write_time(value: datetime) -> str:
+    text = value.astimezone(UTC).strftime("%Y%m%dT%H:%M:%S")
+    return f"<value><dateTime.iso8601>{text:0>17}</dateTime.iso8601></value>"
+
+
+_named = lru_cache(256)(lambda name: f"<member><name>{escape(name)}</name>")
+_MAX_NAME = 40  #: characters of a member's name that is kept
+
+
+def _write_struct(value: Mapping[str, Any]) -> str:
+    members = [
+        f"{(_named if len(name) <= _MAX_NAME else _named.__wrapped__)(name)}{_write(member)}"
+        for name, member in value.items()
+    ]
+    if not members:
+        return "<value><struct></struct></value>"
+    return f"<value><struct>{'</member>'.join(members)}</member></struct></value>"
+
+
+def _write_array(value: Sequence[Any]) -> str:
+    return f"<value><array><data>{''.join(map(_write, value))}</data></array></value>"
+
+
+_WRITERS: Mapping[type, Callable[[Any], str]] = {
+    str: lambda value: f"<value><string>{escape(value)}</string></value>",
+    bool: lambda value: f"<value><boolean>{value:d}</boolean></value>",
+    int: _write_int,
+    float: _write_double,
+    bytes: lambda value: f"<value><base64>{b64encode(value).decode('ascii')}</base64></value>",
+    datetime: _write_time,
+    dict: _write_struct,
+    list: _write_array,
+}
+#: For what is none of these types, but of one derived from them or like them.
+_ALIKE: Sequence[tuple[type, Callable[[Any], str]]] = (
+    (int, _write_int),
+    (datetime, _write_time),
+    (Mapping, _write_struct),
+    (Sequence, _write_array),
+)
+
+
+def _write(value: Any) -> str:
+    writer = _WRITERS.get(type(value))
+    if writer is None:
+        writer = next((one for kind, one in _ALIKE if isinstance(value, kind)), None)
+        if writer is None:
+            raise LocalProtocolError(f"{type(value).__name__} has no XML-RPC form")
+    return writer(value)
 
 
 def format_call(method: str, params: Sequence[Any]) -> bytes:
@@ -333,21 +388,15 @@ def format_call(method: str, params: Sequence[Any]) -> bytes:
 
     :raises gridnet.errors.LocalProtocolError: a value without an XML-RPC form.
     """
-    out = [f"<methodCall><methodName>{escape(method)}</methodName><params>"]
-    for value in params:
-        out.append("<param>")
-        _write(value, out)
-        out.append("</param>")
-    out.append("</params></methodCall>")
-    return _DECLARATION + "".join(out).encode("utf-8")
+    written = "".join([f"<param>{_write(value)}</param>" for value in params])
+    head = f"<methodCall><methodName>{escape(method)}</methodName><params>"
+    return _DECLARATION + f"{head}{written}</params></methodCall>".encode()
 
 
 def format_answer(value: Any) -> bytes:
     """Octets of an answer with *value*; raises as :func:`format_call` does."""
-    out = ["<methodResponse><params><param>"]
-    _write(value, out)
-    out.append("</param></params></methodResponse>")
-    return _DECLARATION + "".join(out).encode("utf-8")
+    inside = f"<params><param>{_write(value)}</param></params>"
+    return _DECLARATION + f"<methodResponse>{inside}</methodResponse>".encode()
 
 
 def fault_struct(fault: ScireFault) -> dict[str, Any]:
@@ -357,10 +406,8 @@ def fault_struct(fault: ScireFault) -> dict[str, Any]:
 
 def format_fault(fault: ScireFault) -> bytes:
     """Octets of the answer that is *fault*."""
-    out = ["<methodResponse><fault>"]
-    _write(fault_struct(fault), out)
-    out.append("</fault></methodResponse>")
-    return _DECLARATION + "".join(out).encode("utf-8")
+    inside = f"<fault>{_write(fault_struct(fault))}</fault>"
+    return _DECLARATION + f"<methodResponse>{inside}</methodResponse>".encode()
 
 
 # -- times -----------------------------------------------------------------------------------
@@ -383,6 +430,11 @@ _RFC3339 = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.\d{1,9})?
 
 def format_rfc3339(seconds: float) -> str:
     """Seconds since the epoch as ``2026-11-20T16:02:11Z``."""
+    return _rfc3339(int(seconds))
+
+
+@lru_cache(1024)
+def _rfc3339(seconds: int) -> str:
     return f"{time_value(seconds):%Y-%m-%dT%H:%M:%SZ}"
 
 

@@ -49,6 +49,40 @@ def _depth(value: object) -> int:
     return 0
 
 
+#: What clients send most, and what may go wrong in it.
+PLAIN = st.one_of(
+    st.integers(wire.INT_MIN, wire.INT_MAX),
+    st.text("ab]\n '\"=0", max_size=6),
+    st.binary(max_size=60),
+)
+PIECES = (
+    b"",
+    b" ",
+    b"\n",
+    b"\r",
+    b"\t",
+    b"\x0c",
+    b"<",
+    b">",
+    b"&",
+    b"]]>",
+    b"'",
+    b"\xc3\xa9",
+    b"1",
+)
+
+
+def _by_the_standard_library(method: str, params: list[object]) -> bytes:
+    return xmlrpc.client.dumps(tuple(params), method).encode()
+
+
+def _read(octets: bytes) -> object:
+    try:
+        return wire.parse_call(octets)
+    except ScireFault as fault:
+        return int(fault.code)
+
+
 def call(inside: str) -> bytes:
     return f"<methodCall><methodName>m</methodName>{inside}</methodCall>".encode()
 
@@ -209,6 +243,34 @@ class RefusalTests(SynchronousTestCase):
             wire.parse_call(bytes(octets))
         except ScireFault as fault:
             self.assertIn(fault.code, (-32700, -32600))
+
+    @given(st.data())
+    @examples(300)
+    def test_plain_calls_are_read_as_the_parser_reads_them(self, data: st.DataObject) -> None:
+        """A comment makes no difference, but that the parser has to look."""
+        params = data.draw(st.lists(PLAIN, max_size=3))
+        written = data.draw(st.sampled_from((wire.format_call, _by_the_standard_library)))
+        octets = bytearray(written("scire.next_job", params))
+        for _ in range(data.draw(st.integers(0, 3))):
+            at = data.draw(st.integers(0, len(octets)))
+            octets[at : at + data.draw(st.integers(0, 2))] = data.draw(st.sampled_from(PIECES))
+        self.assertEqual(_read(bytes(octets)), _read(bytes(octets) + b"<!-- -->"))
+
+    def test_plain_calls_with_something_wrong_in_them(self) -> None:
+        for text in ("]]>", "a]]>b", "&amp;", "&#0;", "\r\n", "\0", "\x0b", "\x7f", "\u00e9", ">"):
+            for kind in ("string", "int", "base64"):
+                octets = param(f"<value><{kind}>{text}</{kind}></value>")
+                self.assertEqual(_read(octets), _read(octets + b"<!-- -->"), octets)
+        for octets in (
+            b"\x0c" + param("<value><int>1</int></value>"),
+            param("\x0b<value><int>1</int></value>"),
+            b"\n<?xml version='1.0'?>" + param("<value><int>1</int></value>"),
+            b"<?xml version='1.0\"?>" + param("<value><int>1</int></value>"),
+            b"\xef\xbb\xbf" + param("<value><int>1</int></value>"),
+            param("<value><int>1</string></value>"),
+            param("<value><int>1</int></value>") + b"\0",
+        ):
+            self.assertEqual(_read(octets), _read(octets + b"<!-- -->"), octets)
 
     def test_an_answer_without_a_proper_fault_is_no_answer(self) -> None:
         for inside in (

@@ -194,11 +194,11 @@ class Pipeline:
             self._pgconn.send_prepare(prepared.name, prepared.sql)
             self._sent.append(_Sent(None, None))
             self._prepared[sql] = prepared
-        types = [type(value) for value in parameters]
         formats = None
-        if not _OCTETS.isdisjoint(types):
-            formats = [int(kind in _OCTETS) for kind in types]
-        values = [_WRITERS[kind](value) for kind, value in zip(types, parameters, strict=True)]
+        if not _OCTETS.isdisjoint(map(type, parameters)):
+            formats = [int(type(value) in _OCTETS) for value in parameters]
+        writers = _WRITERS
+        values = [writers[type(value)](value) for value in parameters]
         self._pgconn.send_query_prepared(prepared.name, values, formats)
         self._sent.append(_Sent(prepared, expected))
 
@@ -266,9 +266,10 @@ class Pipeline:
         pgconn.send_flush_request()
         self._flush()
         last = None
+        is_busy, get_result = pgconn.is_busy, pgconn.get_result
         while self._sent:
             sent = self._sent.popleft()
-            last = self._result()
+            last = self._result() if is_busy() else get_result()
             assert last is not None
             if last.status not in _OK:
                 # What comes after it is not carried out any more.
@@ -280,7 +281,8 @@ class Pipeline:
                 self._kept[sent.key] = self._rows(sent.prepared, last)
             if sent.expected is not None and last.command_tuples != sent.expected:
                 self._unexpected = True
-            self._result()  # the None that ends each result
+            # The None that ends each result.
+            self._result() if is_busy() else get_result()
         return last
 
     def _flush(self) -> None:
