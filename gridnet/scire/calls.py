@@ -142,7 +142,7 @@ async def next_job(server: JobServer, call: Call, receipt: str) -> dict[str, Any
         if receipt:
             runs.acknowledge(tx, client, receipt, server.jobs)
         note_use(tx, client)
-        yield [(runs.SENT, (client.id,)), (runs.CANDIDATES, (client.id, tx.now))]
+        yield [(runs.CANDIDATES, (client.id, tx.now))]
         return server.dispatch.next_run(tx, client, server.identity)
 
     return await _deliver(server, await server.database.write(InSteps(steps)))

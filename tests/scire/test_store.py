@@ -265,6 +265,7 @@ class SqliteStoreTests(SqliteMixin, StoreCase):
         """And so does not grow with the runs that have ended."""
         for sql, index in (
             (runs.CANDIDATES, "runs_deliverable"),
+            (runs.CANDIDATES, "runs_held"),
             (runs.ANYTHING, "runs_deliverable"),
             (runs.SENT, "runs_held"),
         ):
