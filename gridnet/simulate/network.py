@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from math import inf
 from random import Random
@@ -18,6 +18,7 @@ from gridnet.lbsmd.gossip.membership import (
     Event,
     GossipTimes,
     Membership,
+    Outgoing,
     StandingChanged,
 )
 from gridnet.lbsmd.gossip.messages import Address, Message, Standing
@@ -73,7 +74,7 @@ class SimulatedHost:
     wakes_at: float = inf
     # Mostly empty, and then a tenth of the size of a deque.
     backlog: list[_Packet] = field(factory=list)
-    unsent: list[tuple[Address, Iterable[Message], int]] = field(factory=list)
+    unsent: list[Outgoing] = field(factory=list)
     is_reading: bool = False
 
 
@@ -212,8 +213,7 @@ class Network:
         events = membership.take_events()
         for event in events:
             self._note(host, event)
-        for outgoing in membership.take_outgoing():
-            self._send(host, outgoing.address, outgoing.messages, outgoing.octets)
+        self._send_all(host, membership.take_outgoing())
         self._wake_later(host)
 
     def at(self, time: float, action: Callable[[], None]) -> None:
@@ -254,14 +254,14 @@ class Network:
     def _unblock(self, host: SimulatedHost) -> None:
         if not host.is_running or host.blocked_until > self.now:
             return
-        while host.unsent:
-            self._send(host, *host.unsent.pop(0))
+        unsent, host.unsent = host.unsent, []
+        self._send_all(host, unsent)
         if host.backlog and not host.is_reading:
             host.is_reading = True
             self.at(self.now, lambda: self._read(host))
 
     def _happen(self, events: list[_Event]) -> None:
-        now, note, send = self.now, self._note, self._send
+        now, note = self.now, self._note
         for event in events:
             if type(event) is not tuple:
                 event()  # type: ignore[operator]
@@ -299,8 +299,7 @@ class Network:
                 for found in membership.take_events():
                     note(host, found)
             if membership.outgoing:
-                for outgoing in membership.take_outgoing():
-                    send(host, outgoing.address, outgoing.messages, outgoing.octets)
+                self._send_all(host, membership.take_outgoing())
             if membership.due - skew < host.wakes_at:
                 self._wake_later(host)
 
@@ -357,27 +356,29 @@ class Network:
         if self._observe is not None:
             self._observe(self.now, host, event)
 
-    def _send(
-        self, host: SimulatedHost, address: Address, messages: Iterable[Message], octets: int
-    ) -> None:
+    def _send_all(self, host: SimulatedHost, packets: Sequence[Outgoing]) -> None:
+        traits = self.traits
         if host.blocked_until > self.now:
-            if len(host.unsent) < self.traits.backlog:
-                host.unsent.append((address, messages, octets))
+            host.unsent += packets[: max(0, traits.backlog - len(host.unsent))]
             return
-        octets += PACKET_OVERHEAD
-        host.packets += 1
-        host.octets += octets
-        target = self._by_address[address]
-        self._trace_numbers.append(host.number << 40 | target.number << 16 | octets)
-        traits, random = self.traits, self._random.random
-        if traits.loss and random() < traits.loss:
-            self.lost += 1
-            return
-        delay = int((traits.delay + random() * traits.delay_spread) / TICK_SECONDS + 0.5) or 1
-        if delay < _RING:
-            self._ring[(self._tick + delay) % _RING].append((target, host, messages))
-        else:
-            self._put(self._tick + delay, (target, host, messages))
+        tick, ring, by_address = self._tick, self._ring, self._by_address
+        random, trace = self._random.random, self._trace_numbers.append
+        loss, least, spread = traits.loss, traits.delay, traits.delay_spread
+        sender = host.number << 40
+        host.packets += len(packets)
+        for packet in packets:
+            octets = packet.octets + PACKET_OVERHEAD
+            host.octets += octets
+            target = by_address[packet.address]
+            trace(sender | target.number << 16 | octets)
+            if loss and random() < loss:
+                self.lost += 1
+                continue
+            delay = int((least + random() * spread) / TICK_SECONDS + 0.5) or 1
+            if delay < _RING:
+                ring[(tick + delay) % _RING].append((target, host, packet.messages))
+            else:
+                self._put(tick + delay, (target, host, packet.messages))
 
     def _wake_later(self, host: SimulatedHost) -> None:
         due = host.membership.due - host.skew

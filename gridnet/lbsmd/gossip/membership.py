@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 from math import ceil, inf, log10
 from random import Random
@@ -52,7 +53,13 @@ __all__ = [
 _ALIVE, _SUSPECT, _DEAD, _LEFT = Standing
 
 
-@define(eq=False)
+@lru_cache(maxsize=1024)
+def _digits(hosts: int) -> int:
+    # Asked for with every packet.
+    return ceil(log10(hosts + 1))
+
+
+@define(eq=False, weakref_slot=False)
 class Outgoing:
     """One packet to send; *octets* is the size of its messages on the wire."""
 
@@ -222,7 +229,11 @@ class Membership:
     def tick(self, now: float) -> None:
         """Do what is due."""
         timers, probing = self._timers, self._probing
-        due = min(probing.next_at, probing.retry_at, timers.next)
+        due = probing.next_at
+        if probing.retry_at < due:
+            due = probing.retry_at
+        if timers.next < due:
+            due = timers.next
         if now - due > self._times.stopped_after and self._times.lifeguard:
             self._was_stopped(now - due)
         if timers.next <= now:
@@ -257,17 +268,20 @@ class Membership:
         """Take the *messages* of one authentic packet of *sender*, which came from *source*."""
         ping: Ping | None = None
         for message in messages:
-            if type(message) is Ack:
+            kind = type(message)
+            if kind is Belief:
+                assert type(message) is Belief
+                self._consider(now, message, sender)
+                if message.host == sender:
+                    self._correct(source, message)
+            elif kind is Entry:
+                assert type(message) is Entry
+                self._take_entry(message)
+            elif type(message) is Ack:
                 if self._probing.acked(message):
                     self._plan()
             elif type(message) is Ping:
                 ping = message
-            elif type(message) is Belief:
-                self._consider(now, message, sender)
-                if message.host == sender:
-                    self._correct(source, message)
-            elif type(message) is Entry:
-                self._take_entry(message)
             elif type(message) is Overview:
                 self._tell(source, self._exchanges.compare(now, message))
             elif type(message) is Digest:
@@ -609,7 +623,7 @@ class Membership:
         return chosen
 
     def _tellings(self) -> int:
-        return self._times.retransmit_multiplier * ceil(log10(self._roster.up + 1))
+        return self._times.retransmit_multiplier * _digits(self._roster.up)
 
     def send(self, address: Address, *messages: Message) -> None:
         """Send one packet; news fill what room is left in it."""

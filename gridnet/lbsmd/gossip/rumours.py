@@ -143,11 +143,12 @@ class Rumours:
         rumour = self._rumours.get(matter)
         if rumour is None or not (rumour.message is message or rumour.says(message)):
             return False
-        rumour.heard += 1
-        if rumour.heard >= self._drop_after + self._health.score:
+        heard = rumour.heard = rumour.heard + 1
+        score = self._health.score
+        if heard >= self._drop_after + score:
             self._drop(rumour)
             self._latest[rumour.rank].append(rumour.message)
-        elif rumour.heard >= self._cool_after + self._health.score and not rumour.is_cool:
+        elif not rumour.is_cool and heard >= self._cool_after + score:
             del self._queue(rumour)[matter]
             rumour.is_cool = True
             self._cool[matter] = rumour
@@ -185,10 +186,16 @@ class Rumours:
             left = _choose(self._cool, left, chosen)
         for rumour in chosen:
             matter = rumour.matter
-            del self._queue(rumour)[matter]
+            if rumour.is_cool:
+                queue = later = self._cool
+            else:
+                rank = self._ranks[rumour.rank]
+                later = rank.told
+                queue = later if rumour.told else rank.fresh
+            del queue[matter]
             rumour.told += copies
             if rumour.told < times:
-                self._queue(rumour)[matter] = rumour
+                later[matter] = rumour
             else:
                 del self._rumours[matter]
                 self._latest[rumour.rank].append(rumour.message)

@@ -52,3 +52,10 @@ class TimerTests(SynchronousTestCase):
         self.timers.at(1.0, again, 2)
         self.timers.run(1.0)
         self.assertEqual(self.done, [(1.0, "2"), (1.0, "1"), (1.0, "0")])
+
+    def test_what_is_over_holds_its_argument_no_more(self) -> None:
+        for end in (self.timers.cancel, lambda timer: self.timers.run(9.0)):
+            timer = self.timers.at(1.0, lambda now, what: self.done.append((now, what)), "it")
+            end(timer)
+            self.assertIsNone(timer.argument)
+        self.assertEqual(self.done, [(9.0, "it")])
