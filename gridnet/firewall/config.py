@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import Attribute, field, frozen
 
-from gridnet.config import SiteConfig, at_least, more_than
+from gridnet.config import SiteConfig, at_least, between, more_than
 from gridnet.errors import ConfigError, Fault, TableError
 from gridnet.firewall.policy import Rule
 from gridnet.firewall.ports import parse_ports
@@ -104,6 +104,8 @@ class FirewallConfig:
     )  #: of the process; 2 descriptors each
     #: reads of fewer octets than this are copied, which is cheaper for them
     bulk_octets: int = field(default=16_384, validator=at_least(1024))
+    #: how long to look for the answer to a small message before sleeping; 0: not at all
+    look_seconds: float = field(default=0.0001, validator=between(0, 0.001))
 
     # Operators and checks.
     #: UNIX socket for ``gridnet relay``, in the site's state directory unless absolute; empty: none

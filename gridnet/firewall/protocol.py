@@ -458,7 +458,7 @@ class FirewallFactory(Factory):
         self.pump: Pump | None = None
         if config.splice and AVAILABLE:
             pool = PipePool(config.pipe_octets, config.max_pipes)
-            self.pump = Pump(reactor, pool, config.bulk_octets)
+            self.pump = Pump(reactor, pool, config.bulk_octets, config.look_seconds)
 
     def buildProtocol(self, addr: IAddress | None) -> FrontLeg | None:
         """Called by Twisted; None: the connection is closed at once."""

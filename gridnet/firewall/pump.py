@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from twisted.internet.interfaces import IReactorFDSet, IReactorTime, IReadDescriptor
@@ -27,6 +28,8 @@ _SET_PIPE_OCTETS = 1031  # F_SETPIPE_SZ
 #: Turns of the pump before the rest of the reactor gets its.
 _TURNS = 8
 _EVENTS_A_TURN = 256
+#: Messages without a look after looks that all were in vain, at most.
+_MAX_UNLOOKED = 255
 #: Pipes kept when nobody needs them.
 _IDLE_PIPES = 16
 
@@ -118,13 +121,24 @@ class Pump:
 
     :ivar pool: the pipes.
     :ivar scratch: where small reads go, one after the other.
+    :ivar conversing: a small message has just been passed on that is not its sender's first, so an
+        answer may come at once.
+    :param look_seconds: how long to look for such an answer without going to sleep.
     """
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, pool: PipePool, bulk_octets: int) -> None:
+    def __init__(
+        self, reactor: Any, pool: PipePool, bulk_octets: int, look_seconds: float = 0.0
+    ) -> None:
         self.pool = pool
         self.bulk_octets = bulk_octets
+        self.conversing = False
+        self._look_seconds = look_seconds
+        #: messages that go without a look after one in vain
+        self._pause = 0
+        #: how many of them are left
+        self._unlooked = 0
         self.clock = IReactorTime(reactor)
         self.scratch = memoryview(bytearray(max(bulk_octets, 65_536)))
         self._reactor = IReactorFDSet(reactor)
@@ -201,6 +215,10 @@ class Pump:
                     except Exception:
                         self._log.failure("a relayed connection failed")
             events = poll(0, _EVENTS_A_TURN)
+            if self.conversing:
+                self.conversing = False
+                if not events and not self._again:
+                    events = self._look()
             if (not events and not self._again) or self._closed:
                 break
             for fd, what in events:
@@ -219,3 +237,26 @@ class Pump:
         self._awake = bool(self._again)
         if self._awake:
             self.clock.callLater(0, self.doRead)
+
+    def _look(self) -> list[tuple[int, int]]:
+        """
+        What happens in the next moment, asked for again and again.
+
+        A partner that answers at once is heard without sleep and waking, which cost more than
+        to relay its message.  Whoever does not is not waited for long, and soon not at all: each
+        look in vain doubles how many messages go without one, each answer halves it.
+        """
+        if self._unlooked or not self._look_seconds:
+            self._unlooked = max(0, self._unlooked - 1)
+            return []
+        poll = self._epoll.poll
+        until = monotonic() + self._look_seconds
+        while monotonic() < until:
+            # Whoever waits for this processor, the partner perhaps, gets it.
+            os.sched_yield()
+            events = poll(0, _EVENTS_A_TURN)
+            if events:
+                self._pause >>= 1
+                return events
+        self._pause = self._unlooked = min(2 * self._pause + 1, _MAX_UNLOOKED)
+        return []

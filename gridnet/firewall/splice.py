@@ -184,6 +184,9 @@ class Flow:
         if sent < count:
             self._held = bytes(scratch[sent:count])
             return self.writable
+        if self.octets > count and not self.bulk:
+            # Not the first message: connections of one question and one answer are not waited for.
+            self._pump.conversing = True
         return self.readable
 
     def _pull_bulk(self, pipe: Pipe, room: int) -> bool:
