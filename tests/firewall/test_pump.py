@@ -37,7 +37,8 @@ class LookTests(SynchronousTestCase):
             if events & READABLE:
                 self.heard.append(ours.recv(16))
                 ours.send(self.heard[-1])
-                pump.conversing = len(self.heard) <= conversing
+            # Here the partner's reading is an event, too: to be writable again.
+            pump.conversing = 0 < len(self.heard) <= conversing
 
         pump.watch(ours.fileno(), event)
         # That it is writable.
@@ -45,7 +46,7 @@ class LookTests(SynchronousTestCase):
         return pump, partner
 
     def test_a_partner_that_answers_at_once_is_heard_at_once(self) -> None:
-        pump, partner = self.watched(60.0, conversing=3)
+        pump, partner = self.watched(60.0, conversing=2)
 
         def answer() -> None:
             # The end of the test may come between the two.
@@ -60,7 +61,7 @@ class LookTests(SynchronousTestCase):
         thread.start()
         pump.doRead()
         # The answer to the last one may have come in time, too.
-        self.assertGreaterEqual(len(self.heard), 4)
+        self.assertGreaterEqual(len(self.heard), 3)
         self.assertEqual({b"again"}, set(self.heard))
 
     def looks_after(self, messages: int, look_seconds: float, conversing: int) -> list[int]:
