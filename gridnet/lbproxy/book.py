@@ -23,7 +23,7 @@ from gridnet.lbproxy.ledger import Ledger, LedgerRules
 from gridnet.lbproxy.store import QueryTimeout, Readers, Snapshot, StoreFile
 from gridnet.lbproxy.stream import Page
 from gridnet.lbproxy.subscriptions import Hub
-from gridnet.lbproxy.writer import GroupReport, ReplyCallback, Writer
+from gridnet.lbproxy.writer import GroupReport, ReplyCallback, Submission, Writer
 
 T = TypeVar("T")
 
@@ -59,6 +59,7 @@ class JobBook:
         self.on_room: Callable[[], None] = lambda: None
         self.on_jobs_changed: Callable[[JobChanges], None] = lambda changes: None
         self._reactor = reactor
+        self._together: list[Submission] = []
         self._waiting_queries = 0
         self._readers = Readers(store)
         self._pool = ThreadPool(0, config.query_threads, "lbproxy-queries")
@@ -113,6 +114,7 @@ class JobBook:
         """Write what waits, then close; fires once the file is closed."""
         self.hub.close()
         self._readers.close()
+        self._hand_over()
         self.writer.stop()
 
         def end() -> None:
@@ -150,7 +152,16 @@ class JobBook:
             self.waiting_octets -= octets
             done(reply)
 
-        self.writer.submit(event, told)
+        self._together.append(Submission(event, told))
+        if len(self._together) == 1:
+            # What the reactor reads in one turn goes to the writer as one: each waking up of a
+            # thread takes the interpreter's lock away from the other.
+            self._reactor.callLater(0, self._hand_over)
+
+    def _hand_over(self) -> None:
+        if self._together:
+            together, self._together = self._together, []
+            self.writer.submit(together)
 
     def log(self, event: Event) -> Deferred[Reply]:
         """The same as a Deferred."""
@@ -161,6 +172,7 @@ class JobBook:
     def change(self, work: Callable[[Ledger], T]) -> Deferred[T]:
         """Have *work* done on the ledger by the writing thread."""
         result: Deferred[T] = Deferred()
+        self._hand_over()
         self.writer.run(work, result.callback, lambda error: result.errback(Failure(error)))
         return result
 

@@ -32,6 +32,7 @@ _START, _OK, _REFUSED, _FAIL = 1, 2, 3, 4
 _DONE_OK, _DONE_FAILED, _DONE_CANCELLED, _DONE_KILLED = 1, 2, 3, 4
 _CANCEL_REQ, _CANCEL_REFUSE, _CANCEL_DONE, _CANCEL_ABORT = 1, 2, 3, 4
 _WILLRESUB, _WONTRESUB, _SHALLOW = 1, 2, 3
+_UNREADABLE = (-1,) * 9  # the counts of a code that cannot be read
 _COMPOUND_GRID_TYPES = frozenset({2, 4, 5})  # DAG, PARTITIONED, COLLECTION
 
 
@@ -129,9 +130,12 @@ def _judge(job: JobRecord, event: Event) -> _Step:
 
 
 def _came_in_anew(code: str, last: str) -> bool:
-    return seqcode.component(code, USER_INTERFACE) > seqcode.component(
-        last, USER_INTERFACE
-    ) or seqcode.component(code, NETWORK_SERVER) > seqcode.component(last, NETWORK_SERVER)
+    counts, before = (
+        seqcode.components(code) or _UNREADABLE,
+        seqcode.components(last) or _UNREADABLE,
+    )
+    interface, server = USER_INTERFACE - 1, NETWORK_SERVER - 1
+    return counts[interface] > before[interface] or counts[server] > before[server]
 
 
 def _close(step: _Step) -> None:

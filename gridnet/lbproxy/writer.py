@@ -34,7 +34,9 @@ class StoreClosed(RuntimeError):
     """The service is stopping, and takes nothing more."""
 
 
-class _Submission(NamedTuple):
+class Submission(NamedTuple):
+    """An event to be stored; *done* gets the reply once it is durable, or refused."""
+
     event: Event
     done: ReplyCallback
 
@@ -98,7 +100,7 @@ class Writer:
         self._changed = changed
         self._clock = clock
         self._max_group = max_group
-        self._queue: SimpleQueue[_Submission | _Chore | None] = SimpleQueue()
+        self._queue: SimpleQueue[list[Submission] | _Chore | None] = SimpleQueue()
         self._ledger: Ledger | None = None
         self._connection: sqlite3.Connection | None = None
         self._stopped = False
@@ -113,12 +115,13 @@ class Writer:
         self._open().reschedule(self._clock())
         self._thread.start()
 
-    def submit(self, event: Event, done: ReplyCallback) -> None:
-        """Store *event*; *done* gets the reply once it is durable, or refused."""
+    def submit(self, together: list[Submission]) -> None:
+        """Store the events of *together*, which is the writer's from now on, in their order."""
         if self._stopped:
-            done(STOPPING)
+            for one in together:
+                one.done(STOPPING)
         else:
-            self._queue.put(_Submission(event, done))
+            self._queue.put(together)
 
     def run(
         self,
@@ -174,11 +177,11 @@ class Writer:
         queue = self._queue
         while True:
             item = queue.get()
-            group: list[_Submission] = []
+            group: list[Submission] = []
             ending = False
             while True:
-                if isinstance(item, _Submission):
-                    group.append(item)
+                if isinstance(item, list):
+                    group += item
                     if len(group) >= self._max_group:
                         break
                 else:
@@ -200,9 +203,12 @@ class Writer:
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._drop_connection()
 
-    def _commit(self, group: list[_Submission]) -> None:
-        if not group:
-            return
+    def _commit(self, group: list[Submission]) -> None:
+        most = self._max_group
+        for start in range(0, len(group), most):
+            self._commit_one(group[start : start + most])
+
+    def _commit_one(self, group: list[Submission]) -> None:
         try:
             report = self._apply([one.event for one in group])
         except sqlite3.Error as error:
@@ -216,7 +222,7 @@ class Writer:
                 self._tell(group, [INTERNAL_ERROR])
             else:
                 for one in group:
-                    self._commit([one])
+                    self._commit_one([one])
         else:
             self.fault = ""
             self.counts.groups += 1
@@ -249,7 +255,7 @@ class Writer:
                 self._deliver(self._changed, changes)
 
     def _tell(
-        self, group: list[_Submission], replies: list[Reply], report: GroupReport | None = None
+        self, group: list[Submission], replies: list[Reply], report: GroupReport | None = None
     ) -> None:
         """Bring all there is to say of *group* to the callers, in one go: each wakes them up."""
         changes = self._take_changes() if report is not None else []

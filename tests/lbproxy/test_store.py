@@ -6,6 +6,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -18,7 +19,7 @@ from gridnet.lbproxy.events import parse
 from gridnet.lbproxy.frames import OK, Reply
 from gridnet.lbproxy.ledger import Ledger, LedgerRules
 from gridnet.lbproxy.store import QueryTimeout, Readers, StoreFile
-from gridnet.lbproxy.writer import INTERNAL_ERROR, STOPPING, GroupReport, Writer
+from gridnet.lbproxy.writer import INTERNAL_ERROR, STOPPING, GroupReport, Submission, Writer
 from tests.lbproxy.ledgers import NOW, REGISTER, job
 from tests.lbproxy.vectors import VECTORS, line
 
@@ -322,7 +323,7 @@ class WriterTestCase(SynchronousTestCase):
         replies: list[Reply] = []
         self.number += 1
         text = line(event, fields, job_id=job(name), seqcode=f"UI{self.number}")
-        self.writer.submit(parse(text), replies.append)
+        self.writer.submit([Submission(parse(text), replies.append)])
         self.take(replies, 1)
         return replies[0]
 
@@ -349,10 +350,8 @@ class WriterTests(WriterTestCase):
             text = line("RegJob", REGISTER, job_id=job(f"j{number}"))
             if number == 7:
                 text = line("Purge", job_id=job("unknown"))
-            self.writer.submit(
-                parse(text),
-                lambda reply, number=number: replies.append((number, reply)),  # type: ignore[misc]
-            )
+            done = partial(lambda number, reply: replies.append((number, reply)), number)
+            self.writer.submit([Submission(parse(text), done)])
         self.start()
         self.take(replies, 20)
         self.assertEqual([number for number, _ in replies], list(range(20)))
@@ -366,9 +365,24 @@ class WriterTests(WriterTestCase):
         replies: list[Reply] = []
         for number in range(20):
             text = line("RegJob", REGISTER, job_id=job(f"j{number}"))
-            self.writer.submit(parse(text), replies.append)
+            self.writer.submit([Submission(parse(text), replies.append)])
         self.start()
         self.take(replies, 20)
+        self.assertEqual([len(one.result.stored) for one in self.groups], [8, 8, 4])
+
+    def test_what_comes_together_is_bounded_too(self) -> None:
+        """Events handed over as one are stored in their order, a bound's worth a commit."""
+        self.writer._max_group = 8
+        replies: list[int] = []
+        together = []
+        for number in range(20):
+            text = line("RegJob", REGISTER, job_id=job(f"j{number}"))
+            done = partial(lambda number, reply: replies.append(number), number)
+            together.append(Submission(parse(text), done))
+        self.writer.submit(together)
+        self.start()
+        self.take(replies, 20)
+        self.assertEqual(replies, list(range(20)))
         self.assertEqual([len(one.result.stored) for one in self.groups], [8, 8, 4])
 
     def test_the_reply_comes_after_the_commit(self) -> None:
@@ -383,13 +397,13 @@ class WriterTests(WriterTestCase):
         replies: list[Reply] = []
         for number in range(100):
             text = line("RegJob", REGISTER, job_id=job(f"j{number}"))
-            self.writer.submit(parse(text), replies.append)
+            self.writer.submit([Submission(parse(text), replies.append)])
         self.start()
         self.stop()
         self.take(replies, 100)
         self.assertFalse(os.path.exists(f"{self.path}-wal"))
         self.assertEqual(self.events(), 100)
-        self.writer.submit(parse(text), replies.append)
+        self.writer.submit([Submission(parse(text), replies.append)])
         self.assertEqual(replies[-1], STOPPING)
         failed: list[Any] = []
         self.writer.run(lambda ledger: None, failed.append, failed.append)
@@ -408,7 +422,8 @@ class WriterTests(WriterTestCase):
         self.patch(ledger, "apply", apply)
         replies: list[Reply] = []
         for name in ("a", "poison", "b"):
-            self.writer.submit(parse(line("RegJob", REGISTER, job_id=job(name))), replies.append)
+            one = parse(line("RegJob", REGISTER, job_id=job(name)))
+            self.writer.submit([Submission(one, replies.append)])
         self.start()
         self.take(replies, 3)
         self.assertEqual(replies, [OK, INTERNAL_ERROR, OK])

@@ -92,6 +92,41 @@ class UlmTests(SynchronousTestCase):
         except ulm.UlmError:
             pass
 
+    @given(
+        st.lists(st.tuples(KEYS, LATIN, st.booleans()), min_size=2, max_size=8),
+        st.integers(0, 400),
+        st.text(st.sampled_from('"\\ =\t\n\0\1\xa0xn'), max_size=3),
+    )
+    @examples(250)
+    def test_the_short_way_reads_the_same(
+        self, pairs: list[tuple[str, str, bool]], place: int, inserted: str
+    ) -> None:
+        """A line as the known clients write it, damaged or not, is read as any other line is."""
+        words = [
+            f"{key}=bare" if is_bare else f"{key}={ulm.quote(text)}" for key, text, is_bare in pairs
+        ]
+        text = " ".join(["date=2026", 'host="h"', *words])
+        text = (text[:place] + inserted + text[place:]).rstrip(" \t\n")
+        usual = ulm._parse_usual(text)
+        if usual is not None:
+            self.assertEqual(usual, ulm._parse_any(text))
+
+    def test_the_short_way_is_taken(self) -> None:
+        """Lines of the known clients go the short way, with bare pairs and escapes."""
+        self.assertEqual(
+            ulm._parse_usual(r'd=1 h="x" p=edg-wms l=S a="\"q\" \\ \n" b="" c=2 d="\\"'),
+            [
+                ("D", "1"),
+                ("H", "x"),
+                ("P", "edg-wms"),
+                ("L", "S"),
+                ("A", '"q" \\ \n'),
+                ("B", ""),
+                ("C", "2"),
+                ("D", "\\"),
+            ],
+        )
+
     def test_does_not_write_a_nul(self) -> None:
         """What no line can carry is our caller's mistake."""
         with self.assertRaises(ValueError):
