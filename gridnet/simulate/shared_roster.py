@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
 from gridnet.lbsmd.gossip.messages import Address, Entry, Standing
+from gridnet.lbsmd.gossip.records import HostRecords
 from gridnet.lbsmd.gossip.roster import PARTS, HostState, part_at
 
 _Change: TypeAlias = tuple[int, int, Standing, Address, bytes]
@@ -54,11 +55,7 @@ class CommonKnowledge:
         change = id(state), incarnation, standing, address, signature
         known = self._changes.get(change)
         if known is None:
-            next_state = self._only(
-                HostState(
-                    state.name, address, incarnation, standing, state.key, signature, state.records
-                )
-            )
+            next_state = self._only(state, incarnation, standing, address, signature, state.records)
             # With the old state, so that its id is not given to another.
             known = self._changes[change] = state, next_state
         return known[1]
@@ -71,31 +68,34 @@ class CommonKnowledge:
             next_state = None
             if records.take(entry):
                 next_state = self._only(
-                    HostState(
-                        state.name,
-                        state.address,
-                        state.incarnation,
-                        state.standing,
-                        state.key,
-                        state.signature,
-                        records,
-                    )
+                    state,
+                    state.incarnation,
+                    state.standing,
+                    state.address,
+                    state.signature,
+                    records,
                 )
             known = self._entries[id(state), id(entry)] = state, entry, next_state
         return known[2]
 
-    def _only(self, state: HostState) -> HostState:
-        """The one object of that content: the same news in another order lead to the same."""
-        content = (
-            state.name,
-            state.address,
-            state.incarnation,
-            state.standing,
-            state.key,
-            state.signature,
-            state.records.fingerprint,
-        )
-        return self._states.setdefault(content, state)
+    def _only(
+        self,
+        before: HostState,
+        incarnation: int,
+        standing: Standing,
+        address: Address,
+        signature: bytes,
+        records: HostRecords,
+    ) -> HostState:
+        """What follows *before*: the same news in another order lead to the same object."""
+        name, key = before.name, before.key
+        content = (name, address, incarnation, standing, key, signature, records.fingerprint)
+        state = self._states.get(content)
+        if state is None:
+            state = self._states[content] = HostState(
+                name, address, incarnation, standing, key, signature, records
+            )
+        return state
 
 
 class SharedRoster:
