@@ -3,9 +3,10 @@ The ticketed relay against HAProxy (``option splice-auto``), nginx ``stream`` an
 ``twisted.protocols.portforward``, each one process with one thread, in one run.
 
 Bulk is what one and what 16 streams move from client to server; the round trip is that of 64
-octets, with the direct one taken off; a new connection is connect, ticket, one octet each way,
-close.  Client and server are processes of their own, so on a machine with few cores all share
-them: only ratios mean anything.
+octets: the median, the 99th of 100, and what the relay adds, also without its look for answers
+(``look_seconds = 0``); a new connection is connect, ticket, one octet each way, close.  Client and
+server are processes of their own, so on a machine with few cores all share them: only ratios mean
+anything.
 """
 
 from __future__ import annotations
@@ -99,18 +100,30 @@ def bulk(way: Way, streams: int, seconds: float) -> tuple[float, float]:
     return total / spent / 1e6, (_cpu_seconds(way) - cpu) / (total / 1e9)
 
 
-def round_trip(way: Way, seconds: float) -> float:
-    """Median of the round trips of small messages, microseconds."""
+@frozen
+class Trips:
+    """Round trips of small messages, microseconds."""
+
+    median: float
+    p99: float
+    cpu: float  #: of the relay, for each
+
+
+def round_trips(way: Way, seconds: float) -> Trips:
+    """One message after the other, to and fro."""
     (hello,) = way.hello("echo", 1)
     message = b"m" * MESSAGE_OCTETS
     found: list[float] = []
+    cpu = _cpu_seconds(way)
     with _dial(way.ports["echo"], hello) as connection:
         until = time.perf_counter() + seconds
         while (begin := time.perf_counter()) < until:
             connection.sendall(message)
             connection.recv(MESSAGE_OCTETS, socket.MSG_WAITALL)
             found.append(time.perf_counter() - begin)
-    return median(found[len(found) // 10 :]) * 1e6
+    cpu = (_cpu_seconds(way) - cpu) / len(found)
+    found = sorted(found[len(found) // 10 :])
+    return Trips(median(found) * 1e6, found[len(found) * 99 // 100] * 1e6, cpu * 1e6)
 
 
 def connections(way: Way, seconds: float, expected: int) -> tuple[float, float]:
@@ -157,11 +170,15 @@ def connections(way: Way, seconds: float, expected: int) -> tuple[float, float]:
 
 
 @contextmanager
-def gridnet_way(directory: Path, servers: dict[str, int]) -> Iterator[Way]:
-    """The relay, as a site file makes it."""
+def gridnet_way(
+    name: str, directory: Path, servers: dict[str, int], settings: str = ""
+) -> Iterator[Way]:
+    """The relay, as a site file with these further *settings* makes it."""
     port = free_port()
-    path = directory / "gridnet.toml"
-    tickets = directory / "tickets"
+    home = directory / name
+    home.mkdir()
+    path = home / "gridnet.toml"
+    tickets = home / "tickets"
     path.write_text(
         "[firewall]\n"
         f'ports = "{port}"\nrelay_ports = ""\n'
@@ -169,7 +186,7 @@ def gridnet_way(directory: Path, servers: dict[str, int]) -> Iterator[Way]:
         f"pipe_octets = {PIPE_OCTETS}\n"
         "max_waiting = 1000000\nmax_waiting_per_client = 1000000\n"
         "max_unticketed_per_client = 5000\n"
-        "ticket_ttl_seconds = 600.0\npenalize_inside = false\nlog_sessions = false\n"
+        "ticket_ttl_seconds = 600.0\npenalize_inside = false\nlog_sessions = false\n" + settings
     )
     command = [sys.executable, "-m", "benchmarks.relay_site", str(path), str(tickets)]
     with subprocess.Popen(
@@ -187,7 +204,7 @@ def gridnet_way(directory: Path, servers: dict[str, int]) -> Iterator[Way]:
             return [octets[at : at + 4] for at in range(0, len(octets), 4)]
 
         try:
-            yield Way("gridnet", dict.fromkeys(servers, port), hello, psutil.Process(process.pid))
+            yield Way(name, dict.fromkeys(servers, port), hello, psutil.Process(process.pid))
         finally:
             # The end of its input ends it.
             process.stdin.close()
@@ -251,7 +268,7 @@ def _ways(
     stack: ExitStack, directory: Path, servers: dict[str, int]
 ) -> tuple[Way, list[dict[str, Way]]]:
     """The relay, and its peers by kind of server."""
-    own = stack.enter_context(gridnet_way(directory, servers))
+    own = stack.enter_context(gridnet_way("gridnet", directory, servers))
     peers: list[dict[str, Way]] = []
     program = peer("haproxy")
     if program:
@@ -285,7 +302,12 @@ def run(options: Options) -> Iterator[Figure]:
             for streams in (1, STREAMS):
                 yield from _bulk(own, peers, streams, options)
         if "trip" in wanted:
-            yield from _trips(own, peers, Way("direct", servers, _no_hello, None), options)
+            asleep = stack.enter_context(
+                gridnet_way("look_seconds = 0", directory, servers, "look_seconds = 0.0\n")
+            )
+            direct = Way("no relay", servers, _no_hello, None)
+            others = [asleep, *(each["echo"] for each in peers)]
+            yield from _trips(own, others, direct, options)
         if "new" in wanted:
             yield from _new(own, peers, options)
 
@@ -321,33 +343,32 @@ def _bulk(
         )
 
 
-def _trips(
-    own: Way, peers: list[dict[str, Way]], direct: Way, options: Options
-) -> Iterator[Figure]:
-    ways = [direct, own, *(each["echo"] for each in peers)]
-    found: dict[str, list[float]] = {way.name: [] for way in ways}
+def _trips(own: Way, others: list[Way], direct: Way, options: Options) -> Iterator[Figure]:
+    ways = [direct, own, *others]
+    found: dict[str, list[Trips]] = {way.name: [] for way in ways}
     for _ in range(options.runs):
-        straight = round_trip(direct, options.seconds / 2)
-        found[direct.name].append(straight)
-        for way in ways[1:]:
-            found[way.name].append(round_trip(way, options.seconds) - straight)
-    yield Figure(
-        "relay",
-        "round trip of 64 octets, no relay",
-        "us",
-        tuple(found[direct.name]),
-        higher_is_better=False,
-    )
-    for way in ways[2:]:
-        yield Figure(
-            "relay",
-            "round trip of 64 octets, added",
-            "us",
-            tuple(found[own.name]),
-            way.name,
-            tuple(found[way.name]),
-            higher_is_better=False,
-        )
+        for way in ways:
+            found[way.name].append(round_trips(way, options.seconds))
+    name = f"round trip of {MESSAGE_OCTETS} octets"
+    straight = found[direct.name]
+    for way in (direct, *others):
+        kinds: dict[str, Callable[[Trips, Trips], float]] = {
+            name: lambda trips, _: trips.median,
+            f"99th of 100, {name}": lambda trips, _: trips.p99,
+        }
+        if way is not direct:
+            kinds[f"added, {name}"] = lambda trips, base: trips.median - base.median
+            kinds[f"CPU, {name}"] = lambda trips, _: trips.cpu
+        for kind, figure in kinds.items():
+            yield Figure(
+                "relay",
+                kind,
+                "us",
+                tuple(map(figure, found[own.name], straight)),
+                way.name,
+                tuple(map(figure, found[way.name], straight)),
+                higher_is_better=False,
+            )
 
 
 def _new(own: Way, peers: list[dict[str, Way]], options: Options) -> Iterator[Figure]:

@@ -62,9 +62,9 @@ class Figure:
 
     @property
     def ratio(self) -> float | None:
-        """gridnet / peer, of the medians."""
+        """gridnet / peer, of the medians; None: no peer, or a difference that is below nothing."""
         peer = self.peer_value
-        return self.value / peer if peer else None
+        return self.value / peer if peer and peer > 0 and self.value >= 0 else None
 
     def as_json(self) -> Mapping[str, object]:
         """The documented form of one output line."""
@@ -86,8 +86,10 @@ class Figure:
             return f"{statistics.median(values):,.4g} ({min(values):,.4g}..{max(values):,.4g})"
 
         text = f"{self.benchmark}: {self.name}: {spread(self.values)} {self.unit}"
-        if self.peer and self.peer_values and self.ratio is not None:
-            text += f"; {self.peer} {spread(self.peer_values)}; ratio {self.ratio:.3g}"
+        if self.peer and self.peer_values:
+            text += f"; {self.peer} {spread(self.peer_values)}"
+        if self.ratio is not None:
+            text += f"; ratio {self.ratio:.3g}"
         return text
 
 
