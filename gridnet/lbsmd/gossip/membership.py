@@ -494,7 +494,7 @@ class Membership:
         if wanted and self._random.random() * up < times.confirmers:
             # Let some try themselves, so that the verdict need not wait for all turns to come.
             self._order.hurry(said.host)
-        self._judge_in_time(said.host, suspicion)
+        self._judge_in_time(accusation.at, said.host, suspicion)
 
     def _confirm(self, now: float, said: Belief, told_by: str, found: str) -> None:
         trail = self._trails.get(said.host)
@@ -505,7 +505,7 @@ class Membership:
         trail.evidence = suspicion.evidence
         # The suspicion has time: this need not have packets of its own.
         self._rumours.add(said, is_urgent=False)
-        self._judge_in_time(said.host, suspicion)
+        self._judge_in_time(now, said.host, suspicion)
 
     def _judge(self, now: float, accused: tuple[str, Suspicion]) -> None:
         name, suspicion = accused
@@ -513,7 +513,7 @@ class Membership:
         if trail is None or state is None or trail.suspicion is not suspicion:
             return
         if now < suspicion.ends_at():
-            self._judge_in_time(name, suspicion)
+            self._judge_in_time(now, name, suspicion)
             return
         verdict = self.belief_of(state, _DEAD, self.me)
         self._consider(now, verdict, "", f"not refuted in {now - suspicion.since:.1f} s")
@@ -637,10 +637,12 @@ class Membership:
             octets += news_octets
         self.outgoing.append(Outgoing(address, messages, octets))
 
-    def _judge_in_time(self, name: str, suspicion: Suspicion) -> None:
+    def _judge_in_time(self, now: float, name: str, suspicion: Suspicion) -> None:
         if suspicion.timer is not None:
             self._timers.cancel(suspicion.timer)
-        ends_at = suspicion.ends_at()
+        # Confirmations may have moved the end into the past; a timer that is due long since would
+        # look as if this process had not run.
+        ends_at = max(now, suspicion.ends_at())
         suspicion.timer = self._timers.at(ends_at, self._judge, (name, suspicion))
         self._wake_by(ends_at)
 

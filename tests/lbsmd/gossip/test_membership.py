@@ -184,6 +184,26 @@ class RuleTests(SynchronousTestCase):
         suspicion.accuse(Evidence("c", 1.0, ""))
         self.assertEqual(suspicion.ends_at(), 4.0)
 
+    def test_a_late_confirmation_ends_a_suspicion_and_is_not_taken_for_a_stop(self) -> None:
+        for name in ("a", "b", "c"):
+            self.hear(Belief(name, HERE, 1, Standing.ALIVE, name))
+        self.hear(Belief("peer", HERE, 3, Standing.SUSPECT, "a"))
+        # Somewhere between the shortest and the longest time that it may take; all answer.
+        while self.core.due <= 8.0:
+            now = self.core.due
+            self.core.tick(now)
+            for packet in self.core.take_outgoing():
+                for said in packet.messages:
+                    if isinstance(said, Ping):
+                        self.core.receive(now, HERE, said.target, [Ack(said.number)])
+        self.assertEqual(self.core.hosts["peer"].standing, Standing.SUSPECT)
+        for accuser in ("b", "c"):
+            accusation = Belief("peer", HERE, 3, Standing.SUSPECT, accuser)
+            self.core.receive(8.0, HERE, accuser, [accusation])
+        self.core.tick(8.0)
+        self.assertEqual(self.core.hosts["peer"].standing, Standing.DEAD)
+        self.assertEqual(self.core.health, 0)
+
     def test_load_gives_way_to_services_and_packets_are_bounded(self) -> None:
         rumours = Rumours(100, 4, 8)
         for number in range(50):
