@@ -555,6 +555,11 @@ class Membership:
             if waiting <= 0:
                 break
         self._spread_at = self._may_spread_at if rumours.hot or not times.lifeguard else inf
+        if rumours.are_over() and len(self._roster) <= PARTS and not self._is_leaving:
+            # Somebody is mostly left out.  Where comparing costs so little, nobody need wait for
+            # the next probe to find that.
+            for state in targets[:1]:
+                self.send(state.address, self._exchanges.overview())
 
     def _exchange(self, now: float) -> None:
         self._exchanges.begin(now)

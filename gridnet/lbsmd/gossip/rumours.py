@@ -82,6 +82,7 @@ class Rumours:
         "_max_rumours",
         "_ranks",
         "_rumours",
+        "_were_hot",
         "hot",
         "is_empty",
     )
@@ -102,6 +103,7 @@ class Rumours:
         self._latest = tuple(deque[Belief | Entry](maxlen=_LATEST) for _ in range(3))  # by rank
         self._ranks = (_Rank({}, {}), _Rank({}, {}), _Rank({}, {}))
         self._cool: dict[_Matter, _Rumour] = {}
+        self._were_hot = False  # any but loads, since it was asked whether they are over
         self.hot = 0
 
     def __len__(self) -> int:
@@ -113,6 +115,7 @@ class Rumours:
             self._drop(rumour)
         for latest in self._latest:
             latest.clear()
+        self._were_hot = False
 
     def add(self, message: Belief | Entry, is_urgent: bool = True) -> None:
         """Pass *message* on from now; if not *is_urgent*, with other packets only."""
@@ -133,10 +136,20 @@ class Rumours:
         if is_urgent:
             self._ranks[rank].fresh[matter] = rumour
             self.hot += 1
+            if rank < 2:
+                self._were_hot = True
         else:
             rumour.is_cool = True
             rumour.heard = self._cool_after
             self._cool[matter] = rumour
+
+    def are_over(self) -> bool:
+        """Whether news of hosts or services were hot and none are any more; true once."""
+        if not self._were_hot:
+            return False
+        hosts, services, _ = self._ranks
+        self._were_hot = bool(hosts.fresh or hosts.told or services.fresh or services.told)
+        return not self._were_hot
 
     def heard(self, matter: str | tuple[str, str], message: Belief | Entry) -> bool:
         """Somebody else passes *message* on, which is about *matter*; False: we do not, now."""

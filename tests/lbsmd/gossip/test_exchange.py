@@ -8,7 +8,8 @@ from random import Random
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.lbsmd.gossip.membership import GossipTimes, Membership
-from gridnet.lbsmd.gossip.messages import Digest, Entry, Message
+from gridnet.lbsmd.gossip.messages import Belief, Digest, Entry, Message, Overview, Standing
+from gridnet.lbsmd.gossip.roster import PARTS
 
 NOW = 1.0
 SERVICES = 20
@@ -124,3 +125,37 @@ class ComparisonTests(SynchronousTestCase):
         self.tell(self.peer, self.first)
         self.tell(self.asker, [*self.first, service, load])
         self.assertLess(len(self.compare()), 100)
+
+
+class AfterNewsTests(SynchronousTestCase):
+    """One host of a site, which hears news and passes them on."""
+
+    def overviews(self, hosts: int, entry: Entry) -> int:
+        """How many a host of a site of so many sends when *entry* is news and then is not."""
+        host = core("me", 1)
+        host.acquaint(
+            NOW,
+            [
+                Belief(f"peer{number}", ("127.0.0.1", number), 1, Standing.ALIVE, "")
+                for number in range(2, hosts + 1)
+            ],
+        )
+        # Before it probes anybody.
+        host.receive(0.0, ("127.0.0.1", 2), "peer2", [entry])
+        host.tick(0.0)
+        for _ in range(4):
+            host.receive(0.0, ("127.0.0.1", 2), "peer2", [entry])
+        told = host.take_outgoing()
+        self.assertEqual({type(m) for packet in told for m in packet.messages}, {Entry})
+        host.tick(GossipTimes().gossip_interval)
+        said = [m for packet in host.take_outgoing() for m in packet.messages]
+        return sum(isinstance(message, Overview) for message in said)
+
+    def test_it_compares_with_one_other_when_a_service_is_told_no_more(self) -> None:
+        self.assertEqual(self.overviews(30, Entry("peer2", "s1", 1, b"changed")), 1)
+
+    def test_a_load_is_not_worth_that(self) -> None:
+        self.assertEqual(self.overviews(30, Entry("peer2", "l", 1, b"load", True)), 0)
+
+    def test_on_a_large_site_it_is_left_to_probes(self) -> None:
+        self.assertEqual(self.overviews(PARTS + 1, Entry("peer2", "s1", 1, b"changed")), 0)
