@@ -15,7 +15,7 @@ from gridnet.scire.machine import Held, Reported
 from gridnet.scire.methods import Lane, member, method
 from gridnet.scire.reports import Kept
 from gridnet.scire.statusfile import StatusFile, format_status, parse_status
-from gridnet.scire.store.database import InSteps, Parameters, Steps, Transaction
+from gridnet.scire.store.database import InSteps, Parameters, Steps, Transaction, alone
 
 if TYPE_CHECKING:
     from gridnet.scire.rpc import Call
@@ -140,10 +140,10 @@ async def next_job(server: JobServer, call: Call, receipt: str) -> dict[str, Any
         yield [*reads, (runs.DELIVERED, (receipt,))] if receipt else reads
         client = _client(call.listener.authenticate(tx, call))
         if receipt:
-            runs.acknowledge(tx, client, receipt, server.jobs)
+            yield from runs.acknowledge(tx, client, receipt, server.jobs, read=False)
         note_use(tx, client)
-        yield [(runs.CANDIDATES, (client.id, tx.now))]
-        return server.dispatch.next_run(tx, client, server.identity)
+        delivery = yield from server.dispatch.next_run(tx, client, server.identity)
+        return delivery
 
     return await _deliver(server, await server.database.write(InSteps(steps)))
 
@@ -190,7 +190,8 @@ def job_received(
     server: JobServer, tx: Transaction, caller: Client | User | None, receipt: str
 ) -> dict[str, Any]:
     """Acknowledge a delivery without asking for more."""
-    run, state, duplicate = runs.acknowledge(tx, _client(caller), receipt, server.jobs)
+    acknowledging = runs.acknowledge(tx, _client(caller), receipt, server.jobs)
+    run, state, duplicate = alone(tx, acknowledging)
     return {"run": run, "state": state, "duplicate": duplicate}
 
 
@@ -255,7 +256,9 @@ async def job_status(server: JobServer, call: Call, file: bytes) -> dict[str, An
     def steps(tx: Transaction) -> Steps[dict[str, Any] | Kept]:
         yield [*_caller_reads(call), (reports.REPORTED, (status.seq, status.run))]
         client = _client(call.listener.authenticate(tx, call))
-        return reports.record_report(tx, client, status, file, server.jobs)
+        recording = reports.record_report(tx, client, status, file, server.jobs, read=False)
+        answer = yield from recording
+        return answer
 
     return await server.database.write(InSteps(steps))
 
@@ -376,7 +379,8 @@ def _next_report(
         exit_code=exit_code,
         message=text[:4000],
     )
-    return reports.record_report(tx, client, status, format_status(status), server.jobs)
+    recording = reports.record_report(tx, client, status, format_status(status), server.jobs)
+    return alone(tx, recording)
 
 
 @method("mark_job_as", "struct", "int", "string")

@@ -105,7 +105,9 @@ class ScireConfig:
     listen_admin: str = "tcp:7445:interface=127.0.0.1"
     #: one file, relative to state_dir; or ``postgresql://`` connection strings, tried in order
     database: tuple[str, ...] = ("scire/scire.db",)
-    pool: int = field(default=0, validator=at_least(0))  #: PostgreSQL: threads; 0: 3
+    #: PostgreSQL: threads, each with a connection, for what does not go through the reactor's own
+    #: two; 0: 3
+    pool: int = field(default=0, validator=at_least(0))
     name: str = ""  #: unlike any other server's on this database; "": address:port
     url: str = ""  #: that clients use; "": https://<site.address>:<port of listen>/RPC2
     enrol_url: str = ""  #: likewise

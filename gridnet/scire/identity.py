@@ -15,6 +15,7 @@ from attrs import frozen
 
 from gridnet.scire.faults import FaultCode, ScireFault
 from gridnet.scire.store.database import Transaction
+from gridnet.scire.store.sets import INT, REAL, TEXT, in_sets, rows_in_sets
 
 #: A host name, as clients are called.
 NAME = re.compile(r"(?=.{1,200}$)[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?(\.[A-Za-z0-9_-]+)*")
@@ -40,6 +41,7 @@ class Client:
     not_after: float  #: of its certificate
     issued_at: float  #: of its certificate
     first_use: bool  #: its certificate has not been used before
+    replaces: str | None = None  #: digest of the certificate that ends with the first use
 
     @property
     def who(self) -> str:
@@ -62,11 +64,15 @@ class User:
         return f"user:{self.name}"
 
 
-CERTIFICATE = """
+CERTIFICATE = in_sets(
+    """
     SELECT k.client_id, k.user_id, k.not_after, k.issued_at, k.revoked_at, k.first_used_at,
+           k.replaces,
            c.name, c.state, c.reason, c.contact_at, u.name AS user_name, u.enabled, u.root
     FROM certificates k LEFT JOIN clients c ON c.id = k.client_id
-    LEFT JOIN users u ON u.id = k.user_id WHERE k.digest = ?"""
+    LEFT JOIN users u ON u.id = k.user_id WHERE k.digest = ?""",
+    TEXT,
+)
 
 
 def authenticate(tx: Transaction, digest: str, address: str) -> Client | User:
@@ -96,6 +102,7 @@ def authenticate(tx: Transaction, digest: str, address: str) -> Client | User:
             row["not_after"],
             row["issued_at"],
             row["first_used_at"] is None,
+            row["replaces"],
         )
     if row["reason"] == IDENTITY_USED_TWICE:
         raise ScireFault(FaultCode.IDENTITY_USED_TWICE, "two machines use this identity")
@@ -123,6 +130,9 @@ def _valid(revoked_at: float | None, not_after: float, now: float) -> None:
         raise ScireFault(FaultCode.CERTIFICATE_ENDED, "certificate expired")
 
 
+_CONTACT = in_sets("UPDATE clients SET contact_at = ? WHERE id = ?", REAL, INT)
+
+
 def note_use(tx: Transaction, client: Client) -> None:
     """
     Note a client's contact, and the first use of a certificate, which ends the one before it.
@@ -130,19 +140,18 @@ def note_use(tx: Transaction, client: Client) -> None:
     Writes at most once in :data:`CONTACT_SECONDS`, so that polls that find nothing do not.
     """
     if client.first_use:
-        row = tx.one("SELECT replaces FROM certificates WHERE digest = ?", (client.digest,))
-        tx.run(
+        tx.later(
             "UPDATE certificates SET first_used_at = ? WHERE digest = ? AND first_used_at IS NULL",
             (tx.now, client.digest),
         )
-        if row is not None and row["replaces"]:
-            tx.run(
+        if client.replaces:
+            tx.later(
                 "UPDATE certificates SET revoked_at = ?, reason = 'renewed'"
                 " WHERE digest = ? AND revoked_at IS NULL",
-                (tx.now, row["replaces"]),
+                (tx.now, client.replaces),
             )
     if tx.now - client.contact_at >= CONTACT_SECONDS:
-        tx.run("UPDATE clients SET contact_at = ? WHERE id = ?", (tx.now, client.id))
+        tx.later(_CONTACT, (tx.now, client.id))
 
 
 def wants_note(client: Client, now: float) -> bool:
@@ -248,6 +257,12 @@ def user_of_password(tx: Transaction, name: str, password: str, address: str) ->
     return User(user.id, user.name, user.root, address)
 
 
+_AUDIT = rows_in_sets(
+    "audit (at, who, address, action, object, before_text, after_text)",
+    *(REAL, TEXT, TEXT, TEXT, TEXT, TEXT, TEXT),
+)
+
+
 def audit(
     tx: Transaction,
     who: str,
@@ -259,6 +274,6 @@ def audit(
 ) -> None:
     """Leave a trace that stays for ``keep.audit`` days.  Never give it secrets."""
     tx.append(
-        "audit (at, who, address, action, object, before_text, after_text)",
+        _AUDIT,
         (tx.now, who, address, action, object_, before[:4000], after[:4000]),
     )

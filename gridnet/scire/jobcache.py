@@ -10,7 +10,8 @@ from attrs import frozen
 
 from gridnet.scire.definition import JobDefinition, parse_definition
 from gridnet.scire.faults import FaultCode, ScireFault
-from gridnet.scire.store.database import Transaction
+from gridnet.scire.store.database import Steps, Transaction, alone
+from gridnet.scire.store.sets import INT, TEXT, in_sets
 
 #: Kept at most; the scripts of these are what memory goes to.
 _MAX_JOBS = 256
@@ -45,13 +46,17 @@ class JobCache:
 
     def get(self, tx: Transaction, job_id: int, version: int) -> Job:
         """The job as *tx* sees it; *version* is what it has read of the row."""
+        return alone(tx, self.in_steps(tx, job_id, version))
+
+    def in_steps(self, tx: Transaction, job_id: int, version: int) -> Steps[Job]:
+        """The same, for an operation in steps."""
         key = (job_id, version)
         with self._lock:
             found = self._kept.get(key)
             if found is not None:
                 self._kept.move_to_end(key)
                 return found
-        job = read_job(tx, job_id)
+        job = yield from _read(tx, job_id)
         with self._lock:
             self._kept[(job_id, job.version)] = job
             while len(self._kept) > _MAX_JOBS:
@@ -65,19 +70,27 @@ def read_job(tx: Transaction, job_id: int) -> Job:
 
     :raises ScireFault: 1021 there is none.
     """
-    row = tx.one(
-        "SELECT j.*, u.name AS user_name FROM jobs j JOIN users u ON u.id = j.user_id"
-        " WHERE j.id = ?",
-        (job_id,),
-    )
+    return alone(tx, _read(tx, job_id))
+
+
+_JOB = in_sets(
+    "SELECT j.*, u.name AS user_name FROM jobs j JOIN users u ON u.id = j.user_id WHERE j.id = ?",
+    INT,
+)
+_SCRIPT = in_sets("SELECT content FROM scripts WHERE digest = ?", TEXT)
+
+
+def _read(tx: Transaction, job_id: int) -> Steps[Job]:
+    yield [(_JOB, (job_id,))]
+    row = tx.one(_JOB, (job_id,))
     if row is None:
         raise ScireFault(FaultCode.UNKNOWN_JOB, f"unknown job {job_id}")
     definition = parse_definition(json.loads(row["definition"]))
     script = b""
     if definition.execute.script:
-        stored = tx.one(
-            "SELECT content FROM scripts WHERE digest = ?", (definition.execute.script,)
-        )
+        wanted = (_SCRIPT, (definition.execute.script,))
+        yield [wanted]
+        stored = tx.one(*wanted)
         script = bytes(stored["content"]) if stored is not None else b""
     return Job(
         job_id,

@@ -17,7 +17,7 @@ from attrs import frozen
 from gridnet.scire import machine
 from gridnet.scire.faults import FaultCode, ScireFault
 from gridnet.scire.identity import IDENTITY_USED_TWICE, Client, audit
-from gridnet.scire.jobcache import JobCache
+from gridnet.scire.jobcache import Job, JobCache
 from gridnet.scire.machine import (
     ENDS,
     RESULTS,
@@ -31,8 +31,10 @@ from gridnet.scire.machine import (
     Verdict,
 )
 from gridnet.scire.runs import (
+    COLUMNS,
     Run,
     as_run,
+    end_delivery,
     fail_delivery,
     lose,
     move,
@@ -41,9 +43,11 @@ from gridnet.scire.runs import (
     owned,
     receive,
     retry_if_wanted,
+    signs_of_receipt,
 )
 from gridnet.scire.statusfile import STREAMS, StatusFile
-from gridnet.scire.store.database import Transaction
+from gridnet.scire.store.database import Steps, Transaction
+from gridnet.scire.store.sets import INT, OCTETS, REAL, TEXT, in_sets
 
 S = RunState
 #: Octets of one stream that are kept at most, whatever its job allows.
@@ -99,12 +103,18 @@ def _answer(run: Run, seq: int, recorded: Recorded) -> dict[str, Any]:
     }
 
 
+_KEEP_OUTPUT = in_sets(
+    "INSERT INTO outputs (run_id, retry, stream, start, content, size, total, truncated,"
+    " at) VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?) ON CONFLICT (run_id, retry, stream, start)"
+    " DO UPDATE SET total = excluded.total, truncated = excluded.truncated",
+    *(INT, INT, TEXT, OCTETS, INT, REAL, INT, REAL),
+)
+
+
 def _store_output(tx: Transaction, run: Run, retry: int, status: StatusFile) -> None:
     for output in status.outputs:
-        tx.run(
-            "INSERT INTO outputs (run_id, retry, stream, start, content, size, total, truncated,"
-            " at) VALUES (?, ?, ?, 0, ?, ?, ?, ?, ?) ON CONFLICT (run_id, retry, stream, start)"
-            " DO UPDATE SET total = excluded.total, truncated = excluded.truncated",
+        tx.later(
+            _KEEP_OUTPUT,
             (
                 run["id"],
                 retry,
@@ -136,40 +146,75 @@ def _ending(status: StatusFile, retry: int, run: Run) -> dict[str, Any]:
 
 def _advance(
     tx: Transaction, run: Run, path: Sequence[RunState], status: StatusFile, retry: int, by: str,
-    jobs: JobCache, detail: str, signs: Mapping[str, Any],
+    job: Job, detail: str, signs: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Take *run* along *path*; *signs* are columns that the report changes anyway."""
-    for state in path:
-        if state is S.RECEIVED:
-            receive(tx, run, jobs, by, "a report came")
-            continue
-        columns = dict(signs)
-        if state in ENDS:
-            columns.update(_ending(status, retry, run))
-        elif state is S.RUNNING:
-            columns["started_at"] = status.started or status.time
-        move(tx, run, state, by, columns, detail=detail, seq=status.seq)
+    if not path:
+        return
+    columns: dict[str, Any] = {}
+    through = None
+    if path[0] is S.RECEIVED:
+        # The report is the receipt of the delivery that it names.
+        of_open = run["state"] == "sent" and status.attempt == run["attempt"]
+        end_delivery(tx, run, run["receipt"] if of_open else "")
+        columns.update(signs_of_receipt(tx, job), **signs)
+        if len(path) == 1:
+            move(tx, run, S.RECEIVED, by, columns, detail="a report came")
+            return
+        through = S.RECEIVED
+    state = path[-1]
+    columns.update(signs)
+    if state in ENDS:
+        columns.update(_ending(status, retry, run))
+    elif state is S.RUNNING:
+        columns["started_at"] = status.started or status.time
+    move(
+        tx, run, state, by, columns, detail=detail, seq=status.seq, through=through,
+        why_through="a report came",
+    )  # fmt: skip
 
 
 _SIGNS = ("seq", "gap", "sign_at", "silent_after")
-REPORTED = """
-    SELECT r.*, j.version AS job_version, j.watched, j.user_id, j.state AS job_state,
-           p.digest AS reported
+REPORTED = in_sets(
+    f"""
+    SELECT {COLUMNS}, p.digest AS reported
     FROM runs r JOIN jobs j ON j.id = r.job_id
     LEFT JOIN reports p ON p.run_id = r.id AND p.retry = r.retry AND p.seq = ?
-    WHERE r.id = ? /*pg FOR UPDATE OF r*/"""
+    WHERE r.id = ? /*pg FOR UPDATE OF r*/""",
+    INT,
+    INT,
+    locks=False,
+)
+_RECORD = in_sets(
+    "INSERT INTO reports (run_id, retry, seq, digest, state, recorded, recorded_at)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?)",
+    *(INT, INT, INT, TEXT, TEXT, TEXT, REAL),
+)
+_SIGN = in_sets(
+    "UPDATE runs SET seq = ?, gap = ?, sign_at = ?, silent_after = ? WHERE id = ? AND seq = ?",
+    *(INT, INT, REAL, REAL, INT, INT),
+)
 
 
 def record_report(
-    tx: Transaction, client: Client, status: StatusFile, octets: bytes, jobs: JobCache
-) -> dict[str, Any] | Kept:
+    tx: Transaction,
+    client: Client,
+    status: StatusFile,
+    octets: bytes,
+    jobs: JobCache,
+    read: bool = True,
+) -> Steps[dict[str, Any] | Kept]:
     """
     Record one status file.
 
+    :param read: False: the caller has read :data:`REPORTED` ahead.
     :returns: the answer; or the fault 1033 of a report that is kept but changed nothing.
     :raises ScireFault: 1022, 1032; 1050 another report of this number was recorded.
     """
-    row = tx.one(REPORTED, (status.seq, status.run))
+    wanted = (REPORTED, (status.seq, status.run))
+    if read:
+        yield [wanted]
+    row = tx.one(*wanted)
     if row is None:
         raise ScireFault(FaultCode.UNKNOWN_RUN, f"unknown run {status.run}")
     run = of_client(as_run(row), client)
@@ -188,14 +233,15 @@ def record_report(
             raise ScireFault(FaultCode.CONFLICT, what)
         tx.event("duplicate", run=run["id"], seq=status.seq)
         return _answer(run, status.seq, Recorded.DUPLICATE)
+    job = yield from jobs.in_steps(tx, run["job_id"], run["job_version"])
     current = retry == run["retry"]
+    signs = _signs(tx, run, status, job) if current else {}
     in_order = status.seq > run["seq"] if current else status.state.value in RESULTS
     outcome = machine.apply_report(RunState(run["state"]), status.state, in_order=in_order)
     recorded = outcome.recorded
     # Recorded by another server just now: then this is raced, and found known the next time.
     tx.later(
-        "INSERT INTO reports (run_id, retry, seq, digest, state, recorded, recorded_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        _RECORD,
         (
             run["id"],
             retry,
@@ -206,15 +252,10 @@ def record_report(
             tx.now,
         ),
     )
-    signs = _signs(tx, run, status, jobs) if current else {}
-    if signs and not set(outcome.path) - {S.RECEIVED}:
+    if signs and not outcome.path:
         # Otherwise they go along with the change of state.
-        tx.later(
-            "UPDATE runs SET seq = ?, gap = ?, sign_at = ?, silent_after = ?"
-            " WHERE id = ? AND seq = ?",
-            (*(signs[name] for name in _SIGNS), run["id"], row["seq"]),
-            1,
-        )
+        tx.later(_SIGN, (*(signs[name] for name in _SIGNS), run["id"], run["seq"]), 1)
+        run.update(signs)
     if recorded is None:
         what = f"{status.state.value} in state {run['state']}"
         note(
@@ -223,20 +264,19 @@ def record_report(
         )  # fmt: skip
         return Kept(ScireFault(FaultCode.TRANSITION, f"run {run['id']}: {what}"))
     detail = "late" if recorded is Recorded.LATE else ""
-    _advance(tx, run, outcome.path, status, retry, client.who, jobs, detail, signs)
+    _advance(tx, run, outcome.path, status, retry, client.who, job, detail, signs)
     if outcome.path and outcome.path[-1] in ENDS:
         _store_output(tx, run, retry, status)
     if recorded is Recorded.LATE:
         tx.event("late", run=run["id"], job=run["job_id"], state=status.state.value)
     answer = _answer(run, status.seq, recorded)
     if outcome.path and outcome.path[-1] is S.LOST:
-        job = jobs.get(tx, run["job_id"], run["job_version"])
         tx.event("lost", run=run["id"], job=job.id, client=client.id, why="reported")
         retry_if_wanted(tx, run, job, client.who)
     return answer
 
 
-def _signs(tx: Transaction, run: Run, status: StatusFile, jobs: JobCache) -> dict[str, Any]:
+def _signs(tx: Transaction, run: Run, status: StatusFile, job: Job) -> dict[str, Any]:
     """The columns that follow the numbers of the current start's reports, and signs of life."""
     gap = run["gap"]
     if status.seq > run["seq"] + 1:
@@ -246,16 +286,15 @@ def _signs(tx: Transaction, run: Run, status: StatusFile, jobs: JobCache) -> dic
             "SELECT count(*) AS n FROM reports WHERE run_id = ? AND retry = ?",
             (run["id"], run["retry"]),
         )
-        gap = int(row is None or row["n"] < max(run["seq"], status.seq))
-    job = jobs.get(tx, run["job_id"], run["job_version"])
+        # This report is not among them yet.
+        gap = int(row is None or row["n"] + 1 < max(run["seq"], status.seq))
     definition = job.definition
     running = status.state in (Reported.RUNNING, Reported.PROGRESS)
     silent = machine.silence_limit(
         S.RUNNING if running else S.RECEIVED, definition.limits.run_seconds, definition.start_within
     )
-    run.update(seq=max(run["seq"], status.seq), gap=gap)
     return {
-        "seq": run["seq"],
+        "seq": max(run["seq"], status.seq),
         "gap": gap,
         "sign_at": tx.now,
         "silent_after": tx.now + silent,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from secrets import token_hex
 
 from gridnet.scire.acl import Directory, Kind, Party, Rule, User
-from gridnet.scire.store.database import Transaction
+from gridnet.scire.store.database import Steps, Transaction, alone
 
 #: Id of the Administrators group (made with the tables).
 ADMINISTRATORS = 1
@@ -37,8 +37,13 @@ class Rights:
         if version is None:
             row = tx.one("SELECT value FROM settings WHERE name = 'acl_version'")
             version = str(row["value"]) if row is not None else ""
+        return alone(tx, self.in_steps(tx, version))
+
+    def in_steps(self, tx: Transaction, version: str) -> Steps[Directory]:
+        """The same, for an operation in steps that has read the ``acl_version``."""
         kept = self._kept
         if kept is None or kept[0] != version:
+            yield [(sql, ()) for sql in (_USERS, _RULES, _MEMBERSHIPS)]
             kept = self._kept = (version, _read(tx))
         return kept[1]
 
@@ -47,10 +52,18 @@ def _party(kind: str, id_: int) -> Party:
     return Party(Kind(kind), id_)
 
 
+_USERS = "SELECT id, name, enabled, root FROM users WHERE deleted_at IS NULL"
+_RULES = "SELECT * FROM rules ORDER BY id"
+_MEMBERSHIPS = (
+    "SELECT m.group_id, m.member_kind, m.member_id, g.kind FROM memberships m"
+    " JOIN groups g ON g.id = m.group_id"
+)
+
+
 def _read(tx: Transaction) -> Directory:
     users = {
         row["id"]: User(row["id"], row["name"], bool(row["enabled"]), bool(row["root"]))
-        for row in tx.all("SELECT id, name, enabled, root FROM users WHERE deleted_at IS NULL")
+        for row in tx.all(_USERS)
     }
     rules = [
         Rule(
@@ -64,13 +77,10 @@ def _read(tx: Transaction) -> Directory:
             row["valid_until"],
             row["note"],
         )
-        for row in tx.all("SELECT * FROM rules ORDER BY id")
+        for row in tx.all(_RULES)
     ]
     parents: dict[Party, set[Party]] = {}
-    for row in tx.all(
-        "SELECT m.group_id, m.member_kind, m.member_id, g.kind FROM memberships m"
-        " JOIN groups g ON g.id = m.group_id"
-    ):
+    for row in tx.all(_MEMBERSHIPS):
         member = _party(row["member_kind"], row["member_id"])
         parents.setdefault(member, set()).add(_party(row["kind"], row["group_id"]))
     frozen = {member: frozenset(groups) for member, groups in parents.items()}

@@ -9,52 +9,81 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from attrs import frozen
 
 from gridnet.scire import machine
+from gridnet.scire.acl import Directory
 from gridnet.scire.faults import FaultCode, ScireFault
 from gridnet.scire.identity import Client, make_receipt
 from gridnet.scire.jobcache import Job, JobCache
 from gridnet.scire.jobfile import FileToFetch, JobFile, PackageWish, digest_of, format_job
 from gridnet.scire.machine import ENDS, TRANSITIONS, WITH_CLIENT, RunState
 from gridnet.scire.rights import Rights
-from gridnet.scire.store.database import Row, Transaction
+from gridnet.scire.store.database import Row, Steps, Transaction
+from gridnet.scire.store.sets import INT, REAL, TEXT, in_sets, rows_in_sets
 
 S = RunState
 #: A run's row, as a dictionary that follows its changes.
 Run = dict[str, Any]
 
-_SELECT = """
-    SELECT r.*, j.version AS job_version, j.watched, j.user_id, j.state AS job_state
-    FROM runs r JOIN jobs j ON j.id = r.job_id """
+#: What decisions about a run need of its row and its job's.
+COLUMNS = """
+    r.id, r.job_id, r.client_id, r.occurrence, r.state, r.priority, r.due, r.ready_at, r.deadline,
+    r.attempt, r.failures, r.retry, r.retry_attempt, r.receipt, r.lease_until, r.cancel_wanted,
+    r.seq, r.gap, r.ended_at, j.version AS job_version, j.watched, j.state AS job_state"""
+_SELECT = f"SELECT {COLUMNS} FROM runs r JOIN jobs j ON j.id = r.job_id "
 _BY_ID = _SELECT + "WHERE r.id = ? /*pg FOR UPDATE OF r*/"
 # SQLite takes a partial index only where the query has its condition word for word.
-SENT = _SELECT + (
-    "WHERE r.client_id = ? AND r.state IN ('sent', 'received', 'running') AND r.state = 'sent'"
-    " ORDER BY r.id /*pg FOR UPDATE OF r*/"
+SENT = in_sets(
+    _SELECT + "WHERE r.client_id = ? AND r.state IN ('sent', 'received', 'running')"
+    " AND r.state = 'sent' ORDER BY r.id /*pg FOR UPDATE OF r*/",
+    INT,
 )
 #: The best of one client's runs that is ready: one, for each row that is looked at is locked.
 #: And whether something is with the client that :data:`SENT` would find, which it seldom does.
-CANDIDATES = """
-    SELECT r.*, j.version AS job_version, j.watched, j.user_id, j.state AS job_state,
+CANDIDATES = in_sets(
+    f"""
+    SELECT {COLUMNS},
            (SELECT value FROM settings WHERE name = 'acl_version') AS acl_version,
            EXISTS (SELECT 1 FROM runs s WHERE s.client_id = r.client_id
                    AND s.state IN ('sent', 'received', 'running') AND s.state = 'sent') AS others
     FROM runs r JOIN jobs j ON j.id = r.job_id
     WHERE r.client_id = ? AND r.state IN ('pending', 'sent') AND r.state = 'pending'
       AND r.ready_at <= ? AND j.state IN ('active', 'finished')
-    ORDER BY r.priority DESC, r.due, r.id LIMIT 1 /*pg FOR UPDATE OF r SKIP LOCKED*/"""
+    ORDER BY r.priority DESC, r.due, r.id LIMIT 1 /*pg FOR UPDATE OF r SKIP LOCKED*/""",
+    INT,
+    REAL,
+)
 #: And when the best was not to be handed out.
 _MORE = CANDIDATES.replace("LIMIT 1", "LIMIT 16")
 #: Whether a poll would find something; the index alone answers it.
-ANYTHING = """
+ANYTHING = in_sets(
+    """
     SELECT 1 AS found FROM runs r JOIN jobs j ON j.id = r.job_id
     WHERE r.client_id = ? AND r.state IN ('pending', 'sent')
-      AND (r.state = 'sent' OR r.ready_at <= ?) AND j.state IN ('active', 'finished') LIMIT 1"""
+      AND (r.state = 'sent' OR r.ready_at <= ?) AND j.state IN ('active', 'finished') LIMIT 1""",
+    INT,
+    REAL,
+)
 #: Runs that one call looks at while it searches one to hand out.
 _MAX_SEARCH = 200
+
+
+_HISTORY = rows_in_sets(
+    "history (run_id, from_state, to_state, by_whom, at, attempt, seq, detail)",
+    *(INT, TEXT, TEXT, TEXT, REAL, INT, INT, TEXT),
+)
+#: The types of columns of runs that change, other than :data:`INT`.
+_CHANGING = {
+    **dict.fromkeys(("state", "receipt", "message"), TEXT),
+    **dict.fromkeys(
+        ("changed_at", "ended_at", "lease_until", "ready_at", "sign_at", "silent_after"), REAL
+    ),
+    "started_at": REAL,
+}
 
 
 @frozen
@@ -144,7 +173,7 @@ def note(
     """Write one row of history, and tell who follows the runs of this server."""
     tx.event("run", run=run_id)
     tx.append(
-        "history (run_id, from_state, to_state, by_whom, at, attempt, seq, detail)",
+        _HISTORY,
         (run_id, before, after, by, tx.now, attempt, seq, detail[:1000]),
     )
 
@@ -153,7 +182,11 @@ def note(
 def _move_of(names: tuple[str, ...]) -> str:
     """The guarded statement that changes these columns."""
     columns = ", ".join(f"{name} = ?" for name in names)
-    return f"UPDATE runs SET {columns} WHERE id = ? AND state = ? AND attempt = ?"
+    return in_sets(
+        f"UPDATE runs SET {columns} WHERE id = ? AND state = ? AND attempt = ? AND seq = ?",
+        *(_CHANGING.get(name, INT) for name in names),
+        *(INT, TEXT, INT, INT),
+    )
 
 
 def move(
@@ -165,6 +198,8 @@ def move(
     *,
     detail: str = "",
     seq: int = 0,
+    through: RunState | None = None,
+    why_through: str = "",
 ) -> None:
     """
     Change a run's state, and the columns *changed* with it; *run* follows.
@@ -172,11 +207,14 @@ def move(
     The operation is run again if another transaction has changed it since it was read.
 
     :param seq: of the report that says so, for the history.
+    :param through: a state that it passes on its way, *why_through*; history has a row of each.
     """
-    before = run["state"]
+    before, was_seq = run["state"], run["seq"]
     columns = dict(changed or {})
-    if (RunState(before), to) not in TRANSITIONS:
-        raise RuntimeError(f"run {run['id']}: {before} -> {to} is no transition")
+    path = [RunState(before), to] if through is None else [RunState(before), through, to]
+    for step in pairwise(path):
+        if step not in TRANSITIONS:
+            raise RuntimeError(f"run {run['id']}: {step[0]} -> {step[1]} is no transition")
     columns.update(state=to.value, changed_at=tx.now)
     if to is not S.SENT:
         columns.update(receipt=None, lease_until=None)
@@ -187,10 +225,13 @@ def move(
     names = tuple(sorted(columns))
     tx.later(
         _move_of(names),
-        (*[columns[name] for name in names], run["id"], before, run["attempt"]),
+        (*[columns[name] for name in names], run["id"], before, run["attempt"], was_seq),
         1,
     )
     run.update(columns)
+    if through is not None:
+        note(tx, run["id"], before, through.value, by, run["attempt"], 0, why_through)
+        before = through.value
     note(tx, run["id"], before, to.value, by, run["attempt"], seq, detail)
     if to in ENDS:
         tx.event("ended", run=run["id"], job=run["job_id"], state=to.value, before=before)
@@ -201,6 +242,9 @@ def move(
 # -- deliveries --------------------------------------------------------------------------------
 
 
+_END_DELIVERY = in_sets("UPDATE deliveries SET state = ? WHERE receipt = ?", TEXT, TEXT)
+
+
 def end_delivery(tx: Transaction, run: Run, receipt: str = "") -> None:
     """
     End the open delivery of a run.
@@ -208,17 +252,9 @@ def end_delivery(tx: Transaction, run: Run, receipt: str = "") -> None:
     :param receipt: of the one that was acknowledged, open or not; "": of none.
     """
     if receipt:
-        tx.later(
-            "UPDATE deliveries SET state ="
-            " CASE WHEN receipt = ? THEN 'acknowledged' ELSE 'void' END"
-            " WHERE run_id = ? AND (state = 'open' OR receipt = ?)",
-            (receipt, run["id"], receipt),
-        )
-    elif run["state"] == "sent":
-        tx.later(
-            "UPDATE deliveries SET state = 'void' WHERE run_id = ? AND state = 'open'",
-            (run["id"],),
-        )
+        tx.later(_END_DELIVERY, ("acknowledged", receipt))
+    if run["state"] == "sent" and run["receipt"] != receipt:
+        tx.later(_END_DELIVERY, ("void", run["receipt"]))
 
 
 def fail_delivery(tx: Transaction, run: Run, max_deliveries: int, by: str, why: str) -> None:
@@ -292,11 +328,22 @@ def job_file(run: Run, job: Job, client: Client, now: float) -> bytes:
     )
 
 
+_SEND = in_sets(
+    "UPDATE runs SET state = 'sent', attempt = ?, receipt = ?, lease_until = ?,"
+    " server_id = ?, epoch = ?, changed_at = ? WHERE id = ? AND state = ? AND attempt = ?",
+    *(INT, TEXT, REAL, INT, INT, REAL, INT, TEXT, INT),
+)
+_DELIVER = in_sets(
+    "INSERT INTO deliveries (receipt, run_id, client_id, attempt, retry, state, server_id,"
+    " epoch, sent_at) VALUES (?, ?, ?, ?, ?, 'open', ?, ?, ?)",
+    *(TEXT, INT, INT, INT, INT, INT, INT, REAL),
+)
+
+
 def _hand_out(tx: Transaction, run: Run, job: Job, client: Client, server: Server) -> Delivery:
     receipt, attempt = make_receipt(), run["attempt"] + 1
     tx.later(
-        "UPDATE runs SET state = 'sent', attempt = ?, receipt = ?, lease_until = ?,"
-        " server_id = ?, epoch = ?, changed_at = ? WHERE id = ? AND state = ? AND attempt = ?",
+        _SEND,
         (
             attempt,
             receipt,
@@ -311,8 +358,7 @@ def _hand_out(tx: Transaction, run: Run, job: Job, client: Client, server: Serve
         1,
     )
     tx.later(
-        "INSERT INTO deliveries (receipt, run_id, client_id, attempt, retry, state, server_id,"
-        " epoch, sent_at) VALUES (?, ?, ?, ?, ?, 'open', ?, ?, ?)",
+        _DELIVER,
         (receipt, run["id"], client.id, attempt, run["retry"], server.id, server.epoch, tx.now),
     )
     note(tx, run["id"], run["state"], "sent", server.who, attempt)
@@ -330,14 +376,13 @@ class Dispatch:
         self.rights = rights
 
     def _offer(
-        self, tx: Transaction, run: Run, client: Client, server: Server, acl_version: str | None
-    ) -> Delivery | None:
+        self, tx: Transaction, run: Run, job: Job, directory: Directory, client: Client,
+        server: Server,
+    ) -> Delivery | None:  # fmt: skip
         """Hand out one pending run, if deadline and permissions let us."""
-        job = self.jobs.get(tx, run["job_id"], run["job_version"])
         if run["deadline"] is not None and run["deadline"] <= tx.now:
             move(tx, run, S.EXPIRED, server.who, detail="deadline passed")
             return None
-        directory = self.rights.directory(tx, acl_version)
         decision = directory.decide(job.user_id, job.definition.permission, client.id, tx.now)
         if not decision.allowed:
             rules = ", ".join(f"rule {rule.id}" for rule in decision.rules)
@@ -348,27 +393,36 @@ class Dispatch:
             return None
         return _hand_out(tx, run, job, client, server)
 
-    def next_run(self, tx: Transaction, client: Client, server: Server) -> Delivery | None:
+    def next_run(self, tx: Transaction, client: Client, server: Server) -> Steps[Delivery | None]:
         """
         Hand out the best run that waits for *client*.
 
         What is sent to him already evidently never arrived: those deliveries end first.
         """
-        rows = tx.all(CANDIDATES, (client.id, tx.now))
+        best = (CANDIDATES, (client.id, tx.now))
+        yield [best]
+        rows = tx.all(*best)
         if not rows or rows[0]["others"]:
+            yield [(SENT, (client.id,))]
             sent = tx.all(SENT, (client.id,))
             if sent:
                 end_open_deliveries(tx, client.id, self.jobs, client.who, map(as_run, sent))
                 # They may be the best of all again.
-                rows = tx.all(CANDIDATES, (client.id, tx.now))
+                yield [best]
+                rows = tx.all(*best)
         looked_at = 0
         while rows:
             for run in map(as_run, rows):
-                delivery = self._offer(tx, run, client, server, run["acl_version"])
+                job = yield from self.jobs.in_steps(tx, run["job_id"], run["job_version"])
+                directory = yield from self.rights.in_steps(tx, run["acl_version"])
+                delivery = self._offer(tx, run, job, directory, client, server)
                 if delivery is not None:
                     return delivery
             looked_at += len(rows)
-            rows = tx.all(_MORE, (client.id, tx.now)) if looked_at < _MAX_SEARCH else ()
+            if looked_at >= _MAX_SEARCH:
+                break
+            yield [(_MORE, best[1])]
+            rows = tx.all(_MORE, best[1])
         return None
 
     def this_run(
@@ -388,7 +442,8 @@ class Dispatch:
             raise ScireFault(FaultCode.RUN_WITHDRAWN, f"run {run_id} is {state}")
         if state is not S.PENDING or run["ready_at"] > tx.now or run["job_state"] == "paused":
             raise ScireFault(FaultCode.TRANSITION, f"run {run_id} is {state}, not to be sent now")
-        return self._offer(tx, run, client, server, None)
+        job = self.jobs.get(tx, run["job_id"], run["job_version"])
+        return self._offer(tx, run, job, self.rights.directory(tx), client, server)
 
 
 def waiting_for(tx: Transaction, client_id: int) -> Sequence[Row]:
@@ -402,11 +457,14 @@ def waiting_for(tx: Transaction, client_id: int) -> Sequence[Row]:
     )
 
 
-DELIVERED = """
-    SELECT r.*, j.version AS job_version, j.watched, j.user_id, j.state AS job_state,
-           d.state AS delivery, d.retry AS delivery_retry
+DELIVERED = in_sets(
+    f"""
+    SELECT {COLUMNS}, d.state AS delivery, d.retry AS delivery_retry
     FROM deliveries d JOIN runs r ON r.id = d.run_id JOIN jobs j ON j.id = r.job_id
-    WHERE d.receipt = ? /*pg FOR UPDATE OF r, d*/"""
+    WHERE d.receipt = ? /*pg FOR UPDATE OF r, d*/""",
+    TEXT,
+    locks=False,
+)
 
 
 def _delivered(tx: Transaction, receipt: str, client: Client) -> Run:
@@ -431,26 +489,35 @@ def receive(
 
     :param receipt: that says so; "": something else does.
     """
-    end_delivery(tx, run, receipt)
     job = jobs.get(tx, run["job_id"], run["job_version"])
-    signs = {"sign_at": tx.now, "silent_after": tx.now + job.definition.start_within}
-    move(tx, run, S.RECEIVED, by, signs, detail=detail)
+    end_delivery(tx, run, receipt)
+    move(tx, run, S.RECEIVED, by, signs_of_receipt(tx, job), detail=detail)
+
+
+def signs_of_receipt(tx: Transaction, job: Job) -> dict[str, Any]:
+    """The columns that follow a run's arrival at its client."""
+    return {"sign_at": tx.now, "silent_after": tx.now + job.definition.start_within}
 
 
 def acknowledge(
-    tx: Transaction, client: Client, receipt: str, jobs: JobCache
-) -> tuple[int, str, bool]:
+    tx: Transaction, client: Client, receipt: str, jobs: JobCache, read: bool = True
+) -> Steps[tuple[int, str, bool]]:
     """
     The client has durably stored what came with *receipt*.
+
+    :param read: False: the caller has read :data:`DELIVERED` ahead.
 
     :returns: run, its state, whether this was said before.
     :raises ScireFault: 1030 withdrawn, 1031 unknown receipt, 1032 another client's.
     """
+    if read:
+        yield [(DELIVERED, (receipt,))]
     run = _delivered(tx, receipt, client)
     state = RunState(run["state"])
     if run["delivery"] == "acknowledged":
         return run["id"], state.value, True
     if state in (S.SENT, S.PENDING) and run["delivery_retry"] == run["retry"]:
+        yield from jobs.in_steps(tx, run["job_id"], run["job_version"])
         receive(tx, run, jobs, client.who, receipt=receipt)
         return run["id"], S.RECEIVED.value, False
     if state in WITH_CLIENT | machine.RESULTS:

@@ -17,7 +17,7 @@ from gridnet.scire.machine import TRANSITIONS, Held, Reported, RunState
 from gridnet.scire.rights import Rights, changed
 from gridnet.scire.runs import Dispatch, Server
 from gridnet.scire.statusfile import StatusFile, format_status
-from gridnet.scire.store.database import Transaction
+from gridnet.scire.store.database import Transaction, alone
 from gridnet.scire.store.opening import open_database
 from tests.scire.databases import TimeMachine
 
@@ -201,8 +201,8 @@ class FleetCase(SynchronousTestCase):
     def next(self, client: Client, receipt: str = "", server: int = 0) -> runs.Delivery | None:
         def operation(tx: Transaction) -> runs.Delivery | None:
             if receipt:
-                runs.acknowledge(tx, client, receipt, self.jobs)
-            return self.dispatch.next_run(tx, client, self.servers[server])
+                alone(tx, runs.acknowledge(tx, client, receipt, self.jobs))
+            return alone(tx, self.dispatch.next_run(tx, client, self.servers[server]))
 
         return self.time.do(operation)
 
@@ -212,7 +212,7 @@ class FleetCase(SynchronousTestCase):
         return delivery
 
     def acknowledge(self, client: Client, receipt: str) -> tuple[int, str, bool]:
-        return self.time.do(lambda tx: runs.acknowledge(tx, client, receipt, self.jobs))
+        return self.time.do(lambda tx: alone(tx, runs.acknowledge(tx, client, receipt, self.jobs)))
 
     def report(
         self, client: Client, run: int, seq: int, state: str, attempt: int = 1, **facts: Any
@@ -220,7 +220,7 @@ class FleetCase(SynchronousTestCase):
         status = StatusFile(run, attempt, seq, Reported(state), self.time.now, **facts)
         octets = format_status(status)
         result = self.time.do(
-            lambda tx: reports.record_report(tx, client, status, octets, self.jobs)
+            lambda tx: alone(tx, reports.record_report(tx, client, status, octets, self.jobs))
         )
         if isinstance(result, reports.Kept):
             raise result.fault

@@ -157,6 +157,16 @@ Reads = Sequence[tuple[str, Parameters]]
 Steps = Generator[Reads, None, T]
 
 
+def alone(transaction: Transaction, steps: Steps[T]) -> T:
+    """Run what is written in *steps* without anybody beside it."""
+    try:
+        while True:
+            transaction.read_ahead(next(steps))
+    except StopIteration as end:
+        value: T = end.value
+        return value
+
+
 class InSteps(Generic[T]):
     """
     An operation that stops before it reads, to say what.
@@ -173,16 +183,10 @@ class InSteps(Generic[T]):
 
     def __call__(self, transaction: Transaction) -> T:
         """Run it alone in *transaction*."""
-        course = self.steps(transaction)
-        try:
-            while True:
-                transaction.read_ahead(next(course))
-        except StopIteration as end:
-            value: T = end.value
-            return value
+        return alone(transaction, self.steps(transaction))
 
 
-def _course(operation: Operation[T], transaction: Transaction) -> Steps[T]:
+def course_of(operation: Operation[T], transaction: Transaction) -> Steps[T]:
     """Any operation in steps, if only one."""
     if isinstance(operation, InSteps):
         value: T = yield from operation.steps(transaction)
@@ -194,12 +198,16 @@ class Raced(Exception):
     """Another transaction was first: run the operation again."""
 
 
+class NotAhead(Exception):
+    """A result is wanted that was not asked for ahead, where nobody may wait for it."""
+
+
 class Unavailable(Exception):
     """The database cannot be reached, or gave up in the middle."""
 
 
 @define
-class _Job(Generic[T]):
+class Submitted(Generic[T]):
     """One submitted operation."""
 
     operation: Operation[T]
@@ -216,9 +224,10 @@ class Outcome:
     events: list[Event] = field(factory=list)
     notices: list[Notice] = field(factory=list)
     wrote: bool = False
+    apart: bool = False  #: it was taken out, and is to be run where it may wait
 
 
-def _step(transaction: Transaction, course: Steps[Any], outcome: Outcome) -> Reads | None:
+def take_step(transaction: Transaction, course: Steps[Any], outcome: Outcome) -> Reads | None:
     """Let an operation of a shared transaction go on: what it reads next; None: it has ended."""
     transaction.turn_to(outcome)
     try:
@@ -232,6 +241,10 @@ def _step(transaction: Transaction, course: Steps[Any], outcome: Outcome) -> Rea
         outcome.error = fault
         outcome.events.clear()
         outcome.notices.clear()
+    except NotAhead:
+        if transaction.wrote:
+            raise
+        outcome.apart = True
     finally:
         outcome.wrote = transaction.wrote
     return None
@@ -281,11 +294,11 @@ class Session(ABC):
         try:
             transaction = self.begin(write)
             under_way = [
-                (_course(operation, transaction), outcome)
+                (course_of(operation, transaction), outcome)
                 for operation, outcome in zip(operations, outcomes, strict=True)
             ]
             while under_way:
-                reads = [_step(transaction, *course) for course in under_way]
+                reads = [take_step(transaction, *course) for course in under_way]
                 going = [read is not None for read in reads]
                 under_way = list(compress(under_way, going))
                 transaction.read_ahead([one for some in reads if some for one in some])
@@ -321,6 +334,16 @@ class Session(ABC):
         return False
 
 
+class Counted(Protocol):
+    """What metrics ask of whatever runs operations."""
+
+    seconds: float  #: spent in transactions since the start
+
+    @property
+    def waiting(self) -> int:
+        """Operations that wait."""
+
+
 class Lane:
     """
     Threads that run the operations of one queue.
@@ -347,7 +370,7 @@ class Lane:
         self._told = deliver
         self._threads = threads
         self._batch = batch
-        self._queue: deque[_Job[Any]] = deque()
+        self._queue: deque[Submitted[Any]] = deque()
         self._ready = threading.Condition()
         self._idle = 0
         self._running: list[threading.Thread] = []
@@ -364,7 +387,7 @@ class Lane:
     def submit(self, operation: Operation[T], write: bool) -> Deferred[T]:
         """Run *operation* in a thread; call this in the reactor's thread."""
         done: Deferred[T] = Deferred()
-        job = _Job(operation, done, write)
+        job = Submitted(operation, done, write)
         with self._ready:
             if self._stopping:
                 done.errback(ScireFault(FaultCode.GOING_DOWN, "going down"))
@@ -387,14 +410,14 @@ class Lane:
             self._ready.notify_all()
         return self._running
 
-    def _take(self) -> list[_Job[Any]]:
+    def _take(self) -> list[Submitted[Any]]:
         """The next operations, all reading or all writing; empty: the end."""
         with self._ready:
             self._idle += 1
             while not self._queue and not self._stopping:
                 self._ready.wait()
             self._idle -= 1
-            jobs: list[_Job[Any]] = []
+            jobs: list[Submitted[Any]] = []
             while self._queue and len(jobs) < self._batch:
                 if jobs and self._queue[0].write != jobs[0].write:
                     break
@@ -419,7 +442,7 @@ class Lane:
         if session is not None:
             session.close()
 
-    def _deliver(self, jobs: Sequence[_Job[Any]], outcomes: Sequence[Outcome]) -> None:
+    def _deliver(self, jobs: Sequence[Submitted[Any]], outcomes: Sequence[Outcome]) -> None:
         for job, outcome in zip(jobs, outcomes, strict=True):
             if outcome.error is None:
                 self._told(outcome.events, outcome.notices)
@@ -484,5 +507,5 @@ class Database(ABC):
         """Whether the duties that one server has are this one's now."""
 
     @abstractmethod
-    def lanes(self) -> Sequence[Lane]:
+    def lanes(self) -> Sequence[Counted]:
         """For metrics."""

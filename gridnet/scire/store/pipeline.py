@@ -18,7 +18,7 @@ import psycopg
 from attrs import define
 from psycopg import errors, pq
 
-_OK = frozenset({pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK})
+_OK = frozenset({pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK, pq.ExecStatus.PIPELINE_SYNC})
 _BYTEA = 17
 
 
@@ -93,6 +93,7 @@ class _Prepared:
     name: bytes
     sql: bytes
     columns: list[tuple[str, Callable[[bytes], Any]]] | None = None
+    ready: bool = False  #: the server has it
 
 
 @define(eq=False)
@@ -102,6 +103,9 @@ class _Sent:
     prepared: _Prepared | None
     expected: int | None
     key: tuple[str, tuple[Any, ...]] | None = None  #: of rows that are kept
+    taken: Callable[[list[dict[str, Any]]], None] | None = None  #: called with its rows
+    preparing: bool = False  #: it is the preparation of the statement
+    sync: bool = False  #: the end of a pipeline
 
 
 class Pipeline:
@@ -120,8 +124,12 @@ class Pipeline:
         self._pgconn = connection.pgconn
         self._translate = translate
         self._prepared: dict[str, _Prepared] = {}
+        self._names = 0
+        self._syncs = 0  # points of synchronization that are to come
         self._sent: deque[_Sent] = deque()
         self._unexpected = False
+        self._last: pq.abc.PGresult | None = None
+        self._status: bytes | None = None
         self._coming: set[tuple[str, tuple[Any, ...]]] = set()
         self._kept: dict[tuple[str, tuple[Any, ...]], list[dict[str, Any]]] = {}
         self._poll = select.poll()
@@ -135,6 +143,23 @@ class Pipeline:
         self._pgconn.enter_pipeline_mode()
         self._command("BEGIN")
 
+    def send_commit(self) -> None:
+        """Say that it is to be kept; once :meth:`collect` has all results, :meth:`leave`."""
+        self._command("COMMIT")
+        self._pgconn.pipeline_sync()
+        self._syncs += 1
+        self._sent.append(_Sent(None, None, sync=True))
+
+    def leave(self) -> None:
+        """
+        Leave pipeline mode after a commit.
+
+        :raises psycopg.Error: nothing was kept.
+        """
+        if self._status != b"COMMIT":
+            raise psycopg.OperationalError("the transaction was rolled back")
+        self._pgconn.exit_pipeline_mode()
+
     def commit(self) -> bool:
         """
         Keep it.
@@ -146,12 +171,9 @@ class Pipeline:
             self._fetch()
         if self._unexpected:
             return False
-        self._command("COMMIT")
-        self._pgconn.pipeline_sync()
-        result = self._fetch()
-        self._synchronize(1)
-        if result is None or result.command_status != b"COMMIT":
-            raise psycopg.OperationalError("the transaction was rolled back")
+        self.send_commit()
+        self._wait()
+        self.leave()
         return True
 
     def abandon(self) -> None:
@@ -163,18 +185,18 @@ class Pipeline:
         self._unexpected = False
         self._sent.clear()
         self.forget()
+        # Those of which nobody knows whether the server has taken them.
+        for sql in [sql for sql, prepared in self._prepared.items() if not prepared.ready]:
+            del self._prepared[sql]
         if self._pgconn.pipeline_status == pq.PipelineStatus.OFF:
             return
         self._pgconn.pipeline_sync()
+        self._syncs += 1
         self._flush()
-        self._synchronize(1)
-
-    def _synchronize(self, syncs: int) -> None:
-        """Take results up to so many synchronization points, and leave the mode."""
-        while syncs:
+        while self._syncs:
             result = self._result()
             if result is not None and result.status == pq.ExecStatus.PIPELINE_SYNC:
-                syncs -= 1
+                self._syncs -= 1
         self._pgconn.exit_pipeline_mode()
 
     # -- statements
@@ -190,9 +212,10 @@ class Pipeline:
         """
         prepared = self._prepared.get(sql)
         if prepared is None:
-            prepared = _Prepared(b"g%d" % len(self._prepared), self._translate(sql))
+            self._names += 1
+            prepared = _Prepared(b"g%d" % self._names, self._translate(sql))
             self._pgconn.send_prepare(prepared.name, prepared.sql)
-            self._sent.append(_Sent(None, None))
+            self._sent.append(_Sent(prepared, None, preparing=True))
             self._prepared[sql] = prepared
         formats = None
         if not _OCTETS.isdisjoint(map(type, parameters)):
@@ -201,6 +224,16 @@ class Pipeline:
         values = [writers[type(value)](value) for value in parameters]
         self._pgconn.send_query_prepared(prepared.name, values, formats)
         self._sent.append(_Sent(prepared, expected))
+
+    def send_for(
+        self,
+        sql: str,
+        parameters: Sequence[Any],
+        taken: Callable[[list[dict[str, Any]]], None],
+    ) -> None:
+        """Send a statement; *taken* is called with its rows by :meth:`collect`."""
+        self.send(sql, parameters)
+        self._sent[-1].taken = taken
 
     def rows(self, sql: str, parameters: Sequence[Any]) -> list[dict[str, Any]]:
         """Send a statement, unless that was done ahead, and wait for its rows."""
@@ -262,28 +295,78 @@ class Pipeline:
 
     def _fetch(self) -> pq.abc.PGresult | None:
         """Wait for the results of all that was sent; the last one."""
-        pgconn = self._pgconn
-        pgconn.send_flush_request()
+        self._pgconn.send_flush_request()
+        return self._wait()
+
+    def _wait(self) -> pq.abc.PGresult | None:
         self._flush()
-        last = None
-        is_busy, get_result = pgconn.is_busy, pgconn.get_result
-        while self._sent:
-            sent = self._sent.popleft()
-            last = self._result() if is_busy() else get_result()
-            assert last is not None
-            if last.status not in _OK:
-                # What comes after it is not carried out any more.
-                self._sent.clear()
-                error = _error(last)
-                raise error
-            if sent.key is not None and sent.prepared is not None:
+        while not self.collect():
+            self._poll.poll()
+            self._pgconn.consume_input()
+        return self._last
+
+    def request(self) -> None:
+        """Ask for the results of all that was sent; nothing is waited for."""
+        self._pgconn.send_flush_request()
+
+    def collect(self) -> bool:
+        """
+        Take the results that have come.
+
+        :returns: whether that is all.
+        :raises psycopg.Error: a statement failed, and with it the transaction.
+        """
+        is_busy, get_result, sent = self._pgconn.is_busy, self._pgconn.get_result, self._sent
+        nothing = 0
+        while sent:
+            if is_busy():
+                return False
+            result = get_result()
+            if result is None:
+                # The end of the result before.
+                nothing += 1
+                if nothing > 1:
+                    sent.clear()
+                    raise psycopg.OperationalError("no result of a statement")
+                continue
+            nothing = 0
+            self._take(sent.popleft(), result)
+        return True
+
+    def _take(self, sent: _Sent, result: pq.abc.PGresult) -> None:
+        if result.status not in _OK:
+            # What comes after it is not carried out any more.
+            self._sent.clear()
+            error = _error(result)
+            raise error
+        if sent.sync:
+            self._syncs -= 1
+            return
+        if sent.prepared is not None and sent.preparing:
+            sent.prepared.ready = True
+            return
+        self._last = result
+        self._status = result.command_status
+        if sent.prepared is not None:
+            if sent.taken is not None:
+                sent.taken(self._rows(sent.prepared, result))
+            elif sent.key is not None:
                 self._coming.discard(sent.key)
-                self._kept[sent.key] = self._rows(sent.prepared, last)
-            if sent.expected is not None and last.command_tuples != sent.expected:
-                self._unexpected = True
-            # The None that ends each result.
-            self._result() if is_busy() else get_result()
-        return last
+                self._kept[sent.key] = self._rows(sent.prepared, result)
+        if sent.expected is not None and result.command_tuples != sent.expected:
+            self._unexpected = True
+
+    def flush(self) -> bool:
+        """Write what can be written; whether there is more."""
+        return bool(self._pgconn.flush())
+
+    def consume(self) -> None:
+        """
+        Take octets that have come.
+
+        :raises psycopg.Error: the connection is lost.
+        """
+        self._pgconn.consume_input()
 
     def _flush(self) -> None:
         while self._pgconn.flush():

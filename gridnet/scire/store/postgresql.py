@@ -18,15 +18,17 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors, pq
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from gridnet.errors import ConfigError, Fault
 from gridnet.scire.store.database import (
+    Counted,
     Database,
     Event,
+    InSteps,
     Lane,
     Notice,
     Operation,
@@ -39,6 +41,7 @@ from gridnet.scire.store.database import (
     Unavailable,
 )
 from gridnet.scire.store.pipeline import Pipeline
+from gridnet.scire.store.shared import ReactorLane
 
 T = TypeVar("T")
 MINIMUM_VERSION = 120000
@@ -55,6 +58,8 @@ _KEEPALIVE: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,  # milliseconds
 }
+#: Of shared transactions on the reactor: at a time, and calls in one.
+_CONNECTIONS, _BATCH = 2, 64
 _NOTIFY = "SELECT pg_notify(?, ?)"
 
 
@@ -151,6 +156,8 @@ def _database_seconds(connection: psycopg.Connection[Any]) -> float:
 class PostgresSession(Session):
     """One connection, made anew when it is lost."""
 
+    _SETTINGS: tuple[str, ...] = ("SET synchronous_commit = on", "SET lock_timeout = '10s'")
+
     def __init__(self, dsns: Sequence[str], application: str) -> None:
         self._dsns = dsns
         self._application = application
@@ -163,8 +170,8 @@ class PostgresSession(Session):
         connection = self._connection
         if connection is None or connection.closed:
             connection = connect(self._dsns, application_name=self._application)
-            connection.execute("SET synchronous_commit = on")
-            connection.execute("SET lock_timeout = '10s'")
+            for setting in self._SETTINGS:
+                connection.execute(setting)
             connection.commit()
             self._connection = connection
             self._pipeline = Pipeline(connection, translated)
@@ -179,20 +186,32 @@ class PostgresSession(Session):
             self._measured = after
         return connection
 
+    @property
+    def pipeline(self) -> Pipeline:
+        """The statements of the connection."""
+        assert self._pipeline is not None
+        return self._pipeline
+
+    def database_seconds(self) -> float:
+        """Now, by the database's clock."""
+        return monotonic() + self._ahead
+
     def begin(self, write: bool) -> Transaction:
         """Open a transaction."""
         self._connected()
-        assert self._pipeline is not None
-        self._pipeline.begin()
-        return PostgresTransaction(self._pipeline, monotonic() + self._ahead)
+        self.pipeline.begin()
+        return PostgresTransaction(self.pipeline, self.database_seconds())
 
     def commit(self, transaction: Transaction) -> None:
         """Keep it, durably."""
-        assert self._pipeline is not None
-        for notice in transaction.notices:
-            self._pipeline.send(_NOTIFY, (_CHANNEL_PREFIX + notice.channel, notice.payload))
-        if not self._pipeline.commit():
+        self.notify(transaction.notices)
+        if not self.pipeline.commit():
             raise Raced
+
+    def notify(self, notices: Sequence[Notice]) -> None:
+        """Send *notices* with the transaction."""
+        for notice in notices:
+            self.pipeline.send(_NOTIFY, (_CHANNEL_PREFIX + notice.channel, notice.payload))
 
     def roll_back(self) -> None:
         """Give it up."""
@@ -228,6 +247,37 @@ class PostgresSession(Session):
         )
 
 
+class ReactorSession(PostgresSession):
+    """The connection of :class:`gridnet.scire.store.shared.ReactorLane`."""
+
+    #: Its few statements have each an index, whatever is known of the tables by now.
+    _SETTINGS = (
+        *PostgresSession._SETTINGS,
+        "SET enable_seqscan = off",
+        "SET plan_cache_mode = force_generic_plan",
+        "SET jit = off",
+    )
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it is connected, and knows the database's clock."""
+        connection = self._connection
+        return (
+            connection is not None
+            and not connection.closed
+            and monotonic() - self._measured <= CLOCK_SECONDS
+        )
+
+    def refresh(self) -> None:
+        """Make it so; blocks."""
+        self._connected()
+
+    def fileno(self) -> int:
+        """Of the connection's socket."""
+        assert self._connection is not None
+        return self._connection.pgconn.socket
+
+
 class PostgresDatabase(Database):
     """
     A database that servers share.
@@ -249,6 +299,7 @@ class PostgresDatabase(Database):
         self._application = application
         self._own: PostgresSession | None = None
         self._lane: Lane | None = None
+        self._shared: ReactorLane | None = None
         self._reactor: Any = None
         self._listener: threading.Thread | None = None
         self._ending = threading.Event()
@@ -282,6 +333,14 @@ class PostgresDatabase(Database):
             self._threads,
             self._batch,
         )
+        self._shared = ReactorLane(
+            reactor,
+            lambda: ReactorSession(self._dsns, self._application),
+            self._deliver,
+            self._lane.submit,
+            _CONNECTIONS,
+            _BATCH,
+        )
         self._listener = threading.Thread(target=self._listen, name="scire-listen", daemon=True)
         self._listener.start()
 
@@ -290,15 +349,18 @@ class PostgresDatabase(Database):
         for event in events:
             self.told(event)
 
+    def _lane_of(self, operation: Operation[Any]) -> Lane | ReactorLane:
+        lane = self._shared if isinstance(operation, InSteps) else self._lane
+        assert lane is not None
+        return lane
+
     def read(self, operation: Operation[T]) -> Deferred[T]:
         """Run an operation that only reads."""
-        assert self._lane is not None
-        return self._lane.submit(operation, False)
+        return self._lane_of(operation).submit(operation, False)
 
     def write(self, operation: Operation[T]) -> Deferred[T]:
         """Run an operation that may write."""
-        assert self._lane is not None
-        return self._lane.submit(operation, True)
+        return self._lane_of(operation).submit(operation, True)
 
     def run_now(self, operation: Operation[T]) -> T:
         """Run an operation in this thread."""
@@ -356,7 +418,11 @@ class PostgresDatabase(Database):
     def stop(self) -> Deferred[None]:
         """Finish what was submitted, then close."""
         self._ending.set()
-        threads = [thread for lane in self.lanes() for thread in lane.stop()]
+        done: Deferred[None] = self._shared.stop() if self._shared is not None else succeed(None)
+        return done.addCallback(lambda _: self._stop_threads())
+
+    def _stop_threads(self) -> Deferred[None]:
+        threads = self._lane.stop() if self._lane is not None else []
         if self._listener is not None:
             threads.append(self._listener)
 
@@ -382,6 +448,6 @@ class PostgresDatabase(Database):
         """Whether this server holds the advisory lock."""
         return self._leading
 
-    def lanes(self) -> Sequence[Lane]:
+    def lanes(self) -> Sequence[Counted]:
         """For metrics."""
-        return [self._lane] if self._lane is not None else []
+        return [lane for lane in (self._lane, self._shared) if lane is not None]

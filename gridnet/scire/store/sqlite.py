@@ -23,6 +23,7 @@ from twisted.internet.threads import deferToThreadPool
 from gridnet.errors import ConfigError, Fault
 from gridnet.scire.faults import FaultCode, ScireFault
 from gridnet.scire.store.database import (
+    Counted,
     Database,
     Event,
     Lane,
@@ -214,7 +215,7 @@ class SqliteDatabase(Database):
 
     def stop(self) -> Deferred[None]:
         """Finish what was submitted, then close."""
-        threads = [thread for lane in self.lanes() for thread in lane.stop()]
+        threads = [thread for lane in self._lanes() for thread in lane.stop()]
 
         def joined() -> None:
             for thread in threads:
@@ -241,6 +242,9 @@ class SqliteDatabase(Database):
         """Always: there is one server."""
         return True
 
-    def lanes(self) -> Sequence[Lane]:
+    def lanes(self) -> Sequence[Counted]:
         """For metrics."""
+        return self._lanes()
+
+    def _lanes(self) -> Sequence[Lane]:
         return [lane for lane in (self._reading, self._writing) if lane is not None]
