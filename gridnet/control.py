@@ -17,9 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from attrs import frozen
-from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.endpoints import UNIXServerEndpoint
-from twisted.internet.interfaces import IAddress, IProtocolFactory, IPullProducer, ITCPTransport
+from twisted.internet.defer import Deferred, execute, maybeDeferred
+from twisted.internet.interfaces import (
+    IAddress,
+    IListeningPort,
+    IProtocolFactory,
+    IPullProducer,
+    IStreamServerEndpoint,
+    ITCPTransport,
+)
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
 from twisted.protocols.basic import LineOnlyReceiver
@@ -240,6 +246,25 @@ def peer_uid(transport: object) -> int:
     return int(uid)
 
 
+@implementer(IStreamServerEndpoint)
+@frozen
+class _SocketPath:
+    """
+    A UNIX socket to listen at.
+
+    Not the endpoint of Twisted's own: with it come those of TLS, which fill 15 MiB of every daemon.
+    """
+
+    reactor: Any
+    path: Path
+    mode: int
+
+    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
+        """Called by the service that listens."""
+        listen = self.reactor.listenUNIX
+        return execute(listen, str(self.path), protocolFactory, mode=self.mode, wantPID=True)
+
+
 def control_listener(
     reactor: Any, path: Path, mode: int, factory: IProtocolFactory
 ) -> Listener | None:
@@ -253,7 +278,7 @@ def control_listener(
     """
     if len(os.fsencode(path)) > MAX_PATH_OCTETS:
         return None
-    return Listener(UNIXServerEndpoint(reactor, str(path), mode=mode, wantPID=True), factory)
+    return Listener(_SocketPath(reactor, path, mode), factory)
 
 
 def find_control(component: str, config: Path | None, control: Path | None) -> Path:

@@ -7,7 +7,6 @@ from typing import Any
 from twisted.application.internet import StreamServerEndpointService
 from twisted.internet import tcp
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import (
     IAddress,
     IListeningPort,
@@ -64,6 +63,9 @@ def listener(
     :param key: of the configuration, which says *endpoint*.
     :raises gridnet.errors.ConfigError: it is no endpoint, or names what is not there.
     """
+    # Imported late: a process that names no endpoint needs none, nor the TLS that comes with them.
+    from twisted.internet.endpoints import serverFromString
+
     try:
         place = serverFromString(reactor, endpoint)
     except (LookupError, OSError, TypeError, ValueError) as error:

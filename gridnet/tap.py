@@ -13,6 +13,13 @@ from gridnet.component import config_classes
 from gridnet.config import SiteConfig, read
 from gridnet.errors import ConfigError
 from gridnet.site import make_site
+from gridnet.unloaded import Unloaded, leave_unloaded
+
+#: Twisted's TLS, which brings pyOpenSSL and X.509: 10 MiB.
+TLS = (
+    Unloaded("twisted.protocols.tls", ("TLSMemoryBIOFactory",)),
+    Unloaded("twisted.internet.ssl"),
+)
 
 
 class Options(usage.Options):
@@ -48,6 +55,8 @@ def component_tap(name: str) -> tuple[type[Options], Callable[[Options], IServic
 
 
 def _compose(options: Options, only: str | None) -> IService:
+    # What comes with a reactor for those who speak TLS waits until somebody does.
+    leave_unloaded(TLS)
     # Imported here: choosing a reactor (twistd --reactor) must come first.
     from twisted.internet import reactor
 

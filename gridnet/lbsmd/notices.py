@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from email.message import EmailMessage
-from email.utils import format_datetime, make_msgid
 from io import BytesIO
 from typing import Any
 
@@ -64,6 +62,10 @@ def compose(
     :param left_out: how many more there were.
     :param now: seconds since the epoch.
     """
+    # Imported late: few daemons write mail.
+    from email.message import EmailMessage
+    from email.utils import format_datetime, make_msgid
+
     message = EmailMessage()
     names = list(dict.fromkeys(notice.service for notice in notices))
     subject = notices[0].text if len(notices) == 1 else f"{len(notices) + left_out} changes"

@@ -104,7 +104,7 @@ class RealHost:
 
     def start(self) -> None:
         """As a system would."""
-        code = "from twisted.scripts.twistd import run; run()"
+        code = "from gridnet.twistd import run; run()"
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
