@@ -144,6 +144,8 @@ class LbsmdConfig:
     #: messages that may fail before their notices are given up
     mail_attempts: int = field(default=5, validator=at_least(1))
     mail_seconds: float = field(default=60.0, validator=more_than(0))  #: for one message
+    #: seconds after which memory that is not in use is given back to the system again; 0: never
+    give_back_seconds: float = field(default=600.0, validator=at_least(0))
     gossip: GossipConfig | None = None  #: with other hosts; without this section there is none
 
     def __attrs_post_init__(self) -> None:

@@ -41,6 +41,7 @@ from gridnet.lbsmd.registrations import EXPIRE_SECONDS, Registrations
 from gridnet.lbsmd.reload import ConfigurationWatch, RunInThread
 from gridnet.lbsmd.shared_table import daemon_version, make_shared_table
 from gridnet.listener import Listener
+from gridnet.resident import GivesBack
 from gridnet.site import Site
 from gridnet.table.model import HostFacts
 from gridnet.table.server_text import format_connection_point
@@ -208,6 +209,8 @@ def make_lbsmd(
     if shared is not None:
         shared.setServiceParent(daemon)
         answers.heap = shared.facts
+    if config.give_back_seconds:
+        GivesBack(clock, config.give_back_seconds).setServiceParent(daemon)
     site.status.facts["lbsmd"] = daemon.facts
     site.status.checks["lbsmd"] = watch.check
     return IService(daemon)
