@@ -23,6 +23,8 @@ PURE = (
     "component.py",
     "interfaces.py",
     "quick_machine.py",
+    "blake2.py",
+    "unloaded.py",
     "table/__init__.py",
     "table/address.py",
     "table/address_range.py",
@@ -154,6 +156,7 @@ SHARED = {
     "control",
     "demo",
     "errors",
+    "blake2",
     "http",
     "interfaces",
     "lean",
@@ -161,6 +164,7 @@ SHARED = {
     "open_files",
     "port_posts",
     "quick_machine",
+    "resident",
     "signal_service",
     "site",
     "status",
@@ -229,14 +233,19 @@ class ComponentBoundaryTests(SynchronousTestCase):
         """What runs a daemon on every host of a site is to be small there."""
         script = (
             "import sys\n"
-            "from pathlib import Path\n"
+            "from gridnet.twistd import SELDOM_USED\n"
+            "from gridnet.unloaded import leave_unloaded\n"
+            "left = leave_unloaded(SELDOM_USED)\n"
+            "import twisted.scripts.twistd\n"
+            "from gridnet import tap\n"
+            "left += leave_unloaded(tap.TLS)\n"
             "from twisted.internet import reactor\n"
             "from gridnet.component import config_classes, load_object, components\n"
             "from gridnet.config import parse\n"
-            "from gridnet import tap\n"
             "parse('[lbsmd.gossip]\\nport = 1\\n', config_classes())\n"
             "load_object(components()['lbsmd'].factory)\n"
-            "print('\\n'.join(sys.modules))\n"
+            "late = {n for n in left if '_gridnet_unloaded' in vars(sys.modules[n])}\n"
+            "print('\\n'.join(set(sys.modules) - late))\n"
         )
         done = _run(script)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
@@ -246,6 +255,11 @@ class ComponentBoundaryTests(SynchronousTestCase):
         unwanted = {f"gridnet.{name}.config" for name in others} | {
             *("prometheus_client", "twisted.web.resource", "twisted.mail", "holidays"),
             *("psycopg", "txredisapi", "sqlite3", "gridnet.simulate.network"),
+            # TLS and other cryptography, which the gossip's own does without.
+            *("OpenSSL", "cryptography", "ssl", "hashlib", "twisted.internet.endpoints"),
+            # What those libraries import for others.
+            *("asyncio", "asyncio.events", "http.client", "urllib.request", "email", "html"),
+            *("pdb", "zipfile", "subprocess", "unittest", "twisted.protocols.tls"),
         }
         self.assertEqual(unwanted & loaded, set())
 

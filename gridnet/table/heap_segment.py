@@ -17,7 +17,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from hashlib import sha256
 
 from attrs import frozen
 
@@ -55,6 +54,9 @@ class HeapKeys:
     @classmethod
     def private(cls, name: str) -> HeapKeys:
         """Keys that only who knows *name* shares: for a second instance, or a test."""
+        # Imported late: few have keys of their own, and it brings OpenSSL.
+        from hashlib import sha256
+
         digest = sha256(name.encode("utf-8", "surrogateescape")).digest()
         # The sign bit stays clear, and no key is 0, which would mean a nameless object.
         base = int.from_bytes(digest[:4], "big") & 0x7FFFFFF8

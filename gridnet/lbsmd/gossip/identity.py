@@ -12,8 +12,8 @@ from __future__ import annotations
 from struct import Struct
 from typing import Protocol
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from nacl.bindings import crypto_sign, crypto_sign_open, crypto_sign_seed_keypair
+from nacl.exceptions import CryptoError
 
 from gridnet.lbsmd.gossip.messages import (
     IDENTITY_OCTETS,
@@ -74,27 +74,20 @@ class SigningIdentity:
     """
 
     def __init__(self, secret: bytes) -> None:
-        self._private = Ed25519PrivateKey.from_private_bytes(secret)
-        self.key = self._private.public_key().public_bytes_raw()
-        self._known: dict[bytes, Ed25519PublicKey] = {}
+        self.key, self._secret = crypto_sign_seed_keypair(secret)
 
     def sign(self, statement: bytes) -> bytes:
         """Our signature under *statement*."""
-        return self._private.sign(statement)
+        return crypto_sign(statement, self._secret)[:SIGNATURE_OCTETS]
 
     def has_signed(self, key: bytes, statement: bytes, signature: bytes) -> bool:
         """Whether the owner of *key* has signed *statement*."""
-        public = self._known.get(key)
-        try:
-            if public is None:
-                public = Ed25519PublicKey.from_public_bytes(key)
-            public.verify(signature, statement)
-        except (InvalidSignature, ValueError):
+        if len(key) != IDENTITY_OCTETS or len(signature) != SIGNATURE_OCTETS:
             return False
-        # Only keys that have signed are kept, and no more than a large site has.
-        if len(self._known) > 50_000:
-            self._known.clear()
-        self._known[key] = public
+        try:
+            crypto_sign_open(signature + statement, key)
+        except CryptoError:
+            return False
         return True
 
 

@@ -11,10 +11,9 @@ import os
 import re
 import stat
 from collections.abc import Sequence
-from hashlib import blake2b
 from pathlib import Path
-from secrets import token_bytes
 
+from gridnet.blake2 import blake2b
 from gridnet.errors import ConfigError, Fault
 from gridnet.lbsmd.gossip.wire import KEY_OCTETS
 
@@ -72,7 +71,7 @@ def write_private(path: Path, text: str) -> None:
 
 def new_key_line() -> str:
     """A new key, as a line of a key file."""
-    return f"{token_bytes(KEY_OCTETS).hex()}\n"
+    return f"{os.urandom(KEY_OCTETS).hex()}\n"
 
 
 def own_secret(path: Path) -> bytes:

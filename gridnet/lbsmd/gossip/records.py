@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from hashlib import blake2b
 
 from attrs import evolve
 
+from gridnet.blake2 import blake2b
 from gridnet.lbsmd.gossip.identity import Identity, entry_statement
 from gridnet.lbsmd.gossip.messages import Entry
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from hashlib import blake2b
 from typing import Any
 
+from gridnet.blake2 import blake2b
 from gridnet.errors import RemoteProtocolError
 from gridnet.lbsmd.gossip.follower import Follower
 from gridnet.lbsmd.gossip.membership import Membership

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from hashlib import blake2b
 from typing import Protocol
 
 from attrs import define, field
 
+from gridnet.blake2 import blake2b
 from gridnet.lbsmd.gossip.messages import Address, Entry, Standing
 from gridnet.lbsmd.gossip.records import HostRecords
 

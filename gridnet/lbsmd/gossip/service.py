@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from random import Random, SystemRandom
-from secrets import token_bytes
 from typing import Any
 
 from attrs import evolve
@@ -85,7 +85,7 @@ class Gossip(Service):
         self._penalties = penalties
         self._me = canonical_address(site.section.address) or site.section.address
         self._identity = SigningIdentity(secrets.own)
-        self._seal = Seal(self._me, secrets.keys, token_bytes(8), config.max_skew_seconds)
+        self._seal = Seal(self._me, secrets.keys, os.urandom(8), config.max_skew_seconds)
         self._run_in_thread = run_in_thread
         self.random: Random = SystemRandom()
         self._socket = GossipSocket(self._received, self._clock, config.max_waiting)

@@ -10,16 +10,19 @@ The first seventeen octets are authenticated with it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from hashlib import blake2b
 from ipaddress import ip_address
 from struct import Struct
 from struct import error as StructError
 from struct import pack as struct_pack
 
 from attrs import define, frozen
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from nacl.bindings import (
+    crypto_aead_chacha20poly1305_ietf_decrypt,
+    crypto_aead_chacha20poly1305_ietf_encrypt,
+)
+from nacl.exceptions import CryptoError
 
+from gridnet.blake2 import blake2b
 from gridnet.errors import LocalProtocolError, RemoteProtocolError
 from gridnet.lbsmd.gossip.messages import (
     IDENTITY_OCTETS,
@@ -282,7 +285,7 @@ class Seal:
         """
         if not keys or any(len(key) != KEY_OCTETS for key in keys):
             raise LocalProtocolError("a seal needs keys of 32 octets")
-        self._keys = {_key_name(key): ChaCha20Poly1305(key) for key in keys}
+        self._keys = {_key_name(key): key for key in keys}
         self._sealing = _key_name(keys[0])
 
     def seal(self, messages: Iterable[Message], now: float) -> bytes:
@@ -303,7 +306,8 @@ class Seal:
         plain += b"".join(map(encode_message, messages))
         if len(head) + len(plain) + _TAG_OCTETS > MAX_PACKET_OCTETS:
             raise LocalProtocolError("packet is larger than a datagram")
-        return head + self._keys[self._sealing].encrypt(head[5:], plain, head)
+        key = self._keys[self._sealing]
+        return head + crypto_aead_chacha20poly1305_ietf_encrypt(plain, head, head[5:], key)
 
     def open(self, packet: bytes, now: float) -> Packet:
         """
@@ -315,13 +319,15 @@ class Seal:
         if not _HEAD.size + _TAG_OCTETS <= len(packet) <= MAX_PACKET_OCTETS:
             raise RemoteProtocolError("packet is too short or too long")
         head = packet[: _HEAD.size]
-        kind, key, session, count = _HEAD.unpack(head)
-        cipher = self._keys.get(key)
-        if kind != _FORMAT or cipher is None:
+        kind, key_name, session, count = _HEAD.unpack(head)
+        key = self._keys.get(key_name)
+        if kind != _FORMAT or key is None:
             raise RemoteProtocolError("unknown format or key")
         try:
-            plain = cipher.decrypt(head[5:], packet[_HEAD.size :], head)
-        except InvalidTag:
+            plain = crypto_aead_chacha20poly1305_ietf_decrypt(
+                packet[_HEAD.size :], head, head[5:], key
+            )
+        except CryptoError:
             raise RemoteProtocolError("forged or damaged") from None
         reader = _Reader(plain)
         (sent_at,) = reader.numbers(_TIME)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from attrs import evolve
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -102,6 +103,27 @@ class IdentityTests(SynchronousTestCase):
         self.assertEqual(list(self.core.hosts), ["me"])
         self.hear(life())
         self.assertEqual(list(self.core.hosts), ["me", "peer"])
+
+    def test_the_published_signature_comes_out(self) -> None:
+        """RFC 8032, 7.1, TEST 2."""
+        secret = "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb"
+        key = "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c"
+        signature = (
+            "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da"
+            "085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00"
+        )
+        identity = SigningIdentity(bytes.fromhex(secret))
+        self.assertEqual((identity.key.hex(), identity.sign(b"\x72").hex()), (key, signature))
+
+    @given(st.binary(min_size=32, max_size=32), st.binary(max_size=300))
+    @examples(20)
+    def test_another_library_signs_and_checks_alike(self, secret: bytes, said: bytes) -> None:
+        identity, private = SigningIdentity(secret), Ed25519PrivateKey.from_private_bytes(secret)
+        signature = identity.sign(said)
+        self.assertEqual(signature, private.sign(said))
+        Ed25519PublicKey.from_public_bytes(identity.key).verify(signature, said)
+        self.assertTrue(OURS.has_signed(identity.key, said, signature))
+        self.assertFalse(OURS.has_signed(identity.key, said + b".", signature))
 
     @given(st.binary(max_size=40), st.binary(max_size=40), st.binary(max_size=80))
     @examples(70)

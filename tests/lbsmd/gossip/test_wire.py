@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from random import Random
 
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -174,6 +175,16 @@ class SealTests(SynchronousTestCase):
         opened = opener.open(packet, NOW)
         self.assertEqual((opened.sender, list(opened.messages)), ("a", [Ack(1)]))
         self.refused(opener, packet)
+
+    def test_another_library_opens_and_seals(self) -> None:
+        """It is RFC 8439, with nonce and head where the protocol has them."""
+        cipher = ChaCha20Poly1305(OLD)
+        packet = seal().seal([Ack(1)], NOW)
+        plain = cipher.decrypt(packet[5:17], packet[17:], packet[:17])
+        self.assertTrue(plain.endswith(encode_message(Ack(1))))
+        head = packet[:13] + b"\0\0\0\x09"
+        other = seal("b").open(head + cipher.encrypt(head[5:], plain, head), NOW)
+        self.assertEqual((other.sender, list(other.messages)), ("a", [Ack(1)]))
 
     def test_packets_may_overtake_each_other_but_not_come_twice(self) -> None:
         sealer, opener = seal(), seal("b")
