@@ -217,6 +217,7 @@ class ServerProcess:
             "ca": str(self.ca),
             "name": name,
             "token_file": str(token),
+            "first_poll_seconds": 0.0,
             **keys,
         }
         path = directory / "client.toml"

@@ -44,6 +44,10 @@ _OUTPUT_PIECE = 524288  # octets
 _END_SECONDS = 3.0  # for the call under way, at the end
 _LIVE_SECONDS = 0.2  # between looks at what to do
 _DELIVERY_OVER = frozenset({FaultCode.RUN_WITHDRAWN, FaultCode.UNKNOWN_RECEIPT, FaultCode.FOREIGN})
+_SLOW_DOWN = frozenset({FaultCode.BUSY, FaultCode.TOO_MANY_CALLS, FaultCode.UNKNOWN_METHOD})
+#: Before what a server would not do is asked of it again, seconds.
+_REFUSED_SECONDS = 3600.0
+_DISK_SECONDS = 5.0  # before a full disk is tried again
 _INVENTORY_SECONDS = 86400.0
 
 
@@ -95,8 +99,8 @@ class Agent:
     A client at work.
 
     :param context: TLS with this client's certificate.
-    :param renew: makes a new certificate; called with the servers and the time from which the
-        server wants one.
+    :param renew: makes a new certificate, and TLS with it; called with the servers.  None: they
+        would not.
     :param chance: for the spread of polls.
     """
 
@@ -105,7 +109,7 @@ class Agent:
         config: ClientConfig,
         spool: Spool,
         context: ssl.SSLContext,
-        renew: Callable[[Servers], ssl.SSLContext],
+        renew: Callable[[Servers], ssl.SSLContext | None],
         chance: Random,
         urls: list[str],
     ) -> None:
@@ -121,6 +125,7 @@ class Agent:
         self._chance = chance
         self._context = context
         self._inventory_at = -1e9
+        self._refused_at = -1e9  # a renewal
         self._in_conversation = False
         self._said_hello = threading.Event()
         self._poll_interval = 60.0
@@ -137,6 +142,7 @@ class Agent:
             config.failback_seconds,
             chance,
             self.stopping,
+            config.doubt_seconds,
         )
         self.servers.switched = self._switched
         self.worker = Worker(
@@ -146,6 +152,7 @@ class Agent:
             self._fetch_files,
             self.poll_wanted.set,
             lambda: self._max_output,
+            self.stopping,
         )
         self._job_key = self._load_job_key()
 
@@ -187,8 +194,13 @@ class Agent:
             while not self._said_hello.wait(_LIVE_SECONDS) and not self.stopping.is_set():
                 pass
             held = {job.run for job in self.spool.runs()}
-            self.worker.take_up([job for job in interrupted if job.run in held])
-            self._run_jobs()
+            try:
+                self.worker.take_up([job for job in interrupted if job.run in held])
+                self._run_jobs()
+            except OSError as error:
+                if not self.stopping.is_set():
+                    raise
+                _log.error("ending with something unwritten: %s", error)
         finally:
             self.stop()
             threads[0].join(_END_SECONDS)
@@ -204,7 +216,14 @@ class Agent:
     def _run_jobs(self) -> None:
         while not self.stopping.is_set():
             self._news.clear()
-            if self.worker.next() is not None:
+            try:
+                if self.worker.next() is not None:
+                    continue
+            except OSError as error:
+                # Nothing was started, so it can wait until there is room.
+                _log.error("nothing can be started: %s", error)
+                if self.stopping.wait(_DISK_SECONDS):
+                    raise
                 continue
             if (
                 self.config.mode is Mode.NORMAL
@@ -217,6 +236,9 @@ class Agent:
             self._news.wait(None if until_due is None else until_due + 0.01)
 
     def _poll_for_ever(self) -> None:
+        if self.config.mode is Mode.DAEMON:
+            # A fleet that starts at once does not ask at once; poll_now ends the pause.
+            self.poll_wanted.wait(self._chance.uniform(0, self.config.first_poll_seconds))
         while not self.stopping.is_set():
             self.poll_wanted.clear()
             try:
@@ -272,8 +294,13 @@ class Agent:
                         self._idle.wait(10)
             except (OSError, http.client.HTTPException, ScireFault, AttributeError) as error:
                 _log.info("waiting at %s ended: %s", channel.url, error)
-                self.poll_wanted.set()
-                self.stopping.wait(self._chance.uniform(0.5, 2.0))
+                pause = 1.0
+                if isinstance(error, ScireFault) and error.code in _SLOW_DOWN:
+                    # There is no room to wait there; polls go on as ever.
+                    pause = float(error.retry_after or WAIT_SECONDS)
+                else:
+                    self.poll_wanted.set()
+                self.stopping.wait(pause * self._chance.uniform(0.5, 1.5))
             finally:
                 channel.close()
 
@@ -334,9 +361,13 @@ class Agent:
         self._poll_interval = float(answer["poll_interval"])
         self._max_output = min(int(answer["max_output"]), 1048576)
         self._renew_after = answer.get("renew_after")
-        urls = [server["url"] for server in answer["servers"]]
-        self.servers.learn(urls)
-        write_durably(self.spool.directory / "servers.json", json.dumps(urls).encode())
+        servers = answer["servers"]
+        urls = [server["url"] for server in servers]
+        self.servers.learn(urls, [s["url"] for s in servers if s["role"] == "primary"])
+        try:
+            write_durably(self.spool.directory / "servers.json", json.dumps(urls).encode())
+        except OSError as error:
+            _log.error("the servers are not remembered: %s", error)
         self._in_conversation = True
         _log.info("in conversation with %s", self.servers.url)
         self._obey(answer["control"])
@@ -356,20 +387,31 @@ class Agent:
         self._news.set()
 
     def _fetch_all(self) -> bool:
-        """Take everything that waits; whether there was anything that will be reported on."""
+        """Take what waits; whether there was anything that will be reported on."""
         run, receipt, found = 0, "", False
         while not self.stopping.is_set():
+            full = self.spool.size >= self.config.max_queue
+            if full and not receipt:
+                return True
             try:
-                answer = self._call("scire.next_job", receipt)
+                # A full queue takes no more; what is in it ends, is reported, and makes room.
+                method = "scire.job_received" if full else "scire.next_job"
+                answer = self._call(method, receipt)
             except ScireFault as fault:
                 if fault.code in _DELIVERY_OVER and receipt:
-                    self.worker.forget(run)
+                    if fault.code == FaultCode.RUN_WITHDRAWN:
+                        self.worker.forget(run)
+                    else:
+                        # A server that has lost its last seconds may hand it out again.
+                        self.spool.drop(run)
                     receipt = ""
                     continue
                 raise
             if receipt:
                 self.spool.acknowledged(run)
                 self._news.set()
+            if full:
+                return True
             if "receipt" not in answer:
                 return found
             run, receipt = answer["run"], self._take(answer)
@@ -466,7 +508,14 @@ class Agent:
             while offset < len(octets):
                 piece = octets[offset : offset + _OUTPUT_PIECE]
                 last = offset + len(piece) == len(octets)
-                following = self._call("scire.put_output", name.run, stream, offset, piece, last)
+                try:
+                    following = self._call(
+                        "scire.put_output", name.run, stream, offset, piece, last
+                    )
+                except ScireFault as fault:
+                    # How the run ended is worth more than what it wrote.
+                    _log.warning("output of run %d: %s", name.run, fault)
+                    break
                 if following == offset:
                     break
                 offset = following
@@ -479,12 +528,17 @@ class Agent:
             self._call("scire.inventory", inventory())
             self.spool.shorten_journal(now - self.config.keep_journal_days * 86400)
             self._inventory_at = time.monotonic()
-        if self._renew_after is not None and wire.seconds_of(self._renew_after) <= now:
+        due = self._renew_after is not None and wire.seconds_of(self._renew_after) <= now
+        if due and time.monotonic() - self._refused_at > _REFUSED_SECONDS:
             _log.info("renewing the certificate")
-            self.servers.context = self._renew(self.servers)
-            self.servers.close()
-            self._renew_after = None
-            self._in_conversation = False
+            context = self._renew(self.servers)
+            if context is None:
+                self._refused_at = time.monotonic()
+            else:
+                self.servers.context = context
+                self.servers.close()
+                self._renew_after = None
+                self._in_conversation = False
 
     # -- attachments, called by the worker
 

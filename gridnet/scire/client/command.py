@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import signal
+import ssl
 import sys
 import threading
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from gridnet.scire.client.agent import Agent, GiveUp
 from gridnet.scire.client.config import ClientConfig, Mode, read_config
 from gridnet.scire.client.credentials import Credentials, lock
 from gridnet.scire.client.nudge import serve_nudges
-from gridnet.scire.client.rpc import Unreachable
+from gridnet.scire.client.rpc import Servers, Unreachable
 from gridnet.scire.client.spool import Spool
 from gridnet.scire.faults import FaultCode, ScireFault
 
@@ -67,6 +68,8 @@ def main(arguments: Sequence[str]) -> int:
         return PENDING if fault.code == FaultCode.ENROLMENT_PENDING else REFUSED
     except Unreachable as error:
         print(f"no server answers: {error}", file=sys.stderr)
+    except OSError as error:
+        print(error, file=sys.stderr)
     return FAILED
 
 
@@ -110,12 +113,17 @@ def _stop_at_signals(stop: object) -> None:
 
 
 def _servers(config: ClientConfig) -> list[str]:
-    """The servers of the file, then those that a server named last time."""
+    """
+    The servers of the file, and those that a server named last time.
+
+    Its list is in the order that spreads the fleet, and counts while the file's first is in it.
+    """
     try:
         known = json.loads((config.directory / "servers.json").read_bytes())
     except (FileNotFoundError, ValueError):
         known = []
-    return [*dict.fromkeys([*config.servers, *known])]
+    first = known if config.servers and config.servers[0] in known else []
+    return [*dict.fromkeys([*first, *config.servers, *known])]
 
 
 def _work(config: ClientConfig, credentials: Credentials, stopping: threading.Event) -> int:
@@ -127,18 +135,26 @@ def _work(config: ClientConfig, credentials: Credentials, stopping: threading.Ev
                 token = (config.directory / config.token_file).read_text("ascii").strip()
             if not credentials.enrol(token, True, stopping):
                 return PENDING
+        shown = credentials.server_context()
+
+        def renew(servers: Servers, shown: ssl.SSLContext = shown) -> ssl.SSLContext | None:
+            context = credentials.renew(servers)
+            if context is not None:
+                credentials.show(shown)
+            return context
+
         agent = Agent(
             config,
             Spool(config.directory),
             credentials.client_context(),
-            credentials.renew,
+            renew,
             SystemRandom(),
             _servers(config),
         )
         _stop_at_signals(agent.stop)
         nudges = None
         if config.mode is Mode.DAEMON and config.listen_port:
-            nudges = serve_nudges(agent, credentials.server_context())
+            nudges = serve_nudges(agent, shown)
         try:
             agent.run()
             return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from gridnet.config import at_least, more_than, structure
+from gridnet.config import at_least, between, more_than, structure
 from gridnet.errors import ConfigError, Fault
 
 
@@ -41,8 +41,18 @@ class ClientConfig:
     poll_now_pause: float = field(default=5.0, validator=at_least(0))
     #: seconds between polls; 0: as the server says
     poll_interval: float = field(default=0.0, validator=at_least(0))
+    #: daemon: the first poll comes at a random moment within so many seconds, so that a fleet
+    #: that starts at once does not ask at once; 0: at once.  In normal mode starting the client
+    #: means "ask now"
+    first_poll_seconds: float = field(default=60.0, validator=at_least(0))
+    #: runs held at a time; more are fetched when there is room
+    max_queue: int = field(default=200, validator=between(1, 500))
     connect_seconds: float = field(default=3.0, validator=more_than(0))  #: for a connection
     call_seconds: float = field(default=30.0, validator=more_than(0))  #: for one call
+    #: seconds without an answer after which the client asks on another connection whether the
+    #: server is there at all, and leaves it when that is not answered in *connect_seconds* either;
+    #: 0: it waits for the whole of *call_seconds*
+    doubt_seconds: float = field(default=1.5, validator=at_least(0))
     failback_seconds: float = field(default=900.0, validator=more_than(0))  #: with an alternate
     #: Ed25519 public key (PEM, relative to *directory*) of whoever signs jobs; "": none
     job_key: str = ""

@@ -55,15 +55,19 @@ class Credentials:
     def client_context(self) -> ssl.SSLContext:
         """For the work listener."""
         context = self._context(ssl.Purpose.SERVER_AUTH)
-        context.load_cert_chain(self.certificate, self.key)
+        self.show(context)
         return context
 
     def server_context(self) -> ssl.SSLContext:
         """For ``poll_now``."""
         context = self._context(ssl.Purpose.CLIENT_AUTH)
         context.verify_mode = ssl.CERT_REQUIRED
-        context.load_cert_chain(self.certificate, self.key)
+        self.show(context)
         return context
+
+    def show(self, context: ssl.SSLContext) -> None:
+        """Have the connections to come of *context* show the certificate that there is now."""
+        context.load_cert_chain(self.certificate, self.key)
 
     # -- the fleet's authority
 
@@ -135,6 +139,7 @@ class Credentials:
             config.failback_seconds,
             Random(),
             stopping,
+            config.doubt_seconds,
         )
         facts = {
             "hostname": self.name,
@@ -167,14 +172,14 @@ class Credentials:
             return answer
         return found
 
-    def renew(self, servers: Servers) -> ssl.SSLContext:
-        """A new certificate for the same key, through the work listener."""
+    def renew(self, servers: Servers) -> ssl.SSLContext | None:
+        """A new certificate for the same key, through the work listener; None: it is refused."""
         try:
             answer = servers.call("scire.renew", self._csr())
         except ScireFault as fault:
             _log.error("no renewal: %s", fault)
-        else:
-            write_durably(self.certificate, answer["certificate"].encode("ascii"))
+            return None
+        write_durably(self.certificate, answer["certificate"].encode("ascii"))
         return self.client_context()
 
 

@@ -14,7 +14,8 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from attrs import define, field, frozen
@@ -24,6 +25,8 @@ from gridnet.scire.jobfile import Keep
 #: The variable by which a run's processes are found again.
 RUN_VARIABLE = "SCIRE_RUN"
 _PIECE = 65536  # octets read at once
+#: Until the kernel has ended what was killed, seconds.
+_KILLED_SECONDS = 5.0
 
 
 class Kept:
@@ -117,12 +120,14 @@ def run(
     output_bytes: int,
     wanted_end: Callable[[], str],
     alive: Callable[[], None],
+    started: Callable[[int], None],
 ) -> Ended:
     """
     Run *program* and wait for its end.
 
     :param wanted_end: called several times a second; "cancel", "force" or "".
     :param alive: called then, too.
+    :param started: called once with the session of its processes.
     :raises CannotStart: it did not start.
     """
     uid, gid, groups = identity(program.user)
@@ -144,6 +149,7 @@ def run(
         raise CannotStart(str(error)) from None
     ended = Ended()
     with process:
+        started(process.pid)
         _follow(process, program, keep, output_bytes, wanted_end, alive, ended)
     code = process.returncode
     if code < 0:
@@ -164,12 +170,15 @@ def _reaped(process: subprocess.Popen[bytes], ended: Ended) -> bool:
     return True
 
 
-def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+def _signal(process: subprocess.Popen[bytes], number: int) -> bool:
+    """Signal all of its process group that is left; whether there was anybody."""
     try:
         os.killpg(process.pid, number)
     except OSError as error:
         if error.errno not in (errno.ESRCH, errno.EPERM):
             raise
+        return error.errno == errno.EPERM
+    return True
 
 
 def _follow(
@@ -183,6 +192,7 @@ def _follow(
 ) -> None:
     deadline = time.monotonic() + program.run_seconds
     kill_at = None
+    over = False
     with selectors.DefaultSelector() as selector:
         for name, pipe in (("stdout", process.stdout), ("stderr", process.stderr)):
             assert pipe is not None
@@ -197,8 +207,10 @@ def _follow(
                 else:
                     selector.unregister(key.fileobj)
             alive()
-            if _reaped(process, ended):
-                # What its own children write later is nobody's output.
+            over = over or _reaped(process, ended)
+            # What its own children write later is nobody's output.  But when it did not end by
+            # itself, those that it started are to end with it, and have the same time for it.
+            if over and (kill_at is None or not _signal(process, 0)):
                 _drain(selector)
                 return
             if not selector.get_map():
@@ -211,6 +223,10 @@ def _follow(
                 kill_at = now + (0 if wish == "force" else program.kill_seconds)
             elif kill_at is not None and now >= kill_at:
                 _signal(process, signal.SIGKILL)
+                if over:
+                    # Nobody may be there to reap them; none of them does anything any more.
+                    _drain(selector)
+                    return
 
 
 def _drain(selector: selectors.BaseSelector) -> None:
@@ -222,22 +238,48 @@ def _drain(selector: selectors.BaseSelector) -> None:
             pass
 
 
-def kill_leftovers(run_id: int, mark: str) -> int:
+def end_leftovers(session: int, mark: str, seconds: float) -> int:
     """
-    Kill what an interrupted run of this client has left behind, before it is run again.
+    End what an interrupted run of this client has left behind.
 
-    :param mark: value of :data:`RUN_VARIABLE` in its environment.
-    :returns: how many processes.
+    Daemons that a script has started are in sessions of their own, and stay.
+
+    :param session: of the run's processes.
+    :param mark: value of :data:`RUN_VARIABLE` in their environments.
+    :param seconds: between SIGTERM and SIGKILL.
+    :returns: how many processes there were.
     """
-    wanted = f"{RUN_VARIABLE}={mark}".encode()
-    count = 0
+    left = _leftovers(session, mark)
+    count = len(left)
+    for number, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, _KILLED_SECONDS)):
+        deadline = time.monotonic() + patience
+        _kill(left, number)
+        while (left := _leftovers(session, mark)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+            if number == signal.SIGKILL:
+                _kill(left, number)
+        if not left:
+            break
+    return count
+
+
+def _kill(processes: Iterable[int], number: int) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
+def _leftovers(session: int, mark: str) -> list[int]:
+    wanted, found = f"{RUN_VARIABLE}={mark}".encode(), []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
+            if os.getsid(int(entry.name)) != session:
+                continue
+            # A number may have become another session's meanwhile.
             if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                os.kill(int(entry.name), signal.SIGKILL)
-                count += 1
+                found.append(int(entry.name))
         except OSError:
             continue
-    return count
+    return found

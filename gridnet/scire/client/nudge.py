@@ -8,10 +8,12 @@ what he may say is only "ask now".
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -53,8 +55,9 @@ class Nudges:
         self._nonces = {
             known: at for known, at in self._nonces.items() if now - at < 2 * _REPLAY_SECONDS
         }
-        if len(self._nonces) < _MAX_NONCES:
-            self._nonces[nonce] = now
+        if len(self._nonces) >= _MAX_NONCES:
+            raise ScireFault(FaultCode.TOO_MANY_CALLS, "asked too often", round(_REPLAY_SECONDS))
+        self._nonces[nonce] = now
         agent = self._agent
         polling, pause = agent.polling, agent.config.poll_now_pause
         if not polling and time.monotonic() - agent.polled_at >= pause:
@@ -73,6 +76,19 @@ class _Request(BaseHTTPRequestHandler):
     server: NudgeServer
     timeout = _PEER_SECONDS
     protocol_version = "HTTP/1.0"
+
+    def handle(self) -> None:
+        """Called by the standard library, whose time-out is one of each octet."""
+        end = threading.Timer(_PEER_SECONDS, self._end)
+        end.start()
+        try:
+            super().handle()
+        finally:
+            end.cancel()
+
+    def _end(self) -> None:
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def do_POST(self) -> None:
         """Called by the standard library."""

@@ -5,10 +5,12 @@ What the client knows, on disk, so that it may be killed at any instruction.
 ``queue/R.new``        a job file, stored; its receipt is not acknowledged yet
 ``queue/R.job``        the same, acknowledged: it may be started
 ``queue/R.started``    written before the start; with no report of an end: interrupted
+``queue/R.session``    the session of the processes that do it; gone with the power, as they are
 ``reports/R.T.S.xml``  status file number S of run R (its T-th start), to be reported
 ``reported/``          status files that were answered, for a day
 ``output/R.T.stream``  output that does not fit into a status file
 ``journal``            a line for each run that ended here: run, start, seconds since the epoch
+``damaged/``           what the disk gave back otherwise than it was written
 =====================  =========================================================================
 
 The order of the steps is the whole point: a job file is durable before its receipt is sent, the
@@ -22,12 +24,14 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
-from gridnet.durable import sync_directory, write_durably
+from gridnet.durable import append_durably, sync_directory, write_durably
+from gridnet.scire.faults import ScireFault
 from gridnet.scire.jobfile import JobFile, JobFileError, parse_job
 from gridnet.scire.machine import Reported
 from gridnet.scire.statusfile import StatusFile, format_status, parse_status
@@ -76,7 +80,7 @@ class Spool:
         self.directory = directory
         for name in ("queue", "reports", "reported", "output", "work"):
             (directory / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._journal = directory / "journal"
+        self._journal, self._queue = directory / "journal", directory / "queue"
         self.ended: dict[int, int] = {}
         self._read_journal()
 
@@ -100,12 +104,7 @@ class Spool:
     def _note_end(self, run: int, retry: int, now: float) -> None:
         if self.ended.get(run, -1) >= retry:
             return
-        handle = os.open(self._journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            os.write(handle, f"{run} {retry} {int(now)}\n".encode("ascii"))
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        append_durably(self._journal, f"{run} {retry} {int(now)}\n".encode("ascii"))
         self.ended[run] = retry
 
     def shorten_journal(self, before: float) -> None:
@@ -121,7 +120,7 @@ class Spool:
     # -- the queue
 
     def _queued(self, run: int, suffix: str) -> Path:
-        return self.directory / "queue" / f"{run}.{suffix}"
+        return self._queue / f"{run}.{suffix}"
 
     def knows(self, run: int, retry: int) -> bool:
         """Whether this start of a run is, or was, here."""
@@ -134,9 +133,18 @@ class Spool:
         """Keep a job file, durably; its receipt may be sent when this returns."""
         # An older start of the same run ends here: the server has given it up.
         # Its mark goes last: without it the old job file would count as not started.
-        self._queued(job.run, "job").unlink(missing_ok=True)
-        self._queued(job.run, "started").unlink(missing_ok=True)
+        for suffix in ("job", "session", "started"):
+            self._queued(job.run, suffix).unlink(missing_ok=True)
         write_durably(self._queued(job.run, "new"), octets)
+
+    def drop(self, run: int) -> None:
+        """A job file whose receipt the server does not know: it may come again."""
+        self._queued(run, "new").unlink(missing_ok=True)
+
+    @property
+    def size(self) -> int:
+        """Runs in the queue."""
+        return sum(_QUEUED.fullmatch(name) is not None for name in os.listdir(self._queue))
 
     def acknowledged(self, run: int) -> None:
         """The server knows that a run is here."""
@@ -153,14 +161,20 @@ class Spool:
             except FileNotFoundError:
                 continue
             except JobFileError:
-                # The disk has damaged it; nothing can be done with it any more.
-                self._queued(run, suffix).unlink(missing_ok=True)
+                # Nothing can be done with it any more.
+                self._set_aside(self._queued(run, suffix))
         return None
+
+    def _set_aside(self, path: Path) -> None:
+        """The disk has damaged a file: keep it for people, out of the way."""
+        (self.directory / "damaged").mkdir(mode=0o700, exist_ok=True)
+        with suppress(FileNotFoundError):
+            os.replace(path, self.directory / "damaged" / path.name)
 
     def runs(self, acknowledged: bool = False) -> list[JobFile]:
         """The queue, in the order in which it is to be run: priority, then age."""
         found = []
-        for name in os.listdir(self.directory / "queue"):
+        for name in os.listdir(self._queue):
             match = _QUEUED.fullmatch(name)
             if match is None or (acknowledged and match[2] == "new"):
                 continue
@@ -178,9 +192,24 @@ class Spool:
         """The mark of a run's start."""
         try:
             values: dict[str, Any] = json.loads(self._queued(run, "started").read_bytes())
+            return Started(float(values["time"]), str(values["boot_id"]))
         except FileNotFoundError:
             return None
-        return Started(float(values["time"]), str(values["boot_id"]))
+        except (ValueError, TypeError, KeyError):
+            # That it is there says enough.
+            return Started(0.0, "")
+
+    def note_session(self, run: int, session: int) -> None:
+        """Keep which session a run's processes are in; as long as they live, it is enough."""
+        self._queued(run, "session").write_text(str(session), "ascii")
+
+    def session(self, run: int) -> int:
+        """The session of a run's processes; 0: not known."""
+        try:
+            text = self._queued(run, "session").read_text("ascii")
+        except (FileNotFoundError, ValueError):
+            return 0
+        return int(text) if text.isdigit() else 0
 
     def forget(self, run: int, retry: int, now: float) -> None:
         """This start of a run is not to happen here any more: delete it from the queue."""
@@ -188,9 +217,9 @@ class Spool:
         held = self.job(run)
         if held is not None and held.retry > retry:
             return  # a later start of the same run is here already
-        for suffix in ("new", "job", "started"):
+        for suffix in ("new", "job", "session", "started"):
             self._queued(run, suffix).unlink(missing_ok=True)
-        sync_directory(self.directory / "queue")
+        sync_directory(self._queue)
 
     # -- reports
 
@@ -207,6 +236,17 @@ class Spool:
     def read_report(self, name: ReportName) -> bytes:
         """The octets of a status file to be reported."""
         return (self.directory / "reports" / name.file).read_bytes()
+
+    def _status(self, where: str, name: ReportName) -> StatusFile | None:
+        """A status file; None: it is gone meanwhile, or damaged."""
+        path = self.directory / where / name.file
+        try:
+            return parse_status(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ScireFault:
+            self._set_aside(path)
+            return None
 
     def next_seq(self, run: int, retry: int) -> int:
         """The number of a run's next report."""
@@ -241,11 +281,12 @@ class Spool:
         count = 0
         for name in list(self._reports("reported")):
             if name.run == run:
-                os.replace(
-                    self.directory / "reported" / name.file,
-                    self.directory / "reports" / name.file,
-                )
-                count += 1
+                with suppress(FileNotFoundError):  # it is cleaned away just now
+                    os.replace(
+                        self.directory / "reported" / name.file,
+                        self.directory / "reports" / name.file,
+                    )
+                    count += 1
         return count
 
     # -- output
@@ -281,12 +322,10 @@ class Spool:
                 if name.run not in found or (name.run not in queued and where == "reports"):
                     unlisted[name.run] = name
             for name in sorted(unlisted.values(), reverse=True)[: max(0, most - len(found))]:
-                try:
-                    octets = (self.directory / where / name.file).read_bytes()
-                except FileNotFoundError:
-                    continue
-                state = parse_status(octets).state.value
-                found[name.run] = {"run": name.run, "state": state, "seq": name.seq}
+                status = self._status(where, name)
+                if status is not None:
+                    state = status.state.value
+                    found[name.run] = {"run": name.run, "state": state, "seq": name.seq}
         return [found[run] for run in sorted(found)]
 
     def recover(self) -> list[JobFile]:
@@ -299,11 +338,9 @@ class Spool:
             if directory.is_dir():
                 for path in directory.glob(".*.tmp"):
                     path.unlink(missing_ok=True)
-        done = set()
         for name in self.unreported():
-            status = parse_status(self.read_report(name))
-            if status.state in _ENDS:
-                done.add((name.run, name.retry))
+            status = self._status("reports", name)
+            if status is not None and status.state in _ENDS:
                 held = self.job(name.run)
                 if held is not None and held.retry == name.retry:
                     # Killed between the status file and the end of the job file.
@@ -314,14 +351,17 @@ class Spool:
                 self.forget(job.run, job.retry, job.issued)
             elif self.started(job.run) is not None:
                 interrupted.append(job)
-        for path in (self.directory / "queue").glob("*.started"):
-            if self.job(int(path.name.partition(".")[0])) is None:
-                path.unlink(missing_ok=True)
+        for suffix in ("session", "started"):
+            for path in self._queue.glob(f"*.{suffix}"):
+                run = path.name.partition(".")[0]
+                if run.isdigit() and self.job(int(run)) is None:
+                    path.unlink(missing_ok=True)
         return interrupted
 
     def clean(self, reports_before: float) -> None:
         """Forget answered reports from before *reports_before*, of runs that are not here."""
         for name in list(self._reports("reported")):
             path = self.directory / "reported" / name.file
-            if self.job(name.run) is None and path.stat().st_mtime < reports_before:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # it is to be reported again just now
+                if path.stat().st_mtime < reports_before and self.job(name.run) is None:
+                    path.unlink()

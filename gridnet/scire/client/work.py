@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,8 @@ from gridnet.scire.client.execution import (
     CannotStart,
     Ended,
     Program,
+    end_leftovers,
     identity,
-    kill_leftovers,
     run,
 )
 from gridnet.scire.client.spool import Spool, Started
@@ -28,9 +30,12 @@ from gridnet.scire.jobfile import JobFile, OnInterrupt, PackageAction, Work
 from gridnet.scire.machine import Reported
 from gridnet.scire.statusfile import Output, StatusFile, Usage
 
+_log = logging.getLogger("scire-client")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: Seconds between signs of life of a run.
 PROGRESS_SECONDS = 60.0
+#: Between attempts to write what must be written, on a disk that is full, seconds.
+RETRY_SECONDS = 5.0
 
 
 def boot_id() -> str:
@@ -48,6 +53,7 @@ class Worker:
     :param fetch: puts an attachment (its name, digest and size) at a path.
     :param reported: called when there is something new to report.
     :param max_output: octets of a stream that go into a status file.
+    :param stopping: set: the client is to end.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class Worker:
         fetch: Callable[[JobFile, Path], None],
         reported: Callable[[], None],
         max_output: Callable[[], int],
+        stopping: threading.Event,
     ) -> None:
         self._config = config
         self._spool = spool
@@ -65,6 +72,7 @@ class Worker:
         self._fetch = fetch
         self._reported = reported
         self._max_output = max_output
+        self._stopping = stopping
         self._lock = threading.Lock()
         self._current = 0
         self._wishes: dict[int, str] = {}
@@ -94,10 +102,43 @@ class Worker:
 
     def report(self, job: JobFile, state: Reported, message: str = "", **facts: Any) -> None:
         """Keep a report of *job* and say that there is one."""
+        status = self._status(job, state, message, facts)
+        self._insist(lambda: self._spool.report(job, status))
+        self._reported()
+
+    def _status(
+        self, job: JobFile, state: Reported, message: str = "", facts: Mapping[str, Any] = {}
+    ) -> StatusFile:
         seq = self._spool.next_seq(job.run, job.retry)
         status = StatusFile(job.run, job.attempt, seq, state, float(int(time.time())))
-        self._spool.report(job, evolve(status, message=message, **facts))
-        self._reported()
+        return evolve(status, message=message, **facts)
+
+    def _insist(self, write: Callable[[], None]) -> None:
+        """
+        Write, however long the disk is full: what has happened cannot be made undone.
+
+        :raises OSError: the client is to end before that.
+        """
+        while True:
+            try:
+                return write()
+            except OSError as error:
+                _log.error("cannot write, trying again: %s", error)
+                # What was answered is only kept for a server that loses its last seconds.
+                self._spool.clean(float("inf"))
+                if self._stopping.wait(RETRY_SECONDS):
+                    raise
+
+    def _report_progress(self, job: JobFile) -> None:
+        """A sign of life, if it can be had; one that was not sent yet is enough."""
+        if any(name.run == job.run for name in self._spool.unreported()):
+            return
+        try:
+            self._spool.report(job, self._status(job, Reported.PROGRESS))
+        except OSError as error:
+            _log.error("no sign of life: %s", error)
+        else:
+            self._reported()
 
     # -- running
 
@@ -105,14 +146,21 @@ class Worker:
         """What becomes of runs that were under way when the client was killed."""
         for job in interrupted:
             mark = self._spool.started(job.run)
+            session = self._spool.session(job.run)
+            # What is called lost, or runs again, does not run any more.
+            if session and end_leftovers(session, self._mark(job), job.kill_seconds):
+                _log.warning("run %d was still at work, and is ended", job.run)
             if job.kind is Work.REBOOT and mark is not None and mark.boot_id != boot_id():
                 self.report(job, Reported.SUCCEEDED, "the machine has started again")
-            elif job.interrupt is OnInterrupt.RERUN:
-                kill_leftovers(job.run, self._mark(job))
+            elif self._wish(job.run):
+                self.report(job, Reported.CANCELLED, "cancelled after an interruption")
+            elif job.interrupt is not OnInterrupt.RERUN:
+                self.report(job, Reported.LOST, "interrupted, how it ended is not known")
+            elif job.not_after is not None and time.time() >= job.not_after:
+                self.report(job, Reported.LOST, "interrupted, and its window is over")
+            else:
                 # Its mark stays: it is not started a first time.
                 self._run(job)
-            else:
-                self.report(job, Reported.LOST, "interrupted, how it ended is not known")
 
     def next(self) -> JobFile | None:
         """Run the first of the queue that is due; None: there is none."""
@@ -139,6 +187,8 @@ class Worker:
 
     def _run(self, job: JobFile) -> None:
         with self._lock:
+            if self._spool.job(job.run) is None:
+                return  # forgotten just now
             self._current = job.run
         try:
             self._run_current(job)
@@ -149,26 +199,38 @@ class Worker:
 
     def _run_current(self, job: JobFile) -> None:
         place = self._spool.directory / "work" / str(job.run)
-        started = time.time()
-        self._spool.start(job, Started(started, boot_id()))
-        self.report(job, Reported.RUNNING, started=float(int(started)))
         try:
-            shutil.rmtree(place, ignore_errors=True)
-            place.mkdir(mode=0o700)
-            self._fetch(job, place)
-            ended = self._do(job, place)
-        except (CannotStart, OSError) as error:
-            self.report(
-                job,
-                Reported.FAILED,
-                f"not started: {error}",
-                started=float(int(started)),
-                finished=float(int(time.time())),
-            )
-            return
+            try:
+                shutil.rmtree(place, ignore_errors=True)
+                place.mkdir(mode=0o700)
+                # Before the start: whoever is killed here has not begun.
+                self._fetch(job, place)
+            except OSError as error:
+                self._report_failure(job, str(error), None)
+                return
+            if self._wish(job.run):
+                self.report(job, Reported.CANCELLED, "cancelled before its start")
+                return
+            started = time.time()
+            self._spool.start(job, Started(started, boot_id()))
+            self.report(job, Reported.RUNNING, started=float(int(started)))
+            try:
+                ended = self._do(job, place)
+            except (CannotStart, OSError) as error:
+                self._report_failure(job, str(error), started)
+                return
         finally:
             shutil.rmtree(place, ignore_errors=True)
         self._report_end(job, started, ended)
+
+    def _report_failure(self, job: JobFile, why: str, started: float | None) -> None:
+        self.report(
+            job,
+            Reported.FAILED,
+            f"not started: {why}",
+            started=None if started is None else float(int(started)),
+            finished=float(int(time.time())),
+        )
 
     def _report_end(self, job: JobFile, started: float, ended: Ended) -> None:
         if ended.cancelled:
@@ -184,7 +246,8 @@ class Worker:
             octets = kept.octets
             if len(octets) > self._max_output():
                 # Sent apart, before the status file; kept until then.
-                write_durably(self._spool.output_path(job.run, job.retry, stream), octets)
+                path = self._spool.output_path(job.run, job.retry, stream)
+                self._insist(partial(write_durably, path, octets))
                 octets = b""
             outputs.append(Output(stream, octets, kept.size, kept.truncated))
         self.report(
@@ -262,7 +325,7 @@ class Worker:
             nonlocal told
             if time.monotonic() - told >= PROGRESS_SECONDS:
                 told = time.monotonic()
-                self.report(job, Reported.PROGRESS)
+                self._report_progress(job)
 
         program = Program(
             command,
@@ -273,7 +336,14 @@ class Worker:
             job.run_seconds,
             job.kill_seconds,
         )
-        return run(program, job.keep, job.output_bytes, lambda: self._wish(job.run), alive)
+
+        def started(session: int) -> None:
+            try:
+                self._spool.note_session(job.run, session)
+            except OSError as error:
+                _log.error("run %d would not be found after a crash: %s", job.run, error)
+
+        return run(program, job.keep, job.output_bytes, lambda: self._wish(job.run), alive, started)
 
     def _install_files(self, job: JobFile, place: Path) -> Ended:
         target = Path(job.directory)
