@@ -6,7 +6,6 @@ import os
 import resource
 import shutil
 import sqlite3
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -19,19 +18,11 @@ from gridnet.lbproxy.frames import OK, Reply
 from tests.lbproxy.child import Child, RawClient
 from tests.lbproxy.ledgers import REGISTER, job
 from tests.lbproxy.vectors import line
+from tests.mounts import own_mounts
 
 #: As mount takes it; a few hundred events of the size below.
 DISK_KIB = 3000
 VALUE = "v" * 8000
-
-
-def own_mounts() -> Sequence[str]:
-    """Words that give a command mounts of its own; none where that is not allowed."""
-    for options in (("-m",), ("-r", "-m")):
-        words = ("unshare", *options, "sh", "-c", "mount -t tmpfs tmpfs /mnt")
-        if shutil.which("unshare") and not subprocess.run(words, capture_output=True).returncode:
-            return ("unshare", *options)
-    return ()
 
 
 def held_to_modes() -> Sequence[str]:

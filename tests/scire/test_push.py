@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
+import socket
 import ssl
 import threading
 import time
@@ -86,6 +88,76 @@ class PushTests(SqliteMixin, ServerCase):
         stranger.with_suffix(".key").write_bytes(key_pem(authority.key))
         with self.assertRaises((ssl.SSLError, ConnectionError)):
             self.nudge(f"{stranger}.pem", f"{stranger}.key", said)
+
+    def test_a_caller_who_takes_his_time_keeps_nobody_out(self) -> None:
+        """Not even one with a certificate of the fleet."""
+        machine = self.one.machine("slow.example.org")
+        context = machine.context(self.one)
+        context.check_hostname = False
+        plain = socket.create_connection(("127.0.0.1", self.port))
+        with plain, context.wrap_socket(plain) as slow:
+            slow.sendall(b"POST /RPC2 HTTP/1.1\r\n")
+            over = threading.Event()
+
+            def trickle() -> None:
+                # Always within the time-out of one octet.
+                with contextlib.suppress(OSError):
+                    while not over.wait(0.5):
+                        slow.sendall(b"X: y\r\n")
+
+            threading.Thread(target=trickle, daemon=True).start()
+            self.addCleanup(over.set)
+            run = self.job(push=True, targets={"clients": ["c1.example.org"]})
+            wait_until(lambda: self.root.admin.run_get(run)["state"] == "succeeded", "it runs")
+
+    def test_it_shows_the_certificate_that_it_has_now(self) -> None:
+        """Also when that was renewed while it runs."""
+        database = open_database(self.one.database, self.one.state, 1, "test")
+        self.addCleanup(database.close)
+        file = self.agent.directory / "certificate.pem"
+        before = file.read_text()
+        self.assertEqual(self.shown(), before)
+        self.agent.kill()
+        database.run_now(
+            lambda tx: tx.run(
+                "UPDATE certificates SET issued_at = ?, not_after = ? WHERE client_id IS NOT NULL",
+                (tx.now - 89 * 86400, tx.now + 86400),
+            )
+        )
+        self.agent.start()
+        wait_until(lambda: file.read_text() != before, "it renews")
+        wait_until(lambda: self.shown() == file.read_text(), "it is shown")
+
+    def shown(self) -> str:
+        """The certificate that the client shows to servers."""
+        state = self.one.state / "scire"
+        context = ssl.create_default_context(cafile=str(self.one.ca))
+        context.check_hostname = False
+        context.load_cert_chain(state / "server.pem", state / "server.key")
+        plain = socket.create_connection(("127.0.0.1", self.port))
+        with plain, context.wrap_socket(plain) as connection:
+            der = connection.getpeercert(True)
+        assert der is not None
+        return ssl.DER_cert_to_PEM_cert(der)
+
+    def test_told_to_ask_it_does_not_wait_for_its_first_poll(self) -> None:
+        self.agent.kill()
+        text = self.agent.site_file.read_text()
+        self.agent.site_file.write_text(
+            text.replace("first_poll_seconds = 0.0", "first_poll_seconds = 1e9")
+        )
+        run = self.job()
+        self.agent.start()
+        wait_until(self.listens, "it listens")
+        self.assertEqual(self.agent.log.count("in conversation"), 1)
+        self.assertEqual(self.root.admin.job_push(self.root.admin.run_get(run)["job"]), 1)
+        wait_until(lambda: self.root.admin.run_get(run)["state"] == "succeeded", "it runs")
+
+    def listens(self) -> bool:
+        """Whether the client takes connections."""
+        with contextlib.suppress(OSError):
+            return bool(self.shown())
+        return False
 
     def test_a_client_cannot_have_another_address_called(self) -> None:
         """Whatever it says of itself, it is called where it calls from."""
