@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet import tcp, unix
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -59,6 +59,22 @@ _LINGER_ZERO = b"\1\0\0\0\0\0\0\0"
 _DONE = Failure(ConnectionDone())
 _LOST = Failure(ConnectionLost())
 _ABORTED = Failure(ConnectionAborted())
+
+
+class Watching(Protocol):
+    """What watches lean transports."""
+
+    def add(self, descriptor: int, events: int, handler: Callable[[int], None]) -> None:
+        """Call *handler* with the events of *descriptor*; broken ones are always told."""
+
+    def change(self, descriptor: int, events: int) -> None:
+        """Watch for other events."""
+
+    def remove(self, descriptor: int) -> None:
+        """Watch no longer; to be called before the descriptor is closed."""
+
+    def later(self, call: Callable[[], None]) -> None:
+        """Call *call* soon, but not from within what is going on."""
 
 
 @implementer(IReadDescriptor)
@@ -176,7 +192,7 @@ class LeanTransport:
         sock: socket.socket,
         peer: Any,
         protocol: Any,
-        watch: Watch,
+        watch: Watching,
         write_buffer_octets: int,
     ) -> None:
         self._socket = sock
@@ -461,7 +477,7 @@ class LeanUnixPort(unix.Port):
     :ivar watch: watches the connections.
     """
 
-    watch: Watch
+    watch: Watching
 
     def doRead(self) -> None:
         """Called by Twisted: somebody has connected."""
@@ -480,12 +496,21 @@ class LeanUnixPort(unix.Port):
             if protocol is None:
                 sock.close()
                 continue
-            sock.setblocking(False)
-            transport = LeanUnixTransport(
-                sock, peer, protocol, self.watch, DEFAULT_WRITE_BUFFER_OCTETS
-            )
+            transport = self._lean(sock, peer, protocol)
             protocol.makeConnection(transport)
             transport.start(at_once=True)
+
+    def _lean(self, sock: socket.socket, peer: Any, protocol: Any) -> LeanUnixTransport:
+        sock.setblocking(False)
+        return LeanUnixTransport(sock, peer, protocol, self.watch, DEFAULT_WRITE_BUFFER_OCTETS)
+
+    def transport(  # type: ignore[override]
+        self, sock: socket.socket, protocol: Any, peer: Any, *_: Any
+    ) -> LeanUnixTransport:
+        """Called by Twisted where it has accepted after all."""
+        made = self._lean(sock, peer, protocol)
+        made.start(at_once=False)
+        return made
 
 
 def accept_with_care(port: tcp.Port) -> None:

@@ -23,7 +23,7 @@ from gridnet.lbproxy.ledger import Ledger, LedgerRules
 from gridnet.lbproxy.store import QueryTimeout, Readers, Snapshot, StoreFile
 from gridnet.lbproxy.stream import Page
 from gridnet.lbproxy.subscriptions import Hub
-from gridnet.lbproxy.writer import GroupReport, ReplyCallback, Submission, Writer
+from gridnet.lbproxy.writer import Backlog, GroupReport, ReplyCallback, Submission, Writer
 
 T = TypeVar("T")
 
@@ -36,13 +36,14 @@ class JobBook:
     """
     One store with its writing thread, its reading threads and its followers.
 
-    All methods are for the reactor's thread.
+    All methods are for the reactor's thread.  What they tell includes all that was acknowledged,
+    by whatever thread.
 
-    :ivar hub: the event stream.
-    :ivar waiting: events that wait for their commit, and the octets of their lines.
+    :ivar backlog: events that wait for their commit, or were not told yet.
     :ivar on_forwardable: told the destinations that a group has something new for.
     :ivar on_room: told when fewer events wait again than may.
     :ivar on_jobs_changed: told what happened to the list of jobs.
+    :ivar is_list_followed: whether anybody waits for that; for any thread.
     """
 
     _log = Logger()
@@ -52,12 +53,14 @@ class JobBook:
     ) -> None:
         self.config = config
         self.store = store
-        self.waiting = self.waiting_octets = 0
-        self.stored = self.duplicates = self.purged = self.not_forwarded = 0
-        self.hub = Hub(config.stream, self._read_page)
+        self.backlog = Backlog(config.max_waiting_events, config.max_waiting_octets)
+        self.purged = self.not_forwarded = 0
+        self._stored = self._duplicates = 0
+        self._hub = Hub(config.stream, self._read_page)
         self.on_forwardable: Callable[[set[str]], None] = lambda destinations: None
         self.on_room: Callable[[], None] = lambda: None
         self.on_jobs_changed: Callable[[JobChanges], None] = lambda changes: None
+        self.is_list_followed: Callable[[], bool] = lambda: False
         self._reactor = reactor
         self._together: list[Submission] = []
         self._waiting_queries = 0
@@ -72,7 +75,9 @@ class JobBook:
             failed=self._writer_failed,
             clock=reactor.seconds,
             max_group=config.max_group_events,
+            backlog=self.backlog,
             changed=lambda changes: self.on_jobs_changed(changes),
+            is_awaited=lambda: self._hub.followers > 0 or self.is_list_followed(),
         )
 
     def start(self) -> None:
@@ -97,7 +102,7 @@ class JobBook:
             raise
         with self._readers.reading(self.config.query_seconds) as connection:
             (newest,) = connection.execute("SELECT ifnull(max(position), 0) FROM events").fetchone()
-        self.hub.start(newest)
+        self._hub.start(newest)
         self._pool.start()
         self._slow_pool.start()
 
@@ -112,7 +117,7 @@ class JobBook:
 
     def stop(self) -> Deferred[None]:
         """Write what waits, then close; fires once the file is closed."""
-        self.hub.close()
+        self._hub.close()
         self._readers.close()
         self._hand_over()
         self.writer.stop()
@@ -132,27 +137,11 @@ class JobBook:
 
     # -- writing ----------------------------------------------------------------------------------
 
-    @property
-    def is_full(self) -> bool:
-        """Whether no more events should be read for now."""
-        config = self.config
-        return (
-            self.waiting >= config.max_waiting_events
-            or self.waiting_octets >= config.max_waiting_octets
-        )
-
     def submit(self, event: Event, done: ReplyCallback) -> None:
         """Store *event*; *done* gets the reply once it is durable, or refused."""
-        octets = len(event.line)
-        self.waiting += 1
-        self.waiting_octets += octets
-
-        def told(reply: Reply) -> None:
-            self.waiting -= 1
-            self.waiting_octets -= octets
-            done(reply)
-
-        self._together.append(Submission(event, told))
+        self.backlog.submitted += 1
+        self.backlog.submitted_octets += len(event.line)
+        self._together.append(Submission(event, done))
         if len(self._together) == 1:
             # What the reactor reads in one turn goes to the writer as one: each waking up of a
             # thread takes the interpreter's lock away from the other.
@@ -178,8 +167,8 @@ class JobBook:
 
     def _committed(self, report: GroupReport) -> None:
         result = report.result
-        self.stored += len(result.stored)
-        self.duplicates += result.duplicates
+        self._stored += len(result.stored)
+        self._duplicates += result.duplicates
         self.purged += result.purged
         if result.not_forwarded:
             self.not_forwarded += result.not_forwarded
@@ -187,11 +176,29 @@ class JobBook:
                 "forwarding spool is full: {count} events stay here only",
                 count=result.not_forwarded,
             )
-        self.hub.publish(result.stored)
+        self._hub.publish(result.stored)
         if result.destinations:
             self.on_forwardable(result.destinations)
-        if not self.is_full:
+        if not self.backlog.is_full:
             self.on_room()
+
+    @property
+    def hub(self) -> Hub:
+        """The event stream."""
+        self.writer.tell()
+        return self._hub
+
+    @property
+    def stored(self) -> int:
+        """Events stored since the start."""
+        self.writer.tell()
+        return self._stored
+
+    @property
+    def duplicates(self) -> int:
+        """Repeated events since the start."""
+        self.writer.tell()
+        return self._duplicates
 
     def _writer_failed(self, error: BaseException) -> None:
         self._log.failure("an event could not be entered", Failure(error))
@@ -255,7 +262,7 @@ class JobBook:
             "commits": writer.counts.groups,
             "failed commits": writer.counts.failed_groups,
             "jobs removed": self.purged,
-            "events waiting": self.waiting,
+            "events waiting": self.backlog.events,
             "queries waiting": self._waiting_queries,
             "followers": self.hub.followers,
             "deliveries": self.hub.delivered,

@@ -8,7 +8,8 @@ import pwd
 import socket
 import stat
 import struct
-from collections.abc import Collection
+import threading
+from collections.abc import Callable, Collection
 from typing import Any
 
 from attrs import frozen
@@ -18,8 +19,9 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from gridnet import lean
+from gridnet import lean, lean_loop
 from gridnet.errors import ConfigError, Fault
+from gridnet.lean_loop import Loop
 
 #: Messages below this are not worth counting against the common buffer.
 SMALL_OCTETS = 64 << 10
@@ -28,21 +30,24 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 class Budget:
-    """Octets that unfinished messages of all connections may take together."""
+    """Octets that unfinished messages of all connections may take together, for any thread."""
 
     def __init__(self, octets: int) -> None:
         self.left = octets
+        self._lock = threading.Lock()
 
     def take(self, octets: int) -> bool:
         """Reserve *octets*; False: there is no room for them."""
-        if octets > self.left:
-            return False
-        self.left -= octets
-        return True
+        with self._lock:
+            if octets > self.left:
+                return False
+            self.left -= octets
+            return True
 
     def give_back(self, octets: int) -> None:
         """Return what was reserved."""
-        self.left += octets
+        with self._lock:
+            self.left += octets
 
 
 @frozen
@@ -78,7 +83,10 @@ class BoundedFactory(Factory):
     """
     Makes connections up to a number, and looks after their time-outs once a second.
 
+    It is started and stopped by the reactor's thread; its connections may live in another.
+
     :param clock: IReactorTime.
+    :ivar run: has a function called in the thread of the connections.
     """
 
     noisy = False
@@ -94,7 +102,8 @@ class BoundedFactory(Factory):
         self.connections: set[BoundedConnection] = set()
         self.refused = 0
         self.timed_out = 0
-        self._reaper = LoopingCall(self._reap)
+        self.run: Callable[[Callable[[], None]], None] = _call
+        self._reaper = LoopingCall(lambda: self.run(self._reap))
         self._reaper.clock = clock
 
     def startFactory(self) -> None:
@@ -130,10 +139,24 @@ class BoundedFactory(Factory):
                 self.timed_out += 1
                 connection.time_out()
 
+    def end_all(self) -> None:
+        """Have all connections read nothing more, and close once they have what they are owed."""
+        self._each(lambda connection: connection.end())
+
     def abort_all(self) -> None:
         """End all connections at once."""
-        for connection in list(self.connections):
-            connection.abort()
+        self._each(lambda connection: connection.abort())
+
+    def _each(self, act: Callable[[BoundedConnection], None]) -> None:
+        def act_on_all() -> None:
+            for connection in list(self.connections):
+                act(connection)
+
+        self.run(act_on_all)
+
+
+def _call(function: Callable[[], None]) -> None:
+    function()
 
 
 @implementer(IPushProducer)
@@ -241,6 +264,10 @@ class BoundedConnection(Protocol):
             return
         abort = getattr(transport, "abortConnection", None) or transport.loseConnection
         abort()
+
+    def end(self) -> None:
+        """Read nothing more, and close once the peer has what it is owed."""
+        self.close()
 
     def close(self) -> None:
         """End the connection once everything written has gone."""
@@ -358,13 +385,13 @@ def listen_unix(
     mode: int,
     group: str,
     what: str,
-    watch: lean.Watch,
+    watch: lean.Watch | Loop,
 ) -> Any:
     """
     Listen at *path* with permissions *mode*, never wider for a moment.
 
     :param what: key under which a fault is told.
-    :param watch: watches the connections.
+    :param watch: watches the connections; a loop accepts them, too.
     :returns: the IListeningPort.
     :raises ConfigError: the path is taken, or cannot be made.
     """
@@ -373,7 +400,10 @@ def listen_unix(
     before = os.umask(0o177)
     try:
         # Twisted sets the mode after binding; until then the umask holds.
-        port = lean.listen_unix(reactor, path, factory, backlog, 0o600, watch)
+        if isinstance(watch, Loop):
+            port: Any = lean_loop.listen_unix(reactor, path, factory, backlog, 0o600, watch)
+        else:
+            port = lean.listen_unix(reactor, path, factory, backlog, 0o600, watch)
     except Exception as error:
         raise ConfigError([Fault(what, f"{path} cannot be listened at: {error}")]) from None
     finally:

@@ -50,6 +50,7 @@ class JobSource:
         self._most = most
         self._followers: dict[object, Changed] = {}
         book.on_jobs_changed = self._tell
+        book.is_list_followed = lambda: bool(self._followers)
 
     def snapshot(self) -> Mapping[str, Attributes]:
         """The jobs now."""
@@ -69,6 +70,7 @@ class JobSource:
 
     def subscribe(self, changed: Changed) -> Callable[[], None]:
         """Call *changed* at each change; a state may be told again, never an older one last."""
+        self._book.writer.tell()  # what was before goes to the others only
         token = object()
         self._followers[token] = changed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from gridnet.lbproxy.serve_socket import ServeFactory
 from gridnet.lbproxy.store import StoreFile
 from gridnet.lbproxy.store_socket import Identities, StoreFactory
 from gridnet.lean import Watch
+from gridnet.lean_loop import Loop
 from gridnet.open_files import raise_file_limit
 from gridnet.site import Site
 
@@ -95,9 +97,18 @@ class LbproxyService(Service):
         budget = Budget(config.max_buffered_octets)
         dumps = site.config.path(Path(site.section.state_dir) / config.purge.dump_directory)
         self._purger = Purger(self.book, dumps, reactor)
-        self._store_factory = StoreFactory(self.book, reactor, budget, identities)
+        writer, backlog = self.book.writer, self.book.backlog
+        #: of the UNIX socket, whose connections live in the writing thread
+        self._store_factory = StoreFactory(
+            config, reactor, budget, identities, take=writer.take, backlog=backlog
+        )
+        self._store_factory.run = writer.loop.call
+        #: of ``store_endpoint``
+        self._further_store_factory = StoreFactory(
+            config, reactor, budget, identities, take=self.book.submit, backlog=backlog
+        )
         self._serve_factory = ServeFactory(self.book, self._purger, reactor, budget)
-        self.book.on_room = self._store_factory.release
+        self.book.on_room = self._make_room
         self._forwarder: Forwarder | None = None
         if self._rules.forwards:
             self._forwarder = Forwarder(self.book, config.forward, reactor, random.Random())
@@ -149,17 +160,18 @@ class LbproxyService(Service):
         if self._forwarder is not None:
             self._forwarder.start()
         further = [
-            self._listen_further(self._config.store_endpoint, self._store_factory, "store"),
+            self._listen_further(self._config.store_endpoint, self._further_store_factory, "store"),
             self._listen_further(self._config.serve_endpoint, self._serve_factory, "serve"),
         ]
         gatherResults(further, consumeErrors=True).addCallbacks(self._started, self._not_started)
 
     def _listen(self) -> None:
         config = self._config
-        for side, factory in (
-            (Side.STORE, self._store_factory),
-            (Side.SERVE, self._serve_factory),
-        ):
+        places: tuple[tuple[Side, BoundedFactory, Watch | Loop], ...] = (
+            (Side.STORE, self._store_factory, self.book.writer.loop),
+            (Side.SERVE, self._serve_factory, self._watch),
+        )
+        for side, factory, watch in places:
             self._ports.append(
                 listen_unix(
                     self._reactor,
@@ -169,7 +181,7 @@ class LbproxyService(Service):
                     mode=config.socket_mode,
                     group=config.socket_group,
                     what=f"lbproxy.{side.name.lower()}_socket",
-                    watch=self._watch,
+                    watch=watch,
                 )
             )
 
@@ -221,21 +233,37 @@ class LbproxyService(Service):
         if self._forwarder is not None:
             await self._forwarder.stop()
         self._purger.stop()
+        # The writing thread's own connections go with it.
+        self._store_factory.end_all()
+        await self._until_gone(self._store_factory)
         await self.book.stop()
         # Every reply is with its connection now; those that do not take it do not hold us up.
-        for factory in (self._store_factory, self._serve_factory):
+        others = self._further_store_factory, self._serve_factory
+        for factory in others:
             factory.stopFactory()
-            for connection in list(factory.connections):
-                connection.close()
+            factory.end_all()
+        await self._until_gone(*others)
+
+    async def _until_gone(self, *factories: BoundedFactory) -> None:
+        """Wait for the ends of connections, and end those that take too long."""
         waited = 0.0
-        while self._connections() and waited < STOP_SECONDS:
+        while any(factory.connections for factory in factories) and waited < STOP_SECONDS:
             await _pause(self._reactor, 0.02)
             waited += 0.02
-        for factory in (self._store_factory, self._serve_factory):
+        for factory in factories:
             factory.abort_all()
 
+    def _make_room(self) -> None:
+        for factory in self._store_factories:
+            factory.release()
+
+    @property
+    def _store_factories(self) -> tuple[StoreFactory, StoreFactory]:
+        return self._store_factory, self._further_store_factory
+
     def _connections(self) -> int:
-        return len(self._store_factory.connections) + len(self._serve_factory.connections)
+        factories = *self._store_factories, self._serve_factory
+        return sum(len(factory.connections) for factory in factories)
 
     # -- leaving ----------------------------------------------------------------------------------
 
@@ -267,7 +295,7 @@ class LbproxyService(Service):
             "serve socket": self.paths[Side.SERVE],
             "connections": self._connections(),
             "queries": self._serve_factory.queries,
-            "refused messages": sum(self._store_factory.refusals.values()),
+            "refused messages": sum(self._refusals().values()),
             **self.book.facts(),
         }
         if self._forwarder is not None:
@@ -282,13 +310,21 @@ class LbproxyService(Service):
             f"events cannot be stored: {self.book.writer.fault}" if self.book.writer.fault else ""
         )
 
+    def _refusals(self) -> Counter[int]:
+        """Messages refused, by first number of the reply."""
+        found: Counter[int] = Counter()
+        for factory in self._store_factories:
+            found.update(factory.refusals.copy())
+        return found
+
     def describe(self) -> list[Any]:
         """Nothing to say before the first scrape (called by prometheus_client)."""
         return []
 
     def collect(self) -> list[Any]:
         """Metrics (called by prometheus_client)."""
-        book, stores, serves = self.book, self._store_factory, self._serve_factory
+        book, serves = self.book, self._serve_factory
+        factories = *self._store_factories, serves
         counters = {
             "events": ("events stored", book.stored),
             "duplicates": ("repeated events, answered and not stored again", book.duplicates),
@@ -302,15 +338,15 @@ class LbproxyService(Service):
             "deliveries": ("events given to followers", book.hub.delivered),
             "timed_out_connections": (
                 "connections closed for their time-outs",
-                stores.timed_out + serves.timed_out,
+                sum(factory.timed_out for factory in factories),
             ),
             "refused_connections": (
                 "connections closed for their number",
-                stores.refused + serves.refused,
+                sum(factory.refused for factory in factories),
             ),
         }
         gauges = {
-            "waiting_events": ("events that wait for their commit", book.waiting),
+            "waiting_events": ("events that wait for their commit", book.backlog.events),
             "connections": ("open connections", self._connections()),
             "followers": ("followers of the event stream", book.hub.followers),
         }
@@ -329,7 +365,7 @@ class LbproxyService(Service):
         refusals = CounterMetricFamily(
             "gridnet_lbproxy_refusals", "messages refused", labels=["major"]
         )
-        for major, count in sorted(stores.refusals.items()):
+        for major, count in sorted(self._refusals().items()):
             refusals.add_metric([str(major)], count)
         return [*found, refusals]
 

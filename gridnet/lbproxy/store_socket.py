@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from gridnet.lbproxy import events, frames
-from gridnet.lbproxy.book import JobBook
+from gridnet.lbproxy.config import LbproxyConfig
 from gridnet.lbproxy.connections import BoundedConnection, BoundedFactory, Budget, Peer, users_of
 from gridnet.lbproxy.events import Event, EventError
 from gridnet.lbproxy.frames import BodyError, FrameReader, Major, Reply
 from gridnet.lbproxy.identity import comparison_key
+from gridnet.lbproxy.writer import Backlog, ReplyCallback
 
 OTHER_USER = Reply(Major.PERMISSION, 0, "DG.USER is not a name of the user at the socket")
 
@@ -53,19 +54,37 @@ class Identities:
         return "*" in allowed or comparison_key(name) in allowed
 
 
+class Take(Protocol):
+    """Takes events in."""
+
+    def __call__(self, event: Event, done: ReplyCallback) -> None:
+        """Store *event*; *done* gets the reply, in this thread, once it is durable, or refused."""
+
+
 class StoreFactory(BoundedFactory):
     """
     Makes store connections.
 
+    :param take: takes their events in.
+    :param backlog: nothing more is read while it is full.
     :ivar refusals: messages refused since the start, by first number of the reply.
     """
 
     def __init__(
-        self, book: JobBook, clock: Any, budget: Budget, identities: Identities | None
+        self,
+        config: LbproxyConfig,
+        clock: Any,
+        budget: Budget,
+        identities: Identities | None,
+        *,
+        take: Take,
+        backlog: Backlog,
     ) -> None:
-        config = book.config
         super().__init__(clock, config.max_connections, config.idle_seconds, config.request_seconds)
-        self.book = book
+        self.max_message_octets = config.max_message_octets
+        self.max_pipelined = config.max_pipelined
+        self.take = take
+        self.backlog = backlog
         self.identities = identities
         self.refusals: dict[int, int] = {}
         self._budget = budget
@@ -80,7 +99,11 @@ class StoreFactory(BoundedFactory):
         self._held.add(connection)
 
     def release(self) -> None:
-        """There is room again."""
+        """There is room again; for any thread."""
+        if self._held:
+            self.run(self._release)
+
+    def _release(self) -> None:
         held, self._held = self._held, set()
         for connection in held:
             connection.read_on()
@@ -89,12 +112,27 @@ class StoreFactory(BoundedFactory):
         """*connection* is gone."""
         self._held.discard(connection)
 
+    def note_refusal(self, reply: Reply) -> None:
+        """Count a message that was refused."""
+        self.refusals[reply.major] = self.refusals.get(reply.major, 0) + 1
+
 
 @define(slots=True, eq=False)
 class _Slot:
     """The place of one reply in the order of messages."""
 
-    octets: bytes | None = None
+    connection: StoreConnection
+    octets: bytes | None = field(default=None, init=False)
+
+    def answer(self, reply: Reply) -> None:
+        """Give the reply."""
+        if reply is frames.OK:
+            self.octets = frames.OK_FRAME
+        else:
+            self.octets = frames.encode_reply(reply)
+            if not reply.ok:
+                self.connection.factory.note_refusal(reply)
+        self.connection.answered(self)
 
 
 @implementer(IHalfCloseableProtocol)
@@ -119,7 +157,7 @@ class StoreConnection(BoundedConnection):
     def connectionMade(self) -> None:
         """Start (called by Twisted)."""
         super().connectionMade()
-        self._reader = FrameReader(self.factory.book.config.max_message_octets)
+        self._reader = FrameReader(self.factory.max_message_octets)
 
     def dataReceived(self, data: bytes) -> None:
         """Take octets (called by Twisted)."""
@@ -135,29 +173,30 @@ class StoreConnection(BoundedConnection):
                 peer=str(self.peer),
                 reason=str(reader.fault),
             )
-            self._end()
+            self.end()
             return
         if not self.note_progress(reader.held_octets, reader.in_frame):
             return
-        book = self.factory.book
-        if len(self._slots) >= book.config.max_pipelined or book.is_full:
-            self._hold(book.is_full)
+        factory = self.factory
+        is_full = factory.backlog.is_full
+        if is_full or len(self._slots) >= factory.max_pipelined:
+            self._hold(is_full)
 
     def _take(self, body: bytes) -> None:
-        slot = _Slot()
+        slot = _Slot(self)
         self._slots.append(slot)
         try:
             event = events.parse(frames.event_line(body))
         except BodyError:
-            self._answer(slot, frames.UNREADABLE)
+            slot.answer(frames.UNREADABLE)
             return
         except EventError as error:
-            self._answer(slot, Reply(Major.PROTOCOL, error.number, str(error)))
+            slot.answer(Reply(Major.PROTOCOL, error.number, str(error)))
             return
-        if not self._may(event):
-            self._answer(slot, OTHER_USER)
+        if self.factory.identities is not None and not self._may(event):
+            slot.answer(OTHER_USER)
             return
-        self.factory.book.submit(event, lambda reply: self._answer(slot, reply))
+        self.factory.take(event, slot.answer)
 
     def _may(self, event: Event) -> bool:
         identities = self.factory.identities
@@ -166,14 +205,8 @@ class StoreConnection(BoundedConnection):
         self._log.warn("{peer}: may not log as {user}", peer=str(self.peer), user=event.user)
         return False
 
-    def _answer(self, slot: _Slot, reply: Reply) -> None:
-        if reply is frames.OK:
-            slot.octets = frames.OK_FRAME
-        else:
-            slot.octets = frames.encode_reply(reply)
-            refusals = self.factory.refusals
-            if not reply.ok:
-                refusals[reply.major] = refusals.get(reply.major, 0) + 1
+    def answered(self, slot: _Slot) -> None:
+        """There is a reply in *slot*: write all those whose turn it is."""
         slots = self._slots
         if slots and slots[0] is slot:
             self._flush()
@@ -194,7 +227,7 @@ class StoreConnection(BoundedConnection):
         elif self._held:
             self.read_on()
 
-    def _end(self) -> None:
+    def end(self) -> None:
         """Read nothing more; close once all is answered."""
         self._ending = True
         if self.transport is not None:
@@ -208,13 +241,15 @@ class StoreConnection(BoundedConnection):
             self.stream.pauseProducing()
         if everywhere:
             self.factory.hold(self)
+            if not self.factory.backlog.is_full:  # room was made before we were known to wait
+                self.factory.release()
 
     def read_on(self) -> None:
         """Read again after a hold."""
         if self._held and self in self.factory.connections and not self._ending:
             if self.is_clogged:
                 return
-            if self.factory.book.is_full:
+            if self.factory.backlog.is_full:
                 self.factory.hold(self)
                 return
             self._held = False

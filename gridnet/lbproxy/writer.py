@@ -1,8 +1,10 @@
 """
-The one thread that writes: it takes what waits, commits it as one group, then tells.
+The one thread that writes: it takes what there is, commits it as one group, then tells.
 
-Events that come while a group is being committed form the next one, so the number of commits
-follows the speed of the disk and not the number of events.
+It also has the store socket's connections, in a loop of its own: an event is read, entered,
+committed and answered with no other thread in between.  Events that come while a group is being
+committed form the next one, so the number of commits follows the speed of the disk and not the
+number of events.
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ from __future__ import annotations
 import errno
 import sqlite3
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from queue import Empty, SimpleQueue
+from functools import partial
 from typing import Any, NamedTuple
 
 from attrs import define, frozen
@@ -22,12 +26,16 @@ from gridnet.lbproxy.frames import Major, Reply
 from gridnet.lbproxy.held_jobs import JobChanges
 from gridnet.lbproxy.ledger import GroupResult, Ledger, LedgerRules
 from gridnet.lbproxy.store import StoreFile, failure_reply
+from gridnet.lean_loop import Loop
 
-#: Told about one event, in the thread that *deliver* brings it to.
+#: Told about one event.
 ReplyCallback = Callable[[Reply], None]
 
 INTERNAL_ERROR = Reply(Major.DATABASE, errno.EIO, "internal error; see the log of the service")
 STOPPING = Reply(Major.DATABASE, errno.EAGAIN, "the service is stopping")
+#: How long the callers' thread may not know what was committed while nobody waits for it there:
+#: each time it is woken the interpreter's lock goes there and back.
+TELL_SECONDS = 0.005
 
 
 class StoreClosed(RuntimeError):
@@ -42,10 +50,10 @@ class Submission(NamedTuple):
 
 
 @frozen(slots=True, eq=False)
-class _Chore:
-    work: Callable[[Ledger], Any]
-    done: Callable[[Any], None]
-    failed: Callable[[BaseException], None]
+class _Elsewhere:
+    """Wants its reply in the callers' thread."""
+
+    done: ReplyCallback
 
 
 @frozen(slots=True)
@@ -54,6 +62,39 @@ class GroupReport:
 
     result: GroupResult
     seconds: float  #: that the transaction took
+
+
+@define(slots=True, eq=False)
+class Backlog:
+    """
+    Events that have come and of which the callers' thread does not know yet what became.
+
+    Each number only grows, and is written by one thread.
+    """
+
+    most: int  #: events
+    most_octets: int  #: of their lines
+    submitted: int = 0  #: by the callers' thread
+    submitted_octets: int = 0
+    taken: int = 0  #: by the writing thread from its own connections
+    taken_octets: int = 0
+    told: int = 0  #: by the callers' thread
+    told_octets: int = 0
+
+    @property
+    def events(self) -> int:
+        """How many there are."""
+        return self.submitted + self.taken - self.told
+
+    @property
+    def octets(self) -> int:
+        """Octets of their lines."""
+        return self.submitted_octets + self.taken_octets - self.told_octets
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more events should be read for now."""
+        return self.events >= self.most or self.octets >= self.most_octets
 
 
 @define(slots=True)
@@ -67,14 +108,20 @@ class WriterCounts:
 
 class Writer:
     """
-    Owns the writing connection.
+    Owns the writing connection, and the loop in whose thread it writes.
+
+    The callers' thread hears of what was done by :meth:`tell`, which it is asked to call; it may
+    also call it on its own, to know of everything that was acknowledged.
 
     :param deliver: brings a callable to the thread of the callers (``reactor.callFromThread``).
-    :param committed: told about each group of events, in that thread, after the replies.
+    :param committed: told about each group of events, in that thread, after its own replies.
     :param failed: told about faults that are ours, in that thread.
     :param changed: told what happened to the list of jobs, in that thread.
+    :param is_awaited: whether somebody there waits for what is committed; for any thread.
     :param clock: seconds since the epoch.
     :param max_group: most events in one commit.
+    :ivar backlog: events that wait, or were not told yet.
+    :ivar loop: its thread reads, writes the store, and answers.
     :ivar fault: why the last attempt to write failed; empty when it did not.
     """
 
@@ -88,23 +135,36 @@ class Writer:
         failed: Callable[[BaseException], None],
         clock: Callable[[], float],
         max_group: int = 512,
+        backlog: Backlog,
         changed: Callable[[JobChanges], None] = lambda changes: None,
+        is_awaited: Callable[[], bool] = lambda: True,
     ) -> None:
         self.fault = ""
         self.counts = WriterCounts()
+        self.loop = Loop()
+        self.backlog = backlog
         self._store = store
         self._rules = rules
         self._deliver = deliver
         self._committed = committed
         self._failed = failed
         self._changed = changed
+        self._is_awaited = is_awaited
         self._clock = clock
         self._max_group = max_group
-        self._queue: SimpleQueue[list[Submission] | _Chore | None] = SimpleQueue()
+        self._group: list[Event] = []
+        self._dones: list[ReplyCallback | _Elsewhere] = []
+        self._news: deque[Callable[[], None]] = deque()
+        self._is_telling = False
+        self._is_asked = False  # the callers' thread has been asked to take the news
+        self._tell_at: float | None = None
         self._ledger: Ledger | None = None
         self._connection: sqlite3.Connection | None = None
         self._stopped = False
+        self._ending = False
         self._thread = threading.Thread(target=self._run, name="lbproxy-writer", daemon=True)
+
+    # -- for the callers' thread ------------------------------------------------------------------
 
     def start(self) -> None:
         """
@@ -113,15 +173,24 @@ class Writer:
         :raises sqlite3.Error: the store cannot be written.
         """
         self._open().reschedule(self._clock())
+        self.loop.open()
         self._thread.start()
 
     def submit(self, together: list[Submission]) -> None:
-        """Store the events of *together*, which is the writer's from now on, in their order."""
+        """Store the events of *together* in their order; each is told in the callers' thread."""
         if self._stopped:
             for one in together:
+                self.backlog.told += 1
+                self.backlog.told_octets += len(one.event.line)
                 one.done(STOPPING)
-        else:
-            self._queue.put(together)
+            return
+
+        def take() -> None:
+            for one in together:
+                self._group.append(one.event)
+                self._dones.append(_Elsewhere(one.done))
+
+        self.loop.call(take)
 
     def run(
         self,
@@ -133,7 +202,22 @@ class Writer:
         if self._stopped:
             failed(StoreClosed("the store is closed"))
         else:
-            self._queue.put(_Chore(work, done, failed))
+            self.loop.call(lambda: self._do(work, done, failed))
+
+    def tell(self) -> None:
+        """Tell everything that was done since the last time."""
+        # First: what is added from now on is asked for again.
+        self._is_asked = False
+        if self._is_telling:
+            return
+        self._is_telling = True
+        for _ in range(len(self._news)):
+            tell = self._news.popleft()
+            try:
+                tell()
+            except Exception as error:
+                self._failed(error)
+        self._is_telling = False
 
     def stop(self) -> None:
         """
@@ -143,7 +227,7 @@ class Writer:
         """
         if not self._stopped:
             self._stopped = True
-            self._queue.put(None)
+            self.loop.call(self._end)
 
     def join(self) -> None:
         """Block until the thread is through and the connection closed."""
@@ -151,6 +235,17 @@ class Writer:
             self._thread.join()
 
     # -- in the thread ----------------------------------------------------------------------------
+
+    def take(self, event: Event, done: ReplyCallback) -> None:
+        """Store *event* with the next group; *done* gets the reply, in this thread."""
+        backlog = self.backlog
+        backlog.taken += 1
+        backlog.taken_octets += len(event.line)
+        self._group.append(event)
+        self._dones.append(done)
+
+    def _end(self) -> None:
+        self._ending = True
 
     def _open(self) -> Ledger:
         if self._ledger is None:
@@ -174,65 +269,55 @@ class Writer:
             self._connection = None
 
     def _run(self) -> None:
-        queue = self._queue
-        while True:
-            item = queue.get()
-            group: list[Submission] = []
-            ending = False
-            while True:
-                if isinstance(item, list):
-                    group += item
-                    if len(group) >= self._max_group:
-                        break
-                else:
-                    self._commit(group)
-                    group = []
-                    if item is None:
-                        ending = True
-                        break
-                    self._do(item)
-                try:
-                    item = queue.get_nowait()
-                except Empty:
-                    break
-            self._commit(group)
-            if ending:
-                break
+        turn, group, most = self.loop.turn, self._group, self._max_group
+        while not self._ending:
+            turn(None if self._tell_at is None else max(0.0, self._tell_at - time.monotonic()))
+            size = 0
+            while size < len(group) < most:
+                # Clients that were answered together come again one after the other: what has
+                # come while the first were read goes into the same commit.
+                size = len(group)
+                turn(0)
+            self._commit()
+            if self._tell_at is not None and time.monotonic() >= self._tell_at:
+                self._ask()
         if self._connection is not None:
             with suppress(sqlite3.Error):
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._drop_connection()
+        self._ask()
+        self.loop.close()
 
-    def _commit(self, group: list[Submission]) -> None:
-        most = self._max_group
-        for start in range(0, len(group), most):
-            self._commit_one(group[start : start + most])
+    def _commit(self) -> None:
+        """Write what was taken."""
+        group, dones, most = self._group, self._dones, self._max_group
+        while group:
+            size = min(len(group), most)
+            now, told = group[:size], dones[:size]
+            del group[:size], dones[:size]
+            self._commit_one(now, told)
 
-    def _commit_one(self, group: list[Submission]) -> None:
+    def _commit_one(self, group: list[Event], dones: list[ReplyCallback | _Elsewhere]) -> None:
         try:
-            report = self._apply([one.event for one in group])
+            start = self._clock()
+            result = self._open().apply(group, start)
+            report = GroupReport(result, self._clock() - start)
         except sqlite3.Error as error:
             self._write_failed(error)
-            replies = [failure_reply(error)] * len(group)
-            self._tell(group, replies)
+            self._answer(group, dones, [failure_reply(error)] * len(group))
         except Exception as error:
             # A fault of ours in one event must not cost the others theirs.
-            self._deliver(self._failed, error)
+            self._add_news(partial(self._failed, error))
             if len(group) == 1:
-                self._tell(group, [INTERNAL_ERROR])
+                self._answer(group, dones, [INTERNAL_ERROR])
             else:
-                for one in group:
-                    self._commit_one([one])
+                for one, done in zip(group, dones, strict=True):
+                    self._commit_one([one], [done])
         else:
             self.fault = ""
             self.counts.groups += 1
-            self.counts.events += len(report.result.stored)
-            self._tell(group, report.result.replies, report)
-
-    def _apply(self, events: list[Event]) -> GroupReport:
-        start = self._clock()
-        result = self._open().apply(events, start)
-        return GroupReport(result, self._clock() - start)
+            self.counts.events += len(result.stored)
+            self._answer(group, dones, result.replies, report)
 
     def _write_failed(self, error: sqlite3.Error) -> None:
         self.counts.failed_groups += 1
@@ -240,32 +325,79 @@ class Writer:
         # Whatever it was may be mended from outside: look at the file afresh next time.
         self._drop_connection()
 
-    def _do(self, chore: _Chore) -> None:
+    def _do(
+        self,
+        work: Callable[[Ledger], Any],
+        done: Callable[[Any], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._commit()
         try:
-            done = chore.work(self._open())
+            found = work(self._open())
         except sqlite3.Error as error:
             self._write_failed(error)
-            self._deliver(chore.failed, error)
+            self._add_news(partial(failed, error))
         except Exception as error:
-            self._deliver(chore.failed, error)
+            self._add_news(partial(failed, error))
         else:
             self.fault = ""
-            self._deliver(chore.done, done)
-            if changes := self._take_changes():
-                self._deliver(self._changed, changes)
+            changes = self._take_changes()
 
-    def _tell(
-        self, group: list[Submission], replies: list[Reply], report: GroupReport | None = None
+            def tell() -> None:
+                done(found)
+                if changes:
+                    self._changed(changes)
+
+            self._add_news(tell)
+
+    # -- telling ----------------------------------------------------------------------------------
+
+    def _answer(
+        self,
+        group: list[Event],
+        dones: list[ReplyCallback | _Elsewhere],
+        replies: list[Reply],
+        report: GroupReport | None = None,
     ) -> None:
-        """Bring all there is to say of *group* to the callers, in one go: each wakes them up."""
+        """Give the *replies* to *group*, and note what else there is to tell of it."""
+        octets = sum([len(event.line) for event in group])
         changes = self._take_changes() if report is not None else []
+        elsewhere = [
+            (done.done, reply)
+            for done, reply in zip(dones, replies, strict=True)
+            if isinstance(done, _Elsewhere)
+        ]
 
         def tell() -> None:
-            for one, reply in zip(group, replies, strict=True):
-                one.done(reply)
+            self.backlog.told += len(group)
+            self.backlog.told_octets += octets
+            for done, reply in elsewhere:
+                done(reply)
             if report is not None:
                 self._committed(report)
             if changes:
                 self._changed(changes)
 
-        self._deliver(tell)
+        # Before the replies: whoever has one may ask the callers' thread for what it knows.
+        self._news.append(tell)
+        for done, reply in zip(dones, replies, strict=True):
+            if not isinstance(done, _Elsewhere):
+                try:
+                    done(reply)
+                except Exception as error:
+                    self._news.append(partial(self._failed, error))
+        if elsewhere or self.backlog.is_full or self._is_awaited():
+            self._ask()
+        elif self._tell_at is None and not self._is_asked:
+            self._tell_at = time.monotonic() + TELL_SECONDS
+
+    def _add_news(self, tell: Callable[[], None]) -> None:
+        self._news.append(tell)
+        self._ask()
+
+    def _ask(self) -> None:
+        """Have the callers' thread take the news."""
+        self._tell_at = None
+        if not self._is_asked:
+            self._is_asked = True
+            self._deliver(self.tell)

@@ -19,7 +19,14 @@ from gridnet.lbproxy.events import parse
 from gridnet.lbproxy.frames import OK, Reply
 from gridnet.lbproxy.ledger import Ledger, LedgerRules
 from gridnet.lbproxy.store import QueryTimeout, Readers, StoreFile
-from gridnet.lbproxy.writer import INTERNAL_ERROR, STOPPING, GroupReport, Submission, Writer
+from gridnet.lbproxy.writer import (
+    INTERNAL_ERROR,
+    STOPPING,
+    Backlog,
+    GroupReport,
+    Submission,
+    Writer,
+)
 from tests.lbproxy.ledgers import NOW, REGISTER, job
 from tests.lbproxy.vectors import VECTORS, line
 
@@ -303,6 +310,7 @@ class WriterTestCase(SynchronousTestCase):
             committed=self.groups.append,
             failed=self.faults.append,
             clock=lambda: NOW,
+            backlog=Backlog(1000, 1 << 20),
         )
 
     def start(self) -> None:

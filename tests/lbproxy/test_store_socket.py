@@ -279,16 +279,16 @@ class WaitingOctetsTests(SocketTestCase):
 
         async def work() -> None:
             await self.proxy.log(line("RegJob", REGISTER, job_id=job("a")))
-            book = self.proxy.service.book
+            book, factory = self.proxy.service.book, self.proxy.service._store_factory
             most = 0
-            submit = book.submit
+            take = factory.take
 
             def watched(event: Event, done: Any) -> None:
                 nonlocal most
-                submit(event, done)
-                most = max(most, book.waiting_octets)
+                take(event, done)
+                most = max(most, book.backlog.octets)
 
-            self.patch(book, "submit", watched)
+            self.patch(factory, "take", watched)
             connections = [await self.proxy.connect(self.proxy.store) for _ in range(8)]
             for number, connection in enumerate(connections):
                 for count in range(10):
@@ -301,7 +301,7 @@ class WaitingOctetsTests(SocketTestCase):
                 self.assertEqual(set(replies_in(found)), {frames.OK})
                 connection.transport.loseConnection()
                 await connection.lost
-            self.assertEqual((book.stored, book.waiting, book.waiting_octets), (81, 0, 0))
+            self.assertEqual((book.stored, book.backlog.events, book.backlog.octets), (81, 0, 0))
             # Each connection may have read a little when the bound is reached.
             self.assertLess(most, 100_000 + 8 * 2 * 51_000)
 
