@@ -114,9 +114,8 @@ class Loop:
 
     def _call_all(self) -> None:
         calls, self._later = self._later, []
-        with suppress(IndexError):
-            for _ in range(len(self._calls)):
-                calls.append(self._calls.popleft())
+        for _ in range(len(self._calls)):
+            calls.append(self._calls.popleft())
         for call in calls:
             try:
                 call()

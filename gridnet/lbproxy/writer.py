@@ -35,7 +35,7 @@ INTERNAL_ERROR = Reply(Major.DATABASE, errno.EIO, "internal error; see the log o
 STOPPING = Reply(Major.DATABASE, errno.EAGAIN, "the service is stopping")
 #: How long the callers' thread may not know what was committed while nobody waits for it there:
 #: each time it is woken the interpreter's lock goes there and back.
-TELL_SECONDS = 0.005
+TELL_SECONDS = 0.01
 
 
 class StoreClosed(RuntimeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.errors import ConfigError, GridnetError
-from gridnet.lbproxy import answers, schema
+from gridnet.lbproxy import answers, schema, writer
 from gridnet.lbproxy.events import parse
 from gridnet.lbproxy.frames import OK, Reply
 from gridnet.lbproxy.ledger import Ledger, LedgerRules
@@ -299,7 +300,7 @@ class WriterTestCase(SynchronousTestCase):
         self.writer = self.make_writer()
         self.number = 1
 
-    def make_writer(self) -> Writer:
+    def make_writer(self, **more: Any) -> Writer:
         def deliver(function: Callable[..., object], *arguments: object) -> None:
             self.deliveries.put(lambda: function(*arguments))
 
@@ -311,6 +312,7 @@ class WriterTestCase(SynchronousTestCase):
             failed=self.faults.append,
             clock=lambda: NOW,
             backlog=Backlog(1000, 1 << 20),
+            **more,
         )
 
     def start(self) -> None:
@@ -446,6 +448,106 @@ class WriterTests(WriterTestCase):
         self.assertEqual(self.run_chore(lambda ledger: ledger.purge(["a"], NOW)), [job("a")])
         self.assertIsInstance(self.run_chore(lambda ledger: 1 // 0), ZeroDivisionError)
         self.assertEqual(self.log("a", "RegJob", REGISTER), OK)
+
+
+class OwnConnectionsTests(WriterTestCase):
+    """Events that the writing thread reads itself."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.replies: SimpleQueue[tuple[int, Reply, int]] = SimpleQueue()
+        self.awaited = False
+        self.writer = self.make_writer(is_awaited=lambda: self.awaited)
+
+    def send(self, count: int, name: str = "j") -> None:
+        """Have *count* events taken in the writing thread."""
+
+        def take() -> None:
+            for number in range(count):
+                text = line("RegJob", REGISTER, job_id=job(f"{name}{number}"))
+                self.writer.take(parse(text), partial(self.reply, number))
+
+        self.writer.loop.call(take)
+
+    def reply(self, number: int, reply: Reply) -> None:
+        self.replies.put((number, reply, threading.get_ident()))
+
+    def get(self, count: int) -> list[tuple[int, Reply, int]]:
+        return [self.replies.get(timeout=WAIT_SECONDS) for _ in range(count)]
+
+    def test_answered_where_they_were_read(self) -> None:
+        """In their order, by the thread itself, in one group; whoever has the reply may ask."""
+        self.start()
+        self.send(20)
+        thread = self.writer._thread.ident
+        self.assertEqual(self.get(20), [(number, OK, thread) for number in range(20)])
+        self.assertEqual(self.events(), 20)
+        self.writer.tell()
+        self.assertEqual([len(one.result.stored) for one in self.groups], [20])
+        self.assertEqual(self.writer.backlog.events, 0)
+
+    def test_told_a_little_later(self) -> None:
+        """Nobody waits: the callers' thread is asked once for several groups, but it is asked."""
+        self.patch(writer, "TELL_SECONDS", 3600.0)
+        self.start()
+        for number in range(5):
+            self.send(1, f"g{number}-")
+            self.get(1)
+        self.assertEqual(self.groups, [])
+        self.assertEqual(self.writer.backlog.events, 5)
+        self.assertTrue(self.deliveries.empty())
+        self.awaited = True
+        self.send(1, "awaited")
+        self.get(1)
+        self.deliveries.get(timeout=WAIT_SECONDS)()
+        self.assertEqual(len(self.groups), 6)
+        self.awaited = False
+        self.patch(writer, "TELL_SECONDS", 0.01)
+        self.send(1, "last")
+        self.get(1)
+        self.deliveries.get(timeout=WAIT_SECONDS)()
+        self.assertEqual(len(self.groups), 7)
+        self.assertTrue(self.deliveries.empty())
+
+    def test_told_at_once_when_full(self) -> None:
+        """Whoever waits for room does not wait for the clock."""
+        self.patch(writer, "TELL_SECONDS", 3600.0)
+        self.writer.backlog.most = 3
+        self.start()
+        self.send(4)
+        self.get(4)
+        self.deliveries.get(timeout=WAIT_SECONDS)()
+        self.assertFalse(self.writer.backlog.is_full)
+
+    def test_a_peer_that_breaks_costs_nobody_else_the_reply(self) -> None:
+        """A reply that cannot be given is our fault, is told, and the next is given."""
+
+        def take() -> None:
+            for number, done in enumerate((lambda reply: 1 // 0, partial(self.reply, 1))):
+                text = line("RegJob", REGISTER, job_id=job(f"b{number}"))
+                self.writer.take(parse(text), done)
+
+        self.start()
+        self.writer.loop.call(take)
+        self.assertEqual([number for number, _, _ in self.get(1)], [1])
+        self.stop()
+        self.writer.tell()
+        self.assertIsInstance(self.faults[0], ZeroDivisionError)
+        self.assertEqual(self.events(), 2)
+
+    def test_those_from_both_sides_share_a_group(self) -> None:
+        """Each gets its reply in its own thread."""
+        replies: list[tuple[Reply, int]] = []
+        text = line("RegJob", REGISTER, job_id=job("theirs"))
+        self.send(2)
+        self.writer.submit(
+            [Submission(parse(text), lambda one: replies.append((one, threading.get_ident())))]
+        )
+        self.start()
+        self.take(replies, 1)
+        self.assertEqual(replies, [(OK, threading.get_ident())])
+        self.assertEqual({thread for _, _, thread in self.get(2)}, {self.writer._thread.ident})
+        self.assertEqual([len(one.result.stored) for one in self.groups], [3])
 
 
 class TroubleTests(WriterTestCase):
