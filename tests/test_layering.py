@@ -160,6 +160,7 @@ SHARED = {
     "http",
     "interfaces",
     "lean",
+    "lean_loop",
     "listener",
     "open_files",
     "port_posts",
