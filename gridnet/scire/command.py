@@ -12,13 +12,15 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import re
 import ssl
 import sys
 import tomllib
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from hashlib import sha256
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from gridnet.scire.store.opening import open_database
 
 _CONNECT_SECONDS, _CALL_SECONDS = 5.0, 120.0
 _PIECE = 524288  # octets
+_MOST_SHOWN, _MOST_SHOWN_LAST = 64, 240  # characters of a column
 #: Where ``init`` leaves root's token, relative to state_dir.
 TOKEN_FILE = Path("scire/root.token")
 
@@ -115,37 +118,52 @@ def _struct(words: Sequence[str]) -> dict[str, Any]:
         *above, last = name.split(".")
         for step in above:
             place = place.setdefault(step, {})
-        place[last] = _member(text, last)
+            if not isinstance(place, dict):
+                raise ConfigError([Fault(word, f"{step} has a value already")])
+        place[last] = _member(text, name, last)
     return values
 
 
-_LISTS = frozenset(
-    {"clients", "groups", "not_clients", "not_groups", "networks", "notify", "requires"}
-    | {"arguments", "blackouts"}
+#: Members that are arrays: of ids and names, or numbers; and of texts.
+_LISTS = frozenset({"clients", "groups", "not_clients", "not_groups", "success"})
+_TEXT_LISTS = frozenset({"arguments", "blackouts", "networks", "notify", "requires"})
+#: Members that are text, whatever it looks like.
+_TEXTS = frozenset(
+    {"callback_address", "cron", "description", "directory", "full_name", "interpreter", "name"}
+    | {"name_pattern", "note", "permission", "script", "umask", "zone"}
 )
 
 
-def _member(text: str, name: str) -> Any:
-    if name in _LISTS:
+def _member(text: str, name: str, last: str) -> Any:
+    """The value of the member *name* (with dots; *last* is what follows them)."""
+    if last in _LISTS:
         return [_scalar(part) for part in text.split(",") if part]
+    if last in _TEXT_LISTS:
+        return [part for part in text.split(",") if part]
     if text.startswith("@"):
         return Path(text[1:]).read_bytes()
+    if last in _TEXTS or name == "execute.user" or name.startswith("execute.variables."):
+        return text
     return _scalar(text)
 
 
-def _argument(kind: str, words: list[str], last: bool) -> Any:
+def _integer(word: str) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        raise ValueError(f"expected a number, found {word}") from None
+
+
+def _argument(kind: str, words: list[str]) -> Any:
     """Take one argument of type *kind* from the front of *words*."""
     if kind == "struct":
         taken = [word for word in words if "=" in word or word.startswith("@")]
-        if not last:
-            # A further argument (a key) follows the structure's words.
-            taken = taken[:]
         for word in taken:
             words.remove(word)
         return _struct(taken)
     word = words.pop(0)
     if kind == "int":
-        return int(word)
+        return _integer(word)
     if kind == "ref":
         return int(word) if word.isdigit() else word
     if kind == "boolean":
@@ -167,7 +185,8 @@ def arguments_of(method: Method, words: Sequence[str]) -> list[Any]:
 
     :raises ConfigError: too few, too many, or one that is none of its type.
     """
-    left, values = list(words), []
+    left: list[str] = list(words)
+    values: list[Any] = []
     least = len(method.params) - method.optional
     try:
         for number, kind in enumerate(method.params):
@@ -175,7 +194,7 @@ def arguments_of(method: Method, words: Sequence[str]) -> list[Any]:
                 break
             if not left and kind != "struct":
                 raise ConfigError([Fault(command_name(method), f"takes {usage(method)}")])
-            values.append(_argument(kind, left, number + 1 == len(method.params)))
+            values.append(_argument(kind, left))
     except (ValueError, OSError) as error:
         raise ConfigError([Fault(command_name(method), str(error))]) from None
     if left:
@@ -188,20 +207,39 @@ def command_name(method: Method) -> str:
     return method.name.removeprefix("admin.").replace("_", "-")
 
 
-_SHOWN = {
-    "struct": "NAME=VALUE...",
-    "ref": "ID|NAME",
-    "array": "A,B",
-    "boolean": "true|false",
-    "base64": "@FILE",
+_KINDS = {
+    "ref": "id or name",
+    "array": "separated by commas",
+    "boolean": "true or false",
+    "base64": "a file",
+    "int": "a number",
+    "struct": "see docs/protocols/scire.rst; @FILE.toml or @FILE.json for a whole one",
 }
+
+
+def _arguments(method: Method) -> Iterator[tuple[str, str]]:
+    """What follows a command's name, and of which type each is."""
+    names = list(signature(method.function).parameters)[-len(method.params) :]
+    for name, kind in zip(names, method.params, strict=False):
+        yield "NAME=VALUE..." if kind == "struct" else name.upper(), kind
 
 
 def usage(method: Method) -> str:
     """What follows a command's name."""
     least = len(method.params) - method.optional
-    words = [_SHOWN.get(kind, kind.upper()) for kind in method.params]
+    words = [word for word, _ in _arguments(method)]
     return " ".join(w if n < least else f"[{w}]" for n, w in enumerate(words))
+
+
+def explain(method: Method) -> str:
+    """What ``COMMAND --help`` prints."""
+    lines = [f"usage: gridnet scire ... {command_name(method)} {usage(method)}".rstrip()]
+    lines += ["", method.help]
+    arguments = [(word, _KINDS.get(kind, "text, or @FILE")) for word, kind in _arguments(method)]
+    if arguments:
+        width = max(len(word) for word, _ in arguments)
+        lines += ["", *(f"  {word:<{width}}  {kind}" for word, kind in arguments)]
+    return "\n".join(lines)
 
 
 # -- from values to text -----------------------------------------------------------------------
@@ -222,10 +260,17 @@ def _text(value: Any) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as columns of text; columns that are empty everywhere are left out."""
+    """
+    Rows as columns of text; columns that are empty everywhere are left out.
+
+    They are cut to what a digest takes, which people compare; the last is longer.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[_text(row.get(name, ""))[:60] for name in names] for row in rows]
+    cells = [[_text(row.get(name, "")) for name in names] for row in rows]
     shown = [n for n in range(len(names)) if any(row[n] for row in cells)]
+    for row in cells:
+        for n in shown:
+            row[n] = row[n][: _MOST_SHOWN if n != shown[-1] else _MOST_SHOWN_LAST]
     lines = [[names[n] for n in shown], *([row[n] for n in shown] for row in cells)]
     widths = [max(len(line[n]) for line in lines) for n in range(len(shown))]
     return "\n".join(
@@ -321,12 +366,31 @@ _OWN = {
 # -- commands that ask the server --------------------------------------------------------------
 
 
+_ADMIN = re.compile(r"tcp6?:(?:port=)?(\d+)(?:.*:interface=((?:\\:|[^:])+))?.*")
+
+
+def admin_url(endpoint: str) -> str:
+    """
+    Where the administration listener of a site file is.
+
+    :raises ConfigError: there is none, or nobody can tell.
+    """
+    found = _ADMIN.fullmatch(endpoint)
+    if found is None or found[1] == "0":
+        what = f"cannot tell the URL from {endpoint!r}; name it with --url"
+        raise ConfigError([Fault("scire.listen_admin", what)])
+    host = (found[2] or "127.0.0.1").replace("\\:", ":")
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1"
+    shown = f"[{host}]" if ":" in host else host
+    return f"https://{shown}:{found[1]}/RPC2"
+
+
 def _channel(options: argparse.Namespace) -> Channel:
     url, ca, token_file = options.url, options.ca, options.token_file
     if options.config is not None:
         _, section, state = _site(options)
-        port = section.listen_admin.partition("tcp:")[2].partition(":")[0] or "7445"
-        url = url or f"https://127.0.0.1:{port}/RPC2"
+        url = url or admin_url(section.listen_admin)
         ca = ca or state / section.tls.fleet_ca
         token_file = token_file or state / TOKEN_FILE
     if url is None or ca is None or (token_file is None and options.user is None):
@@ -348,11 +412,11 @@ def _channel(options: argparse.Namespace) -> Channel:
 
 def _output(channel: Channel, words: Sequence[str]) -> None:
     """Everything that a run wrote."""
-    if not words:
+    if not 1 <= len(words) <= 2:
         raise ConfigError([Fault("output", "takes RUN [stdout|stderr]")])
-    offset, stream = 0, words[1] if len(words) > 1 else "stdout"
+    run, offset, stream = _integer(words[0]), 0, words[1] if len(words) > 1 else "stdout"
     while True:
-        answer = channel.call("admin.run_output", [int(words[0]), stream, offset, _PIECE])
+        answer = channel.call("admin.run_output", [run, stream, offset, _PIECE])
         sys.stdout.buffer.write(answer["data"])
         offset += len(answer["data"])
         if not answer["data"] or offset >= answer["size"]:
@@ -362,6 +426,8 @@ def _output(channel: Channel, words: Sequence[str]) -> None:
 
 def _upload(channel: Channel, words: Sequence[str]) -> None:
     """Store a file; prints the digest by which definitions name it."""
+    if not words:
+        raise ConfigError([Fault("upload", "takes FILE...")])
     for word in words:
         octets = Path(word).read_bytes()
         digest = f"sha256:{sha256(octets).hexdigest()}"
@@ -387,7 +453,7 @@ def _parser(methods: Mapping[str, Method]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gridnet scire",
         description="Administer the job server.",
-        epilog="commands:\n" + "\n".join(lines),
+        epilog="commands (COMMAND --help tells more):\n" + "\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, help="the site file of a server on this host")
@@ -413,7 +479,17 @@ def main(arguments: Sequence[str]) -> int:
         for method in admin_methods().values()
         if method.name.startswith("admin.")
     }
-    options = _parser(methods).parse_intermixed_args(arguments)
+    parser = _parser(methods)
+    if not {"-h", "--help"}.isdisjoint(arguments):
+        for word in arguments:
+            if word in methods:
+                print(explain(methods[word]))
+                return 0
+            if word in _OWN or word in _LARGE:
+                words, text = ("", _OWN[word][1]) if word in _OWN else _LARGE[word][1:]
+                print(f"usage: gridnet scire ... {word} {words}".rstrip() + f"\n\n{text}")
+                return 0
+    options = parser.parse_intermixed_args(arguments)
     try:
         own = _OWN.get(options.command)
         if own is not None:

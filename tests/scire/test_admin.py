@@ -12,10 +12,11 @@ from typing import Any
 from urllib.request import urlopen
 
 from gridnet import cli
-from gridnet.scire.command import command_name
+from gridnet.errors import ConfigError
+from gridnet.scire.command import admin_url, command_name, usage
 from gridnet.scire.service import admin_methods
 from tests.scire.databases import PostgresMixin, SqliteMixin
-from tests.scire.processes import environment, fault_of, page, wait_until
+from tests.scire.processes import Machine, environment, fault_of, page, wait_until
 from tests.scire.test_server import HELLO, ServerCase, script_job, status
 
 
@@ -343,7 +344,62 @@ class CommandTests(SqliteMixin, ServerCase):
             if name.startswith("admin."):
                 self.assertIn(f"  {command_name(method)}", text)
 
+    def test_every_command_explains_itself(self) -> None:
+        for name, method in admin_methods().items():
+            if name.startswith("admin."):
+                text = self.command(command_name(method), "--help")
+                self.assertIn(f"{command_name(method)} {usage(method)}".strip(), text)
+                self.assertIn(method.help, text)
+        self.assertIn("RUN [stdout|stderr]", self.command("output", "--help"))
+        self.assertIn("root's token", self.command("--help", "init"))
+
+    def test_what_people_compare_is_whole(self) -> None:
+        machine = Machine(self.one.directory / "machines" / "c1", "c1.example.org")
+        fingerprint = machine.enrol(self.one)["fingerprint"]
+        self.assertIn(f"  {fingerprint}  ", self.command("enrolment-list", "state=requested"))
+
+    def test_texts_stay_texts(self) -> None:
+        self.one.machine("c1.example.org")
+        words = ("name=5", "targets.all=true", "execute.script=true", "execute.user=nobody")
+        execute = ("execute.umask=022", "execute.variables.A=5", "execute.success=0,3")
+        made = json.loads(self.command("--json", "job-create", *words, *execute))
+        shown = json.loads(self.command("--json", "job-get", str(made["job"])))["definition"]
+        self.assertEqual(shown["name"], "5")
+        self.assertEqual(shown["execute"]["variables"], {"A": "5"})
+        self.assertEqual((shown["execute"]["umask"], shown["execute"]["success"]), ("022", [0, 3]))
+
+    def test_groups_have_names(self) -> None:
+        self.one.machine("c1.example.org")
+        self.command("group-create", "client-group", "printers")
+        self.command("member-add", "printers", "c1.example.org")
+        self.command("group-change", "printers", "note=on the third floor")
+        self.assertIn("has members", self.command("group-delete", "printers", status=1))
+        words = ("name=x", "targets.groups=printers", "execute.script=true", "execute.user=nobody")
+        job = json.loads(self.command("--json", "job-create", *words))["job"]
+        self.command("member-remove", "printers", "c1.example.org")
+        self.assertIn("has jobs", self.command("group-delete", "printers", status=1))
+        self.command("job-delete", str(job))
+        self.command("group-delete", "printers")
+        self.assertIn("1023", self.command("group-delete", "printers", status=1))
+
+    def test_where_the_administration_listener_is(self) -> None:
+        for endpoint, url in (
+            ("tcp:7445:interface=127.0.0.1", "https://127.0.0.1:7445/RPC2"),
+            ("tcp:port=7445:interface=192.0.2.1", "https://192.0.2.1:7445/RPC2"),
+            ("tcp:7445", "https://127.0.0.1:7445/RPC2"),
+            ("tcp:7445:backlog=5:interface=0.0.0.0", "https://127.0.0.1:7445/RPC2"),
+            ("tcp6:7445:interface=\\:\\:1", "https://[::1]:7445/RPC2"),
+        ):
+            self.assertEqual(admin_url(endpoint), url)
+        for endpoint in ("", "tcp:0", "unix:/run/admin", "systemd:domain=INET:index=0"):
+            self.assertRaises(ConfigError, admin_url, endpoint)
+
     def test_mistakes_are_named(self) -> None:
+        self.assertIn("a has a value", self.command("job-create", "a=1", "a.b=2", status=1))
+        self.assertIn("expected a number", self.command("run-get", "x", status=1))
+        self.assertIn("expected a number", self.command("output", "x", status=1))
+        self.assertIn("takes RUN", self.command("output", status=1))
+        self.assertIn("takes FILE", self.command("upload", status=1))
         self.assertIn("fault 1020: unknown client x", self.command("client-get", "x", status=1))
         self.assertIn("takes", self.command("client-get", status=1))
         self.assertIn("no command", self.command("nonsense", status=2))

@@ -233,9 +233,9 @@ def group_create(
     return once(tx, user, key, [kind, name, parent], make)
 
 
-@method("admin.group_change", "boolean", "int", "struct")
+@method("admin.group_change", "boolean", "ref", "struct")
 def group_change(
-    server: JobServer, tx: Transaction, caller: Anybody, group: int, values: Struct
+    server: JobServer, tx: Transaction, caller: Anybody, group: Ref, values: Struct
 ) -> bool:
     """Change name or note."""
     user = need(server, tx, caller, "group.manage")
@@ -258,19 +258,20 @@ def group_change(
     return True
 
 
-@method("admin.group_delete", "boolean", "int")
-def group_delete(server: JobServer, tx: Transaction, caller: Anybody, group: int) -> bool:
+@method("admin.group_delete", "boolean", "ref")
+def group_delete(server: JobServer, tx: Transaction, caller: Anybody, group: Ref) -> bool:
     """End a group that nothing refers to any more."""
     user = need(server, tx, caller, "group.manage")
     row = find(tx, "group", group)
+    id_ = row["id"]
     if row["id"] == ADMINISTRATORS:
         raise ScireFault(FaultCode.PERMISSION_DENIED, "Administrators cannot be deleted")
     for what, sql, parameters in (
-        ("members", "SELECT 1 AS x FROM memberships WHERE group_id = ?", (group,)),
+        ("members", "SELECT 1 AS x FROM memberships WHERE group_id = ?", (id_,)),
         (
             "groups above it",
             "SELECT 1 AS x FROM memberships WHERE member_kind = ? AND member_id = ?",
-            (row["kind"], group),
+            (row["kind"], id_),
         ),
         (
             "rules",
@@ -278,7 +279,7 @@ def group_delete(server: JobServer, tx: Transaction, caller: Anybody, group: int
                 "SELECT 1 AS x FROM rules WHERE (subject_kind = ? AND subject_id = ?)"
                 " OR (object_kind = ? AND object_id = ?)"
             ),
-            (row["kind"], group, row["kind"], group),
+            (row["kind"], id_, row["kind"], id_),
         ),
         (
             "jobs",
@@ -286,14 +287,14 @@ def group_delete(server: JobServer, tx: Transaction, caller: Anybody, group: int
                 "SELECT 1 AS x FROM job_targets t JOIN jobs j ON j.id = t.job_id"
                 " WHERE t.kind = 'group' AND t.target_id = ? AND j.state <> 'deleted'"
             ),
-            (group,),
+            (id_,),
         ),
     ):
         if tx.one(sql + " LIMIT 1", parameters) is not None:
             raise ScireFault(FaultCode.IN_USE, f"group {row['name']} has {what}")
-    tx.run("DELETE FROM groups WHERE id = ?", (group,))
+    tx.run("DELETE FROM groups WHERE id = ?", (id_,))
     changed(tx)
-    trace(tx, user, "group_delete", f"group:{group}", row["name"])
+    trace(tx, user, "group_delete", f"group:{id_}", row["name"])
     return True
 
 
@@ -324,12 +325,12 @@ def _member(tx: Transaction, group: Row, ref: Ref, is_group: bool) -> tuple[str,
     return kind, find(tx, kind, ref)["id"]
 
 
-@method("admin.member_add", "boolean", "int", "ref", "boolean", optional=1)
+@method("admin.member_add", "boolean", "ref", "ref", "boolean", optional=1)
 def member_add(
     server: JobServer,
     tx: Transaction,
     caller: Anybody,
-    group: int,
+    group: Ref,
     who: Ref,
     is_group: bool = False,
 ) -> bool:
@@ -338,16 +339,16 @@ def member_add(
     row = find(tx, "group", group)
     kind, id_ = _member(tx, row, who, is_group)
     _add(server, tx, caller, row, kind, id_)
-    trace(tx, user, "member_add", f"group:{group}", "", f"{kind}:{id_}")
+    trace(tx, user, "member_add", f"group:{row['id']}", "", f"{kind}:{id_}")
     return True
 
 
-@method("admin.member_remove", "boolean", "int", "ref", "boolean", optional=1)
+@method("admin.member_remove", "boolean", "ref", "ref", "boolean", optional=1)
 def member_remove(
     server: JobServer,
     tx: Transaction,
     caller: Anybody,
-    group: int,
+    group: Ref,
     who: Ref,
     is_group: bool = False,
 ) -> bool:
@@ -358,10 +359,10 @@ def member_remove(
     kind, id_ = _member(tx, row, who, is_group)
     done = tx.run(
         "DELETE FROM memberships WHERE group_id = ? AND member_kind = ? AND member_id = ?",
-        (group, kind, id_),
+        (row["id"], kind, id_),
     )
     changed(tx)
-    trace(tx, user, "member_remove", f"group:{group}", f"{kind}:{id_}")
+    trace(tx, user, "member_remove", f"group:{row['id']}", f"{kind}:{id_}")
     return bool(done)
 
 
