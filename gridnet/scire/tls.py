@@ -81,6 +81,7 @@ def server_options(
     # Nothing of one connection is to stand for the certificate of another.
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_options(SSL.OP_NO_TICKET)
+    context.set_alpn_select_callback(_choose_protocol)
     if authorities is not None:
 
         def verified(
@@ -91,6 +92,15 @@ def server_options(
 
         context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, verified)
     return options
+
+
+def _choose_protocol(connection: SSL.Connection, offered: list[bytes]) -> Any:
+    """
+    What is spoken with a client that offers protocols, as web clients do.
+
+    Twisted would break the handshake off, as no protocol is named where it looks for one.
+    """
+    return b"http/1.1" if b"http/1.1" in offered else SSL.NO_OVERLAPPING_PROTOCOLS
 
 
 def client_options(name: str, own: PrivateCertificate, authorities: list[Certificate]) -> Any:
