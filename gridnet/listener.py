@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.application.internet import StreamServerEndpointService
+from twisted.application.service import Service
 from twisted.internet import tcp
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import (
     IAddress,
     IListeningPort,
     IProtocolFactory,
     IStreamServerEndpoint,
 )
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gridnet.errors import ConfigError, Fault, shown
 
 
-class Listener(StreamServerEndpointService):
+class Listener(Service):
     """
     Listens at one endpoint while it runs.
 
@@ -28,30 +29,61 @@ class Listener(StreamServerEndpointService):
     :ivar listening: fires with the port's address once it is bound.
     """
 
+    _log = Logger()
     listening: Deferred[IAddress]
+    _port: Deferred[IListeningPort | None] | None = None
 
     def __init__(self, endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> None:
-        super().__init__(endpoint, factory)
-        self._raiseSynchronously = True
+        self._endpoint = endpoint
+        self._factory = factory
+        self._is_starting = True
         self.listening = Deferred()
 
     def privilegedStartService(self) -> None:
         """Bind (called by Twisted, possibly before privileges are shed)."""
         super().privilegedStartService()
-        waiting = self._waitingForPort
+        at_once: list[Failure] = []
 
-        def bound(port: Any) -> Any:
+        def bound(port: IListeningPort) -> IListeningPort:
             if not self.listening.called:
-                self.listening.callback(IListeningPort(port).getHost())
+                self.listening.callback(port.getHost())
             return port
 
-        def failed(failure: Failure) -> Failure:
+        def failed(failure: Failure) -> None:
+            if self._is_starting:
+                at_once.append(failure)
+                return
+            if failure.check(CancelledError) is None:
+                self._log.failure("cannot listen", failure)
             if not self.listening.called:
                 self.listening.errback(failure)
-            return failure
 
-        if waiting is not None:
-            waiting.addCallbacks(bound, failed)
+        self._port = self._endpoint.listen(self._factory).addCallbacks(bound, failed)
+        if at_once:
+            at_once[0].raiseException()
+        self._is_starting = False
+
+    def startService(self) -> None:
+        """Bind, unless that is done (called by Twisted)."""
+        super().startService()
+        if self._port is None:
+            self.privilegedStartService()
+
+    def stopService(self) -> Deferred[None]:
+        """Listen no more (called by Twisted); fires once the port is closed."""
+        port, self._port = self._port, None
+
+        def close(found: IListeningPort | None) -> Any:
+            return None if found is None else found.stopListening()
+
+        def closed(result: Any) -> Any:
+            super(Listener, self).stopService()
+            return result
+
+        if port is None:
+            return succeed(closed(None))
+        port.cancel()
+        return port.addCallback(close).addBoth(closed)
 
 
 def listener(

@@ -16,9 +16,10 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from twisted.application.service import Service
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+
+from gridnet.repeating import Repeating
 
 _SMAPS = Path("/proc/self/smaps")
 _HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ([-rwxsp]{4}) [0-9a-f]+ [0-9a-f]+:[0-9a-f]+ ([0-9]+)")
@@ -74,7 +75,7 @@ def give_back() -> bool:
     return True
 
 
-class GivesBack(Service):
+class GivesBack(Repeating):
     """
     Gives memory back a little after the start, and then every *seconds*.
 
@@ -82,39 +83,22 @@ class GivesBack(Service):
     that nobody asked before, has then touched what it does not need any more.
 
     :param seconds: from one time to the next.
-    :param after_seconds: from the start to the first time.
+    :param first_seconds: from the start to the first time.
     """
 
     _log = Logger()
-    _next: IDelayedCall | None = None
 
     def __init__(
         self,
         clock: IReactorTime,
         seconds: float,
-        after_seconds: float = 5.0,
+        first_seconds: float = 5.0,
         give: Callable[[], bool] = give_back,
     ) -> None:
-        self._clock = clock
-        self._seconds = seconds
-        self._after_seconds = after_seconds
+        super().__init__(clock, seconds, self._give_back, min(seconds, first_seconds))
         self._give = give
 
-    def startService(self) -> None:
-        """Called by Twisted."""
-        super().startService()
-        self._next = self._clock.callLater(min(self._seconds, self._after_seconds), self._turn)
-
-    def stopService(self) -> None:
-        """Called by Twisted."""
-        super().stopService()
-        if self._next is not None:
-            self._next.cancel()
-            self._next = None
-
-    def _turn(self) -> None:
-        self._next = None
-        if self._give():
-            self._next = self._clock.callLater(self._seconds, self._turn)
-        else:
+    def _give_back(self) -> None:
+        if not self._give():
             self._log.info("memory cannot be given back on this system")
+            self.end()

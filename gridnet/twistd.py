@@ -16,8 +16,12 @@ SELDOM_USED = (
     # both event loops.
     Unloaded("asyncio", ("AbstractEventLoop", "Future"), {"iscoroutine": "coroutines"}),
     # For clients of HTTP; and with it come their TLS, mail's headers and more.
+    Unloaded("http"),
     Unloaded("http.cookiejar"),
     Unloaded("html", ("escape",)),
+    Unloaded("urllib.parse", ("quote", "quote_from_bytes", "unquote")),
+    # Words of other languages for errors in a command line.
+    Unloaded("gettext", ("gettext",)),
     # twistd --debug
     Unloaded("pdb"),
     # Plugins in archives.

@@ -29,7 +29,7 @@ from gridnet.table.address import canonical_address
 from gridnet.table.affinity import Affinity
 from gridnet.table.descriptor_words import split_connection_point
 from gridnet.table.explain import Factors, Question, candidate, explain
-from gridnet.table.heap import HEAP_VERSION
+from gridnet.table.heap_version import HEAP_VERSION
 from gridnet.table.model import Entry, Host
 from gridnet.table.selection import Lottery, is_standby, standby_order
 from gridnet.table.server_info import TYPES, Algorithm, ServerType

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from twisted.application.internet import TimerService
 from twisted.application.service import IService, MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocolFactory, IReactorTime
@@ -39,8 +38,9 @@ from gridnet.lbsmd.penalty_store import PenaltyStore
 from gridnet.lbsmd.port_capacity import PortCapacity, PortSocket
 from gridnet.lbsmd.registrations import EXPIRE_SECONDS, Registrations
 from gridnet.lbsmd.reload import ConfigurationWatch, RunInThread
-from gridnet.lbsmd.shared_table import daemon_version, make_shared_table
+from gridnet.lbsmd.version import daemon_version
 from gridnet.listener import Listener
+from gridnet.repeating import Repeating
 from gridnet.resident import GivesBack
 from gridnet.site import Site
 from gridnet.table.model import HostFacts
@@ -167,8 +167,7 @@ def make_lbsmd(
     answers = Answers(site, source, local, checks, penalties, routing)
     lock = InstanceLock(site.state_dir / config.pid_file) if config.pid_file else None
     registrations = Registrations(local, config, clock.seconds, random.SystemRandom())
-    expiring = TimerService(EXPIRE_SECONDS, registrations.expire)
-    expiring.clock = clock
+    expiring = Repeating(clock, EXPIRE_SECONDS, registrations.expire)
     daemon = Daemon(
         local, watch, checks, penalties, routing, answers, registrations, capacity, load, lock
     )
@@ -205,8 +204,11 @@ def make_lbsmd(
         ports = _make_ports_socket(config, site, capacity, local, authority, run)
         if ports is not None:
             ports.setServiceParent(daemon)
-    shared = make_shared_table(config, site, source)
-    if shared is not None:
+    if config.shared_memory:
+        # Imported late, as all that few daemons have is.
+        from gridnet.lbsmd.shared_table import make_shared_table
+
+        shared = make_shared_table(config, site, source)
         shared.setServiceParent(daemon)
         answers.heap = shared.facts
     if config.give_back_seconds:

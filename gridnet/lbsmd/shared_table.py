@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from twisted.internet.interfaces import IReactorTime
 
-import gridnet
 from gridnet.lbsmd.config import LbsmdConfig
 from gridnet.lbsmd.loading import Source
+from gridnet.lbsmd.version import daemon_version
 from gridnet.site import Site
 from gridnet.table.heap import HeapBuilder
 from gridnet.table.heap_segment import PUBLIC_KEYS, HeapKeys, HeapPublisher
@@ -23,21 +23,12 @@ def keys_of(name: str) -> HeapKeys:
     return PUBLIC_KEYS if name == PUBLIC_NAME else HeapKeys.private(name)
 
 
-def daemon_version() -> tuple[int, int, int]:
-    """Our version as host records have it."""
-    version = [int(part) for part in gridnet.__version__.split(".")[:3] if part.isdigit()]
-    major, minor, patch = (*version, 0, 0, 0)[:3]
-    return major, minor, patch
-
-
-def make_shared_table(config: LbsmdConfig, site: Site, source: Source) -> HeapService | None:
+def make_shared_table(config: LbsmdConfig, site: Site, source: Source) -> HeapService:
     """
-    What publishes the table of *site* in shared memory; None: *config* does not want it.
+    What publishes the table of *site* in shared memory.
 
     :raises gridnet.table.heap.HeapError: this system has no such shared memory.
     """
-    if not config.shared_memory:
-        return None
     keys = keys_of(config.shared_memory)
     publisher = HeapPublisher(keys, config.reader_wait_seconds, config.stuck_reader_seconds)
     clock = IReactorTime(site.reactor)

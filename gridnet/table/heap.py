@@ -18,12 +18,12 @@ from attrs import field, frozen
 from gridnet.errors import TableError
 from gridnet.table.address import address_number, address_text, quad
 from gridnet.table.descriptor_words import CONTENT_ENCODINGS, CONTENT_SUBTYPES, CONTENT_TYPES
+from gridnet.table.heap_version import HEAP_VERSION
 from gridnet.table.model import DEFAULT_TIME_SECONDS, Change, Entry, Host, HostFacts, ServiceTable
 from gridnet.table.numbers import STANDBY_RATE
 from gridnet.table.selection import NORMAL_STATUS
 from gridnet.table.server_info import KEYWORDS, Algorithm, ServerInfo, ServerType, is_http
 
-HEAP_VERSION = (1, 3)
 #: How long what does not expire is good, counted from the making of an image.
 VALIDITY_SECONDS = 30
 #: Blocks are multiples of this.
