@@ -117,6 +117,7 @@ PURE = (
     "lbproxy/state.py",
     "lbproxy/stream.py",
     "lbproxy/ulm.py",
+    "lbproxy/usual_lines.py",
     "lbproxy/xml.py",
     "mirror/admission.py",
     "mirror/catalogue.py",

@@ -77,6 +77,7 @@ class JobBook:
             max_group=config.max_group_events,
             backlog=self.backlog,
             changed=lambda changes: self.on_jobs_changed(changes),
+            is_list_followed=lambda: self.is_list_followed(),
             is_awaited=lambda: self._hub.followers > 0 or self.is_list_followed(),
         )
 

@@ -219,6 +219,8 @@ class BoundedConnection(Protocol):
         now = self.active_at = self.factory.clock.seconds()
         if not is_partial:
             self.began_at = None
+            if not self._reserved:
+                return True
         elif self.began_at is None:
             self.began_at = now
         # In steps: a share that grows with each read would be counted again each time.

@@ -29,7 +29,7 @@ from gridnet.lbproxy.statements import (
 #: A job with more events than this asks the table for duplicates instead of remembering them.
 _REMEMBERED_FINGERPRINTS = 4096
 #: What an entry costs besides its texts, roughly, in octets.
-_ENTRY_OCTETS, _FINGERPRINT_OCTETS = 2500, 90
+_ENTRY_OCTETS, _FINGERPRINT_OCTETS, _PART_OCTETS = 2500, 90, 300
 
 
 class JobSummary(NamedTuple):
@@ -54,12 +54,14 @@ class HeldJob:
 
     id: int
     record: JobRecord
+    job_id: str  #: as a text
     parent: str  #: unique part; empty: none
     fingerprints: set[int] | None  #: of its events; None: too many, ask the table
     due_at: float | None = None
     is_new: bool = False
     dirty: bool = False
-    octets: int = _ENTRY_OCTETS
+    octets: int = _ENTRY_OCTETS  #: at least what it takes, as far as that is known
+    weigh_at: int = 2 * _ENTRY_OCTETS  #: octets from which they are to be counted anew
 
 
 def fingerprint(event: Event) -> int:
@@ -84,7 +86,7 @@ class HeldJobs:
         self._cached_octets = 0
         self._dirty: list[HeldJob] = []
         self._pending_fingerprints: set[tuple[int, int]] = set()
-        self._changes: JobChanges = []
+        self._changes: list[HeldJob | JobSummary | str] = []
 
     def __len__(self) -> int:
         return len(self._cache)
@@ -92,11 +94,18 @@ class HeldJobs:
     def take_changes(self) -> JobChanges:
         """What has happened to the list of jobs since the last call."""
         changes, self._changes = self._changes, []
-        return changes
+        return [
+            _summary(one.record, one.job_id, one.parent) if isinstance(one, HeldJob) else one
+            for one in changes
+        ]
+
+    def drop_changes(self) -> None:
+        """Forget what has happened to the list of jobs since the last call."""
+        self._changes.clear()
 
     def add(self, number: int, record: JobRecord) -> HeldJob:
         """A job that is not in the table yet."""
-        entry = HeldJob(number, record, "", set(), is_new=True)
+        entry = HeldJob(number, record, str(record.job_id), "", set(), is_new=True)
         self._cache[record.job_id.unique] = entry
         self._cached_octets += entry.octets
         return entry
@@ -107,8 +116,7 @@ class HeldJobs:
             self._pending_fingerprints.add((entry.id, mark))
             return
         entry.fingerprints.add(mark)
-        entry.octets += _FINGERPRINT_OCTETS
-        self._cached_octets += _FINGERPRINT_OCTETS
+        self._grow(entry, _FINGERPRINT_OCTETS)
         if len(entry.fingerprints) > _REMEMBERED_FINGERPRINTS:
             self._stop_remembering(entry)
 
@@ -162,10 +170,10 @@ class HeldJobs:
             (number, _REMEMBERED_FINGERPRINTS + 1),
         ).fetchall()
         known = {mark for (mark,) in marks} if len(marks) <= _REMEMBERED_FINGERPRINTS else None
-        entry = HeldJob(number, record, parent or "", known, due_at)
+        entry = HeldJob(number, record, str(record.job_id), parent or "", known, due_at)
         self._cache[unique] = entry
-        entry.octets = _weight(entry)
         self._cached_octets += entry.octets
+        self._weigh(entry)
         return entry
 
     def soil(self, entry: HeldJob) -> None:
@@ -198,7 +206,7 @@ class HeldJobs:
                     (
                         entry.id,
                         record.job_id.unique,
-                        str(record.job_id),
+                        entry.job_id,
                         record.owner,
                         comparison_key(record.owner),
                         record.job_type,
@@ -225,10 +233,9 @@ class HeldJobs:
                     )
                 )
             entry.dirty = False
-            self.note_change(record, entry.parent)
             if record.touched:
                 self._flush_parts(entry, parts)
-                self._weigh(entry)
+        self._changes += self._dirty
         self._dirty.clear()
         if inserts:
             INSERT_JOBS.write(self._db, inserts)
@@ -238,18 +245,8 @@ class HeldJobs:
             SET_PARTS.write(self._db, parts)
 
     def note_change(self, record: JobRecord, parent: str) -> None:
-        """Tell of the job as it is now."""
-        self._changes.append(
-            JobSummary(
-                str(record.job_id),
-                record.owner,
-                record.state,
-                record.job_type,
-                parent,
-                record.entered_at,
-                record.updated_at,
-            )
-        )
+        """Tell of a job that is not in memory as it is now."""
+        self._changes.append(_summary(record, str(record.job_id), parent))
 
     def _flush_parts(self, entry: HeldJob, parts: list[tuple[Any, ...]]) -> None:
         record = entry.record
@@ -268,13 +265,23 @@ class HeldJobs:
                     (entry.id, part.value, key),
                 )
             else:
-                parts.append((entry.id, part.value, key, rows.dump(value)))
+                text = rows.dump(value)
+                parts.append((entry.id, part.value, key, text))
+                self._grow(entry, len(text) + _PART_OCTETS)
         record.touched.clear()
+
+    def _grow(self, entry: HeldJob, octets: int) -> None:
+        """Count *octets* more; what they replace is seen when the job is weighed again."""
+        entry.octets += octets
+        self._cached_octets += octets
+        if entry.octets > entry.weigh_at:
+            self._weigh(entry)
 
     def _weigh(self, entry: HeldJob) -> None:
         weight = _weight(entry)
         self._cached_octets += weight - entry.octets
         entry.octets = weight
+        entry.weigh_at = 2 * weight
 
     def _stop_remembering(self, entry: HeldJob) -> None:
         """Leave it to the table to know the events of a job that has this many."""
@@ -290,13 +297,27 @@ class HeldJobs:
             self._cached_octets -= entry.octets
 
 
+def _summary(record: JobRecord, job_id: str, parent: str) -> JobSummary:
+    return JobSummary(
+        job_id,
+        record.owner,
+        record.state,
+        record.job_type,
+        parent,
+        record.entered_at,
+        record.updated_at,
+    )
+
+
 def _weight(entry: HeldJob) -> int:
     record = entry.record
     texts = sum(len(value) for value in record.values.values() if type(value) is str)
     lists = record.destinations, record.nodes, record.failures
     texts += sum(len(text) + 50 for texts_of in lists for text in texts_of) if any(lists) else 0
-    texts += sum(len(tag.value) + 300 for tag in record.tags.values()) if record.tags else 0
-    texts += sum(len(row.jdl) + 300 for row in record.branches.values())
+    texts += (
+        sum(len(tag.value) + _PART_OCTETS for tag in record.tags.values()) if record.tags else 0
+    )
+    texts += sum(len(row.jdl) + _PART_OCTETS for row in record.branches.values())
     return _ENTRY_OCTETS + texts + _FINGERPRINT_OCTETS * len(entry.fingerprints or ())
 
 

@@ -23,6 +23,7 @@ def comparison_key(name: str) -> str:
     return normal_form(name).lower()
 
 
+@cached_if_short(1024)
 def is_nobody(name: str) -> bool:
     """Whether *name* names nobody: empty, or the word ``anonymous``."""
     return comparison_key(name) in ("", "anonymous")

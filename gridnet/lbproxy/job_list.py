@@ -69,8 +69,12 @@ class JobSource:
         return [JobSummary(*row) for row in rows]
 
     def subscribe(self, changed: Changed) -> Callable[[], None]:
-        """Call *changed* at each change; a state may be told again, never an older one last."""
-        self._book.writer.tell()  # what was before goes to the others only
+        """
+        Call *changed* at each change; a state may be told again, never an older one last.
+
+        For all that was before, look at a snapshot afterwards: what is committed while nobody
+        follows is not kept.
+        """
         token = object()
         self._followers[token] = changed
 

@@ -147,6 +147,10 @@ class Ledger:
         """What has happened to the list of jobs since the last call, all of it committed."""
         return self._jobs.take_changes()
 
+    def drop_changes(self) -> None:
+        """Forget what has happened to the list of jobs since the last call: nobody asks."""
+        self._jobs.drop_changes()
+
     def apply(self, group: Sequence[Event], now: float) -> GroupResult:
         """
         Enter *group* in its order, in one transaction.
@@ -258,7 +262,7 @@ class Ledger:
             StoredEvent(
                 position,
                 event,
-                str(record.job_id),
+                entry.job_id,
                 record.owner,
                 before,
                 record.state,

@@ -15,8 +15,21 @@ from gridnet.lbproxy.short_cache import cached_if_short
 #: Columns that :func:`record_from` wants, in its order.
 JOB_COLUMNS = "j.id, j.job_id, j.owner, j.state, j.job_type, j.entered_at, j.updated_at, j.record"
 
-#: Texts are Latin-1 decoded octets, so they hold no more than 255; JSON need not escape them.
-dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+#: What the encoder makes itself anew each time it is used, where Python has it.
+_make = getattr(json.encoder, "c_make_encoder", None)
+_encode = _make and _make(
+    None, _encoder.default, json.encoder.encode_basestring, None, ":", ",", False, False, False
+)
+
+
+def dump(value: Any) -> str:
+    """
+    *value* as JSON.
+
+    Texts are Latin-1 decoded octets, so they hold no more than 255; JSON need not escape them.
+    """
+    return "".join(_encode(value, 0)) if _encode else _encoder.encode(value)
 
 
 def record_from(row: tuple[Any, ...]) -> JobRecord:

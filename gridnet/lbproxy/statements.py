@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-#: Rows of one statement; few sizes, so that prepared statements are found again.
-_SIZES = (64, 16, 4, 1)
+#: Rows of one statement; few sizes, so that prepared statements are found again, and each half of
+#: the one before, so that few statements make up any number.
+_SIZES = (64, 32, 16, 8, 4, 2, 1)
 
 Row = tuple[Any, ...]
 

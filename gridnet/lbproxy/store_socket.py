@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from gridnet.lbproxy import events, frames
+from gridnet.lbproxy import frames, usual_lines
 from gridnet.lbproxy.config import LbproxyConfig
 from gridnet.lbproxy.connections import BoundedConnection, BoundedFactory, Budget, Peer, users_of
 from gridnet.lbproxy.events import Event, EventError
@@ -186,7 +186,7 @@ class StoreConnection(BoundedConnection):
         slot = _Slot(self)
         self._slots.append(slot)
         try:
-            event = events.parse(frames.event_line(body))
+            event = usual_lines.parse(frames.event_line(body))
         except BodyError:
             slot.answer(frames.UNREADABLE)
             return

@@ -56,7 +56,7 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 @cached_if_short(256)
-def _gaps(text: str) -> tuple[list[str], list[tuple[int, tuple[str, str]]]] | None:
+def gaps(text: str) -> tuple[list[str], list[tuple[int, tuple[str, str]]]] | None:
     """
     What stands between the quoted values of a line, joined by quotes; few forms of it exist.
 
@@ -78,6 +78,29 @@ def _gaps(text: str) -> tuple[list[str], list[tuple[int, tuple[str, str]]]] | No
     return (keys, bare) if place <= MAX_PAIRS else None
 
 
+def cut(line: str) -> list[str] | None:
+    """
+    The pieces of *line* between the quotes around its values: every second one is a value.
+
+    :returns: escapes are undone in values, and stay visible as control characters elsewhere; None
+        for a line that can hardly be one of the known clients'.
+    """
+    if "\0" in line:
+        return None
+    if "\\" not in line:
+        return line.split('"')
+    if "\1" in line:  # both stand for escapes below
+        return None
+    pieces = line.replace("\\\\", "\0").replace('\\"', "\1").split('"')
+    for place in range(1, len(pieces), 2):
+        value = pieces[place]
+        if "\1" in value or "\0" in value or "\\" in value:
+            if "\\" in value:
+                value = _ESCAPED.sub(_unescaped, value)
+            pieces[place] = value.replace("\1", '"').replace("\0", "\\")
+    return pieces
+
+
 def _parse_usual(line: str) -> list[tuple[str, str]] | None:
     """
     The pairs of a line in the form of the known clients: one bare pair, then mostly quoted ones.
@@ -87,28 +110,17 @@ def _parse_usual(line: str) -> list[tuple[str, str]] | None:
 
     :returns: None for a line of another form, be it good or bad.
     """
-    if "\0" in line or "\1" in line:  # they stand for escapes below
-        return None
-    escapes = "\\" in line
-    if escapes:
-        line = line.replace("\\\\", "\0").replace('\\"', "\1")
-    pieces = line.split('"')
-    if not 5 <= len(pieces) <= 2 * MAX_PAIRS or not len(pieces) % 2 or pieces[-1]:
+    pieces = cut(line)
+    if pieces is None or not 5 <= len(pieces) <= 2 * MAX_PAIRS or not len(pieces) % 2 or pieces[-1]:
         return None
     head = _HEAD.fullmatch(pieces[0])
     if head is None:
         return None
-    gaps = _gaps('"'.join(pieces[2:-1:2]))
-    if gaps is None:
+    form = gaps('"'.join(pieces[2:-1:2]))
+    if form is None:
         return None
     values = pieces[1::2]
-    if escapes:
-        for place, value in enumerate(values):
-            if "\1" in value or "\0" in value or "\\" in value:
-                if "\\" in value:
-                    value = _ESCAPED.sub(_unescaped, value)
-                values[place] = value.replace("\1", '"').replace("\0", "\\")
-    keys, bare = gaps
+    keys, bare = form
     date, text, first = head.groups()
     pairs = [(date.upper(), text), (first.upper(), values[0]), *zip(keys, values[1:], strict=True)]
     for place, pair in bare:

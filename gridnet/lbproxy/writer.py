@@ -117,6 +117,7 @@ class Writer:
     :param committed: told about each group of events, in that thread, after its own replies.
     :param failed: told about faults that are ours, in that thread.
     :param changed: told what happened to the list of jobs, in that thread.
+    :param is_list_followed: whether somebody wants to hear of that; for any thread.
     :param is_awaited: whether somebody there waits for what is committed; for any thread.
     :param clock: seconds since the epoch.
     :param max_group: most events in one commit.
@@ -137,6 +138,7 @@ class Writer:
         max_group: int = 512,
         backlog: Backlog,
         changed: Callable[[JobChanges], None] = lambda changes: None,
+        is_list_followed: Callable[[], bool] = lambda: True,
         is_awaited: Callable[[], bool] = lambda: True,
     ) -> None:
         self.fault = ""
@@ -149,6 +151,7 @@ class Writer:
         self._committed = committed
         self._failed = failed
         self._changed = changed
+        self._is_list_followed = is_list_followed
         self._is_awaited = is_awaited
         self._clock = clock
         self._max_group = max_group
@@ -259,7 +262,17 @@ class Writer:
         return self._ledger
 
     def _take_changes(self) -> JobChanges:
-        return self._ledger.take_changes() if self._ledger is not None else []
+        """
+        What happened to the list of jobs, if anybody wants to know.
+
+        All of it is committed: who begins to follow the list from now on finds it in the store.
+        """
+        if self._ledger is None:
+            return []
+        if self._is_list_followed():
+            return self._ledger.take_changes()
+        self._ledger.drop_changes()
+        return []
 
     def _drop_connection(self) -> None:
         self._ledger = None
