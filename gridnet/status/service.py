@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.application.service import IService
-from twisted.internet.interfaces import IAddress
+from twisted.internet.interfaces import IAddress, IProtocolNegotiationFactory
 from twisted.protocols.policies import WrappingFactory
 from twisted.web.server import Request
 from twisted.web.server import Site as WebSite
+from zope.interface import implementer
 
 from gridnet.listener import listener
 from gridnet.site import Site
@@ -48,6 +49,7 @@ class _Quiet(WebSite):
         """Called by twisted.web for each request."""
 
 
+@implementer(IProtocolNegotiationFactory)
 class _Limited(WrappingFactory):
     """Turns away connections that are too many."""
 
@@ -56,6 +58,10 @@ class _Limited(WrappingFactory):
     def __init__(self, pages: WebSite, limit: int) -> None:
         super().__init__(pages)
         self._limit = limit
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """Called by Twisted: what is spoken over TLS with browsers, which offer something."""
+        return [b"http/1.1"]
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """Called by Twisted for each connection."""

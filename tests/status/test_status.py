@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import ssl
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +14,7 @@ from prometheus_client import Counter
 from twisted.internet import reactor
 from twisted.internet.protocol import ClientCreator
 from twisted.internet.task import Clock
+from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from twisted.web.http_headers import Headers
 from twisted.web.resource import Resource, getChildForRequest
@@ -18,6 +22,7 @@ from twisted.web.server import NOT_DONE_YET
 from twisted.web.test.requesthelper import DummyRequest
 
 from gridnet.config import SiteConfig, SiteSection
+from gridnet.dispatch.tls import self_signed
 from gridnet.site import Site
 from gridnet.status.config import StatusConfig
 from gridnet.status.report import json_pieces, site_report
@@ -120,11 +125,10 @@ class ListenerTests(TestCase):
 
     timeout = 30
 
-    async def start(self, **config: Any) -> int:
+    async def start(self, listen: str = "tcp:0:interface=127.0.0.1", **config: Any) -> int:
         """Start a status listener; gives its port."""
         core: Any = reactor
         site = Site(SiteConfig(SiteSection(), {}, Path(self.mktemp()).absolute()), core)
-        listen = "tcp:0:interface=127.0.0.1"
         service: Any = make_status(StatusConfig(listen=listen, **config), site)
         service.privilegedStartService()
         service.startService()
@@ -164,3 +168,24 @@ class ListenerTests(TestCase):
             request = b"POST /status HTTP/1.1\r\nHost: h\r\n" + head + b"\r\n\r\n"
             client = await self.client(port, request + body)
             self.assertEqual(await client.ended, b"")
+
+    async def test_browsers_are_served_over_tls(self) -> None:
+        """They offer the protocols that they speak, which Twisted must find an answer to."""
+        directory = Path(self.mktemp()).absolute()
+        directory.mkdir()
+        certificate, key = self_signed(directory, "127.0.0.1", datetime.now(UTC))
+        listen = f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={certificate}"
+        port = await self.start(listen)
+
+        def ask() -> bytes:
+            context = ssl.create_default_context(cafile=str(certificate))
+            context.set_alpn_protocols(["h2", "http/1.1"])
+            with (
+                socket.create_connection(("127.0.0.1", port), 30) as plain,
+                context.wrap_socket(plain, server_hostname="127.0.0.1") as connection,
+            ):
+                self.assertEqual(connection.selected_alpn_protocol(), "http/1.1")
+                connection.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+                return connection.recv(1000)
+
+        self.assertIn(b" 200 OK\r\n", await deferToThread(ask))
