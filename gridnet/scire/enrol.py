@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from hmac import compare_digest
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 from gridnet.scire import wire
@@ -75,11 +75,24 @@ def _token(tx: Transaction, token: str, address: str, hostname: str) -> Row:
     if row["uses_left"] is not None and row["uses_left"] <= 0:
         raise ScireFault(FaultCode.BAD_TOKEN, "the token is used up")
     networks = json.loads(row["networks"])
-    if networks and not any(ip_address(address) in ip_network(n) for n in networks):
+    if networks and not any(_address(address) in ip_network(n, False) for n in networks):
         raise ScireFault(FaultCode.BAD_TOKEN, "the token is not for this network")
     if row["name_pattern"] and not fnmatchcase(hostname, row["name_pattern"]):
         raise ScireFault(FaultCode.BAD_TOKEN, "the token is not for this name")
     return row
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    """
+    The address *text*; an IPv4 one also where it came to an IPv6 listener.
+
+    None: the peer has none, as on a UNIX socket.
+    """
+    try:
+        found = ip_address(text)
+    except ValueError:
+        return None
+    return getattr(found, "ipv4_mapped", None) or found
 
 
 def _current(tx: Transaction, client_id: int | None) -> bool:

@@ -334,6 +334,8 @@ def parse_job(octets: bytes) -> JobFile:
         )
     except ValueError as error:
         raise JobFileError(str(error)) from None
+    if kind is Work.PACKAGE and not packages:
+        raise JobFileError("a job of kind package without <package>")
 
     def moment(name: str) -> float | None:
         text = window.get(name)

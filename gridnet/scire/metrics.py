@@ -18,16 +18,24 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.calls = Counter(
-            "scire_calls", "calls", ["listener", "method", "result"], registry=registry
+            "gridnet_scire_calls", "calls", ["listener", "method", "result"], registry=registry
         )
         self.call_seconds = Histogram(
-            "scire_call_seconds", "time to answer", ["method"], registry=registry, buckets=_SECONDS
+            "gridnet_scire_call_seconds",
+            "time to answer",
+            ["method"],
+            registry=registry,
+            buckets=_SECONDS,
         )
-        self.events = Counter("scire_events", "what happened", ["event"], registry=registry)
-        self.ended = Counter("scire_runs_ended", "runs by their end", ["state"], registry=registry)
-        self.pushes = Counter("scire_pushes", "poll_now by result", ["result"], registry=registry)
+        self.events = Counter("gridnet_scire_events", "what happened", ["event"], registry=registry)
+        self.ended = Counter(
+            "gridnet_scire_runs_ended", "runs by their end", ["state"], registry=registry
+        )
+        self.pushes = Counter(
+            "gridnet_scire_pushes", "poll_now by result", ["result"], registry=registry
+        )
         self.sweep_seconds = Histogram(
-            "scire_sweep_seconds",
+            "gridnet_scire_sweep_seconds",
             "time of the leader's duties",
             registry=registry,
             buckets=_SECONDS,
@@ -35,7 +43,7 @@ class Metrics:
         self._registry = registry
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"scire_{name}", text, labels, registry=registry)
+            return Gauge(f"gridnet_scire_{name}", text, labels, registry=registry)
 
         self._runs = gauge("runs", "open runs, and those of a day, by state", "state")
         self._clients = gauge("clients", "clients by state", "state")
@@ -51,7 +59,7 @@ class Metrics:
 
     def follow(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Show what *value* gives whenever somebody looks."""
-        Gauge(f"scire_{name}", text, registry=self._registry).set_function(value)
+        Gauge(f"gridnet_scire_{name}", text, registry=self._registry).set_function(value)
 
     def show(self, overview: Mapping[str, Any]) -> None:
         """What is in the database: :func:`gridnet.scire.upkeep.overview`."""

@@ -27,7 +27,14 @@ _SHOWN = """
     SELECT r.*, j.name AS job_name, j.state AS job_state, c.name AS client_name,
            c.state AS client_state, c.contact_at FROM runs r JOIN jobs j ON j.id = r.job_id
     JOIN clients c ON c.id = r.client_id WHERE r."""
-_ENDED = _SHOWN + "ended_at IS NOT NULL ORDER BY r.ended_at DESC LIMIT ?"
+_ENDED = _SHOWN.replace(
+    "c.contact_at",
+    "c.contact_at, (SELECT detail FROM history h WHERE h.run_id = r.id ORDER BY h.id DESC LIMIT 1)"
+    " AS detail",
+) + ("ended_at IS NOT NULL ORDER BY r.ended_at DESC LIMIT ?")
+_TO_COME = """
+    SELECT id, name, state, next_occurrence FROM jobs
+    WHERE state IN ('active', 'paused') AND next_occurrence > ? ORDER BY next_occurrence LIMIT ?"""
 
 
 def _open(tx: Transaction) -> list[Row]:
@@ -54,7 +61,9 @@ def why(row: Row, now: float) -> str:
     if state == "pending":
         if row["ready_at"] > now:
             return f"rests {_span(row['ready_at'] - now)} after {row['failures']} failed deliveries"
-        return f"client has not asked since {_span(now - row['contact_at'])}"
+        if not row["contact_at"]:
+            return "client has never asked"
+        return f"client last asked {_span(now - row['contact_at'])} ago"
     if state == "sent":
         return f"acknowledgement within {_span((row['lease_until'] or now) - now)}"
     if row["cancel_wanted"]:
@@ -77,7 +86,7 @@ def _run(row: Row, now: float) -> dict[str, Any]:
         "client": row["client_name"],
         "state": row["state"],
         "attempt": row["attempt"],
-        "why": why(row, now) if row["ended_at"] is None else row["message"],
+        "why": why(row, now) if row["ended_at"] is None else row["message"] or row["detail"],
         "ended": None if row["ended_at"] is None else f"{_span(now - row['ended_at'])} ago",
     }
 
@@ -94,6 +103,14 @@ def report(tx: Transaction) -> dict[str, Any]:
         "overview": overview(tx),
         "open": [_run(row, tx.now) for row in _open(tx)],
         "ended": [_run(row, tx.now) for row in tx.all(_ENDED, (_ROWS,))],
+        "to_come": [
+            {
+                "job": row["name"],
+                "state": row["state"],
+                "due": f"in {_span(row['next_occurrence'] - tx.now)}",
+            }
+            for row in tx.all(_TO_COME, (tx.now, _ROWS))
+        ],
         "clients": [
             {
                 "name": row["name"],

@@ -8,6 +8,7 @@ at once, without harm: every change is guarded by its row's state.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from gridnet.scire.jobcache import JobCache
@@ -37,6 +38,7 @@ def end_leases(tx: Transaction, jobs: JobCache, by: str) -> int:
     )
     for row in rows:
         job = jobs.get(tx, row["job_id"], row["job_version"])
+        tx.event("lease_ended", run=row["id"])
         fail_delivery(tx, as_run(row), job.definition.max_deliveries, by, "lease over")
     return len(rows)
 
@@ -163,8 +165,22 @@ def end_own_leases(tx: Transaction, jobs: JobCache, server_id: int, epoch: int, 
 
 
 def drop_unreferenced(tx: Transaction) -> int:
-    """Attachments that were never finished, a day after they were begun."""
-    return tx.run("DELETE FROM files WHERE complete = 0 AND created_at < ?", (tx.now - 86400,))
+    """
+    Attachments that were never finished, or that no job has any more; how many.
+
+    Not before a day: they are stored first, and named by a definition afterwards.
+    """
+    before = tx.now - 86400
+    count = tx.run("DELETE FROM files WHERE complete = 0 AND created_at < ?", (before,))
+    whole = tx.all("SELECT digest FROM files WHERE complete = 1 AND created_at < ?", (before,))
+    unused = {str(row["digest"]) for row in whole}
+    if unused:
+        for row in tx.all("SELECT definition FROM jobs WHERE state <> 'deleted'"):
+            for attachment in json.loads(row["definition"])["attachments"]:
+                unused.discard(attachment["digest"])
+    for digest in sorted(unused):
+        count += tx.run("DELETE FROM files WHERE digest = ?", (digest,))
+    return count
 
 
 def to_be_pushed(tx: Transaction) -> list[int]:
@@ -246,7 +262,11 @@ def prune_outputs(tx: Transaction, before: float) -> int:
 
 def prune_keys(tx: Transaction, before: float) -> int:
     """Idempotency keys from before *before*."""
-    return tx.run("DELETE FROM idempotency WHERE at < ?", (before,))
+    return tx.run(
+        "DELETE FROM idempotency WHERE (user_id, key) IN (SELECT user_id, key FROM idempotency"
+        f" WHERE at < ? LIMIT {_PRUNED})",
+        (before,),
+    )
 
 
 def prune_audit(tx: Transaction, before: float) -> int:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
+from datetime import UTC, datetime, timedelta
 from io import BytesIO, StringIO, TextIOWrapper
 from typing import Any
 from urllib.request import urlopen
@@ -176,6 +177,22 @@ class RightsCase(ServerCase):
         self.assertEqual(create(script_job("one"), "k"), made)
         self.assertEqual(fault_of(create, script_job("two"), "k"), 1050)
         self.assertEqual(len(self.root.admin.job_list()["items"]), 1)
+
+    def test_a_retry_is_made_once_for_each_key(self) -> None:
+        admin = self.root.admin
+        machine = self.one.machine("c1.example.org")
+        job = admin.job_create(script_job())["job"]
+        with machine.proxy(self.one) as proxy:
+            proxy.scire.hello(HELLO)
+            run = proxy.scire.next_job("")["run"]
+            proxy.scire.job_status(status(run, 1, "failed", exit_code=1))
+        made = admin.job_retry(run, "again")
+        self.assertEqual(admin.job_retry(run, "again"), made)
+        self.assertNotEqual(admin.job_retry(run), made)
+        self.assertEqual(fault_of(admin.job_retry, made["run"]), 1033)
+        self.assertEqual(fault_of(admin.job_retry, made["run"], "again"), 1050)
+        admin.job_delete(job)
+        self.assertEqual(fault_of(admin.job_retry, run), 1021)
 
     def test_definitions_that_are_none(self) -> None:
         create = self.root.admin.job_create
@@ -417,16 +434,23 @@ class PageTests(SqliteMixin, ServerCase):
         admin.job_create(script_job("second", depends_on=[{"job": first}]))
         found = page(self.one, "/scire?format=json")
         self.assertEqual([run["job"] for run in found["open"]], ["<first>", "second"])
-        self.assertIn("client has not asked", found["open"][0]["why"])
+        self.assertEqual(found["open"][0]["why"], "client has never asked")
         self.assertIn("dependencies", found["open"][1]["why"])
         with machine.proxy(self.one) as proxy:
             proxy.scire.hello(HELLO)
             delivery = proxy.scire.next_job("")
+            admin.job_create(script_job("third", priority=1))
             found = page(self.one, "/scire?format=json")
+            self.assertRegex(found["open"][2]["why"], r"client last asked \d+ s ago")
             self.assertIn("acknowledgement within", found["open"][0]["why"])
             proxy.scire.job_status(status(delivery["run"], 1, "failed", exit_code=1))
         found = page(self.one, "/scire?format=json")
         self.assertEqual([run["state"] for run in found["ended"]][-1], "failed")
+        admin.job_cancel({"job": admin.job_create(script_job("withdrawn"))["job"]})
+        admin.job_create(script_job("next year", due=datetime.now(UTC) + timedelta(days=400)))
+        found = page(self.one, "/scire?format=json")
+        self.assertEqual(found["ended"][0]["why"], "cancelled")
+        self.assertEqual([job["job"] for job in found["to_come"]], ["next year"])
         self.assertEqual(found["clients"][0]["name"], "c1.example.org")
         with urlopen(f"http://127.0.0.1:{self.one.status}/scire") as answer:
             text = answer.read().decode()
@@ -441,19 +465,23 @@ class PageTests(SqliteMixin, ServerCase):
                 return str(answer.read().decode())
 
         def created() -> float:
-            name = 'scire_calls_total{listener="admin",method="admin.job_create",result="ok"}'
+            name = (
+                'gridnet_scire_calls_total{listener="admin",method="admin.job_create",result="ok"}'
+            )
             match = re.search(f"^{re.escape(name)} ([0-9.]+)$", text(), re.M)
             return 0.0 if match is None else float(match[1])
 
         before = created()
         self.root.admin.job_create(script_job())
         self.assertEqual(created(), before + 1)
-        wait_until(lambda: 'scire_runs{state="pending"} 1.0' in text(), "the leader has looked")
+        wait_until(
+            lambda: 'gridnet_scire_runs{state="pending"} 1.0' in text(), "the leader has looked"
+        )
         for line in (
-            "scire_leader 1.0",
-            'scire_clients{state="active"} 1.0',
-            "scire_database_seconds ",
-            "scire_slots_used 0.0",
+            "gridnet_scire_leader 1.0",
+            'gridnet_scire_clients{state="active"} 1.0',
+            "gridnet_scire_database_seconds ",
+            "gridnet_scire_slots_used 0.0",
         ):
             self.assertIn(line, text())
         with urlopen(f"http://127.0.0.1:{self.one.status}/healthz") as answer:

@@ -144,6 +144,7 @@ class JobFileTests(SynchronousTestCase):
             (b"<priority>20", b"<priority>high"),
             (b'name="sources.list"', b'name="../../etc/passwd"'),
             (b'mode="0644"', b'mode="rw"'),
+            (b'kind="script"', b'kind="package"'),
             (b"<interrupt action", b"<interrupt deed"),
             (b'not-after="2026', b'not-after="x'),
             (b"</scire-job>", b""),

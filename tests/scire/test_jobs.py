@@ -334,8 +334,47 @@ class JobsCase(FleetCase):
         self.assertEqual(do(lambda tx: upkeep.prune_runs(tx, tx.now + 1)), 1)
         self.assertEqual(do(counts), {"runs": 1, "history": 1, "deliveries": 0, "reports": 0})
         do(lambda tx: upkeep.prune_outputs(tx, tx.now + 1))
-        do(lambda tx: upkeep.prune_keys(tx, tx.now + 1))
         do(lambda tx: upkeep.prune_audit(tx, tx.now + 1))
+
+    def test_old_keys_go_a_slice_at_a_time(self) -> None:
+        def keep(tx: Transaction) -> None:
+            for number in range(1005):
+                tx.run(
+                    "INSERT INTO idempotency (user_id, key, digest, result, at)"
+                    " VALUES (1, ?, '', '', ?)",
+                    (f"key {number}", tx.now - number),
+                )
+
+        do = self.time.do
+        do(keep)
+        self.assertEqual(do(lambda tx: upkeep.prune_keys(tx, tx.now - 1003)), 1)
+        self.assertEqual(do(lambda tx: upkeep.prune_keys(tx, tx.now + 1)), 1000)
+        self.assertEqual(do(lambda tx: upkeep.prune_keys(tx, tx.now + 1)), 4)
+
+    def test_attachments_that_no_job_has_go_after_a_day(self) -> None:
+        attached = {"name": "a", "digest": f"sha256:{'1' * 64}", "size": 1}
+
+        def keep(tx: Transaction) -> None:
+            for digit, complete in (("1", 1), ("2", 1), ("3", 0)):
+                tx.run(
+                    "INSERT INTO files (digest, size, complete, created_at) VALUES (?, 1, ?, ?)",
+                    (f"sha256:{digit * 64}", complete, tx.now),
+                )
+
+        def left(tx: Transaction) -> list[str]:
+            rows = tx.all("SELECT digest FROM files ORDER BY digest")
+            return [str(row["digest"])[7] for row in rows]
+
+        do = self.time.do
+        do(keep)
+        job = self.job(attachments=[attached])
+        self.assertEqual(do(upkeep.drop_unreferenced), 0)
+        self.time.now += 86401
+        self.assertEqual(do(upkeep.drop_unreferenced), 2)
+        self.assertEqual(do(left), ["1"])
+        do(lambda tx: tx.run("UPDATE jobs SET state = 'deleted' WHERE id = ?", (job,)))
+        self.assertEqual(do(upkeep.drop_unreferenced), 1)
+        self.assertEqual(do(left), [])
 
     def test_numbers_for_people(self) -> None:
         self.job()

@@ -404,7 +404,7 @@ def job_resume(server: JobServer, tx: Transaction, caller: Anybody, job: Ref) ->
 @method("admin.job_push", "int", "ref")
 def job_push(server: JobServer, tx: Transaction, caller: Anybody, job: Ref) -> int:
     """Tell the daemon-mode clients for which a job waits to ask now; how many."""
-    _, row = _changeable(server, tx, caller, job, "job.push")
+    user, row = _changeable(server, tx, caller, job, "job.push")
     rows = tx.all(
         "SELECT DISTINCT r.client_id FROM runs r JOIN clients c ON c.id = r.client_id"
         " WHERE r.job_id = ? AND r.state = 'pending' AND c.callback_port > 0",
@@ -412,23 +412,33 @@ def job_push(server: JobServer, tx: Transaction, caller: Anybody, job: Ref) -> i
     )
     for found in rows:
         tx.event("push_wanted", client=found["client_id"])
+    trace(tx, user, "job_push", f"job:{row['id']}", "", f"{len(rows)} clients")
     return len(rows)
 
 
-@method("admin.job_retry", "struct", "int")
-def job_retry(server: JobServer, tx: Transaction, caller: Anybody, run: int) -> Struct:
+@method("admin.job_retry", "struct", "int", "string", optional=1)
+def job_retry(
+    server: JobServer, tx: Transaction, caller: Anybody, run: int, key: str = ""
+) -> Struct:
     """Make a new run like one that has ended."""
     old = locked(tx, run)
+    if old["job_state"] == "deleted":
+        raise ScireFault(FaultCode.UNKNOWN_JOB, f"job {old['job_id']} is deleted")
     need(server, tx, caller, "job.create", old["client_id"])
     job = read_job(tx, old["job_id"])
     user = need(server, tx, caller, job.definition.permission, old["client_id"])
-    if RunState(old["state"]) not in ENDS:
-        raise ScireFault(FaultCode.TRANSITION, f"run {run} is {old['state']}")
-    made = jobs.make_run(tx, job, old["client_id"], tx.now, user.who, f"again, after run {run}")
-    if made is None:
-        raise ScireFault(FaultCode.CONFLICT, "there is such a run already")
-    trace(tx, user, "job_retry", f"run:{run}", "", f"run:{made}")
-    return {"run": made}
+
+    def make() -> Struct:
+        if RunState(old["state"]) not in ENDS:
+            raise ScireFault(FaultCode.TRANSITION, f"run {run} is {old['state']}")
+        why = f"again, after run {run}"
+        made = jobs.make_run(tx, job, old["client_id"], tx.now, user.who, why)
+        if made is None:
+            raise ScireFault(FaultCode.CONFLICT, "there is such a run already")
+        trace(tx, user, "job_retry", f"run:{run}", "", f"run:{made}")
+        return {"run": made}
+
+    return once(tx, user, key, {"job_retry": run}, make)
 
 
 def _cancel_runs(tx: Transaction, user: User, job_id: int, force: bool) -> int:
@@ -490,6 +500,8 @@ def job_preview(server: JobServer, tx: Transaction, caller: Anybody, definition:
 def _put_file(tx: Transaction, digest: str, offset: int, data: bytes, last: bool) -> int:
     row = tx.one("SELECT size, complete FROM files WHERE digest = ?", (digest,))
     if row is not None and row["complete"]:
+        # Stored anew as far as its time without a job goes.
+        tx.run("UPDATE files SET created_at = ? WHERE digest = ?", (tx.now, digest))
         return int(row["size"])
     if row is None:
         tx.run(
