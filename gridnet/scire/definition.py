@@ -34,6 +34,12 @@ from gridnet.scire.schedule import Blackout, Cron, Every, Misfire, Recurrence, z
 
 MAX_NAME = 200  #: characters
 MAX_DESCRIPTION = 4000  #: characters
+# With these a job file stays within what a client takes in one answer, whatever XML makes of the
+# characters.
+MAX_ARGUMENTS = 1000  #: arguments; and variables
+MAX_ARGUMENT_TEXT = 262_144  #: characters of all arguments; and of all variables
+MAX_PACKAGES = 500
+MAX_ATTACHMENTS = 1000
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _PATH = re.compile(r"/[^\0]{0,1000}")
 _USER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -72,6 +78,20 @@ def _each(validate: Any) -> Any:
             validate(instance, attribute, value)
 
     return validate_all
+
+
+def _at_most(count: int) -> Any:
+    def validate(_: object, attribute: Attribute[Any], values: Any) -> None:
+        if len(values) > count:
+            raise ValueError(f"expected at most {count}, found {len(values)}")
+
+    return validate
+
+
+def _short_together(_: object, attribute: Attribute[Any], values: Any) -> None:
+    size = sum(map(len, values))
+    if size > MAX_ARGUMENT_TEXT:
+        raise ValueError(f"expected at most {MAX_ARGUMENT_TEXT} characters in all, found {size}")
 
 
 class OnLost(StrEnum):
@@ -118,13 +138,19 @@ class Execute:
     umask: str = field(default="022", validator=_is(is_octal, "an octal mask"))
     interpreter: str = field(default="/bin/sh", validator=_is(_PATH.fullmatch, "a path"))
     variables: Mapping[str, str] = field(factory=dict)
-    arguments: tuple[str, ...] = field(default=(), validator=_each(_text(4000)))
+    arguments: tuple[str, ...] = field(
+        default=(), validator=[_at_most(MAX_ARGUMENTS), _short_together, _each(_text(4000))]
+    )
     script: str = ""  #: digest
-    packages: tuple[Package, ...] = ()
-    success: tuple[int, ...] = field(default=(0,), validator=_each(_between(0, 255)))
+    packages: tuple[Package, ...] = field(default=(), validator=_at_most(MAX_PACKAGES))
+    success: tuple[int, ...] = field(
+        default=(0,), validator=[_at_most(256), _each(_between(0, 255))]
+    )
 
     @variables.validator
     def _variable_names(self, _: Attribute[Any], value: Mapping[str, str]) -> None:
+        _at_most(MAX_ARGUMENTS)(self, _, value)
+        _short_together(self, _, value.values())
         for name, text in value.items():
             if _VARIABLE.fullmatch(name) is None:
                 raise ValueError(f"no name of a variable: {name[:60]!r}")
@@ -192,9 +218,10 @@ class JobDefinition:
     targets: Targets
     execute: Execute = field(factory=Execute)
     description: str = field(default="", validator=_text(MAX_DESCRIPTION))
-    attachments: tuple[Attachment, ...] = ()
+    attachments: tuple[Attachment, ...] = field(default=(), validator=_at_most(MAX_ATTACHMENTS))
     requires: tuple[str, ...] = field(
-        default=(), validator=_each(_is(_CAPABILITY.fullmatch, "a capability"))
+        default=(),
+        validator=[_at_most(MAX_ARGUMENTS), _each(_is(_CAPABILITY.fullmatch, "a capability"))],
     )
     priority: int = field(default=50, validator=_between(0, 99))  #: higher first
     due: float | None = None  #: not before, seconds since the epoch

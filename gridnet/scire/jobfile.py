@@ -171,9 +171,12 @@ def _script(script: bytes) -> str:
         text = script.decode("utf-8")
     except UnicodeDecodeError:
         text = "\0"
-    if _PLAIN_TEXT.fullmatch(text):
-        return f'<script encoding="text" digest="{digest}">{escape(text)}</script>'
     encoded = b64encode(script).decode("ascii")
+    if _PLAIN_TEXT.fullmatch(text):
+        escaped = escape(text)
+        # Of a script that is nothing but what XML escapes, base64 is the shorter form.
+        if len(escaped) <= len(encoded) + 1000:
+            return f'<script encoding="text" digest="{digest}">{escaped}</script>'
     return f'<script encoding="base64" digest="{digest}">{encoded}</script>'
 
 

@@ -9,8 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from gridnet.scire import wire
+from gridnet.scire.admin.jobs import MAX_SCRIPT
+from gridnet.scire.client.rpc import MAX_ANSWER
 from gridnet.scire.definition import parse_definition, plain_values
 from gridnet.scire.faults import FaultCode, ScireFault
+from gridnet.scire.identity import Client
+from gridnet.scire.jobcache import Job
 from gridnet.scire.jobfile import (
     FileToFetch,
     JobFile,
@@ -25,6 +30,7 @@ from gridnet.scire.jobfile import (
     parse_job,
 )
 from gridnet.scire.machine import Reported
+from gridnet.scire.runs import job_file
 from gridnet.scire.statusfile import Output, StatusFile, Usage, format_status, parse_status
 from gridnet.scire.wire import parse_rfc3339
 from tests.hypothesis_profile import examples
@@ -267,6 +273,54 @@ class DefinitionTests(SynchronousTestCase):
         both = parse_definition({**base, "deadline": 100, "valid_seconds": 50})
         self.assertEqual((both.deadline_of(10), both.deadline_of(90)), (60, 100))
 
+    def test_the_largest_job_file_is_no_larger_than_a_client_takes(self) -> None:
+        """With the characters that XML makes most of; otherwise it would never get another."""
+        quotes, ampersands = '"' * 200, "&" * 2600
+        attached = {"digest": digest_of(b""), "size": 2**31 - 1, "mode": "0644"}
+        common = {
+            "user": "x" * 64,
+            "directory": "/" + '"' * 1000,
+            "arguments": [ampersands] * 100,
+            "variables": {f"V{number}": ampersands for number in range(100)},
+        }
+        largest = {
+            "script": {**common, "kind": "script", "script": digest_of(b"x")},
+            "package": {
+                **common,
+                "kind": "package",
+                "packages": [{"name": quotes, "version": quotes}] * 500,
+            },
+        }
+        for kind, execute in largest.items():
+            definition = parse_definition(
+                {
+                    "name": "&" * 200,
+                    "description": "&" * 4000,
+                    "targets": {"all": True},
+                    "execute": execute,
+                    "attachments": [
+                        {**attached, "name": f"{number:04}" + '"' * 196} for number in range(1000)
+                    ],
+                }
+            )
+            scripts = [b"&" * MAX_SCRIPT, b"\0" * MAX_SCRIPT, b"x" * MAX_SCRIPT]
+            for script in scripts if kind == "script" else [b""]:
+                job = Job(2**31 - 1, 1, definition, 1, "root", 0.0, False, script)
+                run = {
+                    "id": 2**31 - 1,
+                    "attempt": 1000,
+                    "retry": 1000,
+                    "priority": 99,
+                    "due": 0.0,
+                    "deadline": None,
+                    "occurrence": 0.0,
+                }
+                client = Client(2**31 - 1, "x" * 200, "", "", 0.0, 0.0, 0.0, False)
+                octets = job_file(run, job, client, 0.0)
+                answer = wire.format_answer({"file": octets, "signature": "x" * 1000})
+                self.assertLess(len(answer) + 10_000, MAX_ANSWER, kind)
+                self.assertEqual(parse_job(octets).kind.value, kind)
+
     def test_what_is_no_definition(self) -> None:
         good = {
             "name": "x",
@@ -302,6 +356,10 @@ class DefinitionTests(SynchronousTestCase):
             {"depends_on": [{"job": 1, "condition": "maybe"}]},
             {"due": 100.0, "deadline": 100.0},
             {"batch": {"stop_percent": 101.0}},
+            {"execute": {"script": digest_of(b"true"), "arguments": ["x"] * 1001}},
+            {"execute": {"script": digest_of(b"true"), "arguments": ["x" * 3000] * 100}},
+            {"execute": {"script": digest_of(b"true"), "variables": {"A": "x" * 4001}}},
+            {"execute": {"kind": "package", "packages": [{"name": "x"}] * 501}},
         ):
             fault = self.assertRaises(ScireFault, parse_definition, {**good, **change})
             self.assertEqual(fault.code, FaultCode.INVALID_DEFINITION, change)

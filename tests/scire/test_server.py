@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import socket
+import struct
 import xmlrpc.client
 from datetime import datetime
 from functools import partial
@@ -15,7 +17,14 @@ from gridnet.scire.machine import Reported
 from gridnet.scire.service import admin_methods, enrol_methods, work_methods
 from gridnet.scire.statusfile import Output, StatusFile, format_status
 from tests.scire.databases import PostgresMixin, SqliteMixin
-from tests.scire.processes import ProcessMixin, ServerProcess, fault_of, shared_server, wait_until
+from tests.scire.processes import (
+    Machine,
+    ProcessMixin,
+    ServerProcess,
+    fault_of,
+    shared_server,
+    wait_until,
+)
 
 HELLO = {"protocol": "1.0", "program": "test", "mode": "normal", "install_id": "one"}
 
@@ -100,6 +109,59 @@ class WholeCase(ServerCase):
         self.assertEqual(self.root.admin.run_output(run, "stdout", 0, 100)["data"], b"hello")
         states = [row["to"] for row in self.root.admin.run_history(run)]
         self.assertEqual(states, ["pending", "sent", "received", "running", "succeeded"])
+
+    def cut_off(self, machine: Machine, method: str, *params: Any) -> None:
+        """A call whose answer never arrives: the connection is cut when it was sent."""
+        body = xmlrpc.client.dumps(params, method).encode()
+        plain = socket.create_connection(("127.0.0.1", self.one.work))
+        context = machine.context(self.one)
+        with plain, context.wrap_socket(plain, server_hostname="localhost") as connection:
+            connection.sendall(
+                b"POST /RPC2 HTTP/1.1\r\nContent-Type: text/xml\r\nContent-Length: %d\r\n\r\n%s"
+                % (len(body), body)
+            )
+            # Not before the server has it whole: it is answering now.
+            connection.recv(1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def states(self, run: int) -> list[str]:
+        """Its history."""
+        return [row["to"] for row in self.root.admin.run_history(run)]
+
+    def test_killed_before_it_acknowledges_a_client_gets_the_run_again(self) -> None:
+        machine = self.one.machine("c1.example.org")
+        run = self.make_runs(1)[0]
+        self.cut_off(machine, "scire.next_job", "")
+        self.assertEqual(self.states(run), ["pending", "sent"])
+        with machine.proxy(self.one) as proxy:
+            proxy.scire.hello(HELLO)  # it holds nothing
+            delivery = proxy.scire.next_job("")
+            self.assertEqual((delivery["run"], delivery["attempt"]), (run, 2))
+            self.assertFalse(proxy.scire.next_job(delivery["receipt"])["more"])
+        self.assertEqual(self.states(run), ["pending", "sent", "pending", "sent", "received"])
+
+    def test_an_answer_that_is_lost_after_the_commit(self) -> None:
+        """The next call gets the same following run; the first stays received."""
+        machine = self.one.machine("c1.example.org")
+        first, second = self.make_runs(2)
+        with machine.proxy(self.one) as proxy:
+            proxy.scire.hello(HELLO)
+            receipt = proxy.scire.next_job("")["receipt"]
+            self.cut_off(machine, "scire.next_job", receipt)
+            self.assertEqual(self.states(second), ["pending", "sent"])
+            again = proxy.scire.next_job(receipt)
+            self.assertEqual((again["run"], again["attempt"]), (second, 2))
+            self.assertTrue(proxy.scire.job_received(receipt)["duplicate"])
+            self.assertEqual(proxy.scire.job_received(again["receipt"])["state"], "received")
+        self.assertEqual(self.states(first), ["pending", "sent", "received"])
+        self.assertEqual(self.states(second), ["pending", "sent", "pending", "sent", "received"])
+
+    def make_runs(self, count: int) -> list[int]:
+        """Define jobs; their runs, in the order in which they are handed out."""
+        for number in range(count):
+            self.root.admin.job_create(script_job(f"job {number}", priority=90 - number))
+        items = self.root.admin.run_list()["items"]
+        return [int(item["run"]) for item in sorted(items, key=lambda item: -item["priority"])]
 
     def test_the_aliases_do_the_same(self) -> None:
         machine = self.one.machine("old.example.org")

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from gridnet.scire import wire
 from gridnet.scire.faults import TRY_ANOTHER_SERVER, FaultCode, ScireFault
 
-_MAX_ANSWER = 8 * 1048576  # octets
+MAX_ANSWER = 8 * 1048576  #: octets of an answer
 #: Between two questions whether a server that takes long is still there, seconds.
 _ASK_AGAIN_SECONDS = 5.0
 
@@ -151,8 +151,8 @@ class Channel:
             reader = _Patient(connection.sock, deadline, doubt, self._ask)
             connection.response_class = _response_from(reader)
             response = connection.getresponse()
-            octets = response.read(_MAX_ANSWER + 1)
-            if response.status != 200 or len(octets) > _MAX_ANSWER:
+            octets = response.read(MAX_ANSWER + 1)
+            if response.status != 200 or len(octets) > MAX_ANSWER:
                 raise http.client.HTTPException(f"status {response.status}")
         except BaseException:
             # Whatever was under way, nobody knows how far: the next call starts anew.
