@@ -128,7 +128,7 @@ def _store_output(tx: Transaction, run: Run, retry: int, status: StatusFile) -> 
         )
 
 
-def _ending(status: StatusFile, retry: int, run: Run) -> dict[str, Any]:
+def _ending(status: StatusFile, retry: int, run: Run, now: float) -> dict[str, Any]:
     """The columns that a report of an end fills."""
     columns: dict[str, Any] = {
         "exit_code": status.exit_code,
@@ -138,10 +138,19 @@ def _ending(status: StatusFile, retry: int, run: Run) -> dict[str, Any]:
     if retry != run["retry"]:
         columns["gap"] = 0
     if status.started is not None:
-        columns["started_at"] = status.started
+        columns["started_at"] = _credible(status.started, run, now)
     if status.finished is not None:
-        columns["ended_at"] = status.finished
+        columns["ended_at"] = _credible(status.finished, run, now)
     return columns
+
+
+def _credible(moment: float, run: Run, now: float) -> float:
+    """
+    *moment* by a client's clock, which may be wrong, between the run's occurrence and now.
+
+    How long the run is kept depends on it.
+    """
+    return max(min(moment, now), min(float(run["occurrence"]), now))
 
 
 def _advance(
@@ -165,9 +174,9 @@ def _advance(
     state = path[-1]
     columns.update(signs)
     if state in ENDS:
-        columns.update(_ending(status, retry, run))
+        columns.update(_ending(status, retry, run, tx.now))
     elif state is S.RUNNING:
-        columns["started_at"] = status.started or status.time
+        columns["started_at"] = _credible(status.started or status.time, run, tx.now)
     move(
         tx, run, state, by, columns, detail=detail, seq=status.seq, through=through,
         why_through="a report came",

@@ -17,10 +17,11 @@ from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet import durable
+from gridnet.errors import ConfigError
 from gridnet.scire import wire
 from gridnet.scire.client import spool, work
 from gridnet.scire.client.agent import Agent
-from gridnet.scire.client.config import ClientConfig, Mode
+from gridnet.scire.client.config import ClientConfig, Mode, read_config
 from gridnet.scire.client.execution import Program, end_leftovers, run
 from gridnet.scire.client.spool import ReportName, Spool, Started
 from gridnet.scire.client.work import Worker
@@ -178,6 +179,34 @@ class SpoolTests(ProcessMixin, SynchronousTestCase):
         (name,) = self.spool.unreported()
         self.assertIs(parse_status(self.spool.read_report(name)).state, Reported.LOST)
 
+    def test_windows_are_judged_by_the_servers_clock(self) -> None:
+        """Of a machine whose own is wrong, also when somebody sets it meanwhile."""
+        hour = 3600.0
+        server = time.time() + hour
+        worker = Worker(
+            ClientConfig(), self.spool, "one", lambda *_: None, lambda: None, lambda: 1000,
+            threading.Event(),
+        )  # fmt: skip
+        self.keep(job_file(1, not_before=server - 60))
+        self.keep(job_file(2, not_after=server - 60, priority=40))
+        self.assertGreater(worker.seconds_until_due() or 0, hour - 120)
+        worker.set_clock(float(int(server)))
+        self.assertEqual(worker.seconds_until_due(), 0.0)
+        self.patch(time, "time", lambda: 17.0)
+        for _ in range(2):
+            worker.next()
+        found = [parse_status(self.spool.read_report(name)) for name in self.spool.unreported()]
+        self.assertEqual(
+            [(status.run, status.state.value) for status in found],
+            [(1, "running"), (1, "succeeded"), (2, "expired")],
+        )
+        for status in found:
+            self.assertLess(abs(status.time - server), 600)
+        # Only a difference that counts is one.
+        before = worker._clock_offset
+        worker.set_clock(worker.now() + 2)
+        self.assertEqual(worker._clock_offset, before)
+
     def test_signs_of_life_do_not_pile_up(self) -> None:
         job = self.keep(job_file())
         worker = Worker(
@@ -293,6 +322,7 @@ class ConversationTests(ProcessMixin, SynchronousTestCase):
             if method == "scire.hello":
                 return {
                     "client": 7,
+                    "time": wire.time_value(time.time()),
                     "poll_interval": 60,
                     "max_output": 1000,
                     "servers": [],
@@ -482,6 +512,19 @@ class RoomTests(ClientCase):
             run = self.job(f"echo {number} >> {self.marks}", f"job {number}")
             self.wait_for(run, "succeeded")
         self.assertEqual(client.log.count("waiting at"), 1)
+
+
+class FileTests(ProcessMixin, SynchronousTestCase):
+    """The client's own file."""
+
+    def test_urls_that_are_none_are_named(self) -> None:
+        path = self.place() / "client.toml"
+        path.write_text('[client]\nservers = ["http://a/"]\nenrol = ["https://b:x/", "https://"]\n')
+        error = self.assertRaises(ConfigError, read_config, path)
+        self.assertEqual(
+            [fault.where for fault in error.faults],
+            ["client.servers", "client.enrol", "client.enrol"],
+        )
 
 
 class WindowTests(ClientCase):

@@ -321,6 +321,18 @@ class DeliveryCase(FleetCase):
         answer = self.report(self.alice, run, 2, "succeeded")
         self.assertEqual((answer["recorded"], answer["state"]), ("late", "succeeded"))
 
+    def test_a_clients_clock_does_not_decide_how_long_a_run_is_kept(self) -> None:
+        for state, moment in (("succeeded", 17.0), ("failed", 4_000_000_000.0)):
+            run = self.delivered()
+            self.report(self.alice, run, 1, "running", started=moment)
+            self.report(self.alice, run, 2, state, started=moment, finished=moment)
+            row = self.time.do(
+                lambda tx, run=run: tx.one("SELECT * FROM runs WHERE id = ?", (run,))
+            )  # type: ignore[misc]
+            assert row is not None
+            for name in ("started_at", "ended_at"):
+                self.assertTrue(row["occurrence"] <= row[name] <= self.time.now, (name, row[name]))
+
     def test_signs_of_life_keep_a_run(self) -> None:
         """The silence counts from the last of them."""
         run = self.delivered(limits={"run_seconds": 60})

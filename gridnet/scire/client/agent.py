@@ -358,6 +358,7 @@ class Agent:
             # It was listed, so the server knows that it is here.
             self.spool.acknowledged(item["run"])
         self._client_id = answer["client"]
+        self.worker.set_clock(wire.seconds_of(answer["time"]))
         self._poll_interval = float(answer["poll_interval"])
         self._max_output = min(int(answer["max_output"]), 1048576)
         self._renew_after = answer.get("renew_after")
@@ -526,7 +527,7 @@ class Agent:
         self.spool.clean(now - self.config.keep_reports_hours * 3600)
         if time.monotonic() - self._inventory_at > _INVENTORY_SECONDS:
             self._call("scire.inventory", inventory())
-            self.spool.shorten_journal(now - self.config.keep_journal_days * 86400)
+            self.spool.shorten_journal(self.worker.now() - self.config.keep_journal_days * 86400)
             self._inventory_at = time.monotonic()
         due = self._renew_after is not None and wire.seconds_of(self._renew_after) <= now
         if due and time.monotonic() - self._refused_at > _REFUSED_SECONDS:

@@ -15,7 +15,7 @@ from random import SystemRandom
 
 from attrs import evolve
 
-from gridnet.errors import ConfigError
+from gridnet.errors import ConfigError, Fault
 from gridnet.scire.client.agent import Agent, GiveUp
 from gridnet.scire.client.config import ClientConfig, Mode, read_config
 from gridnet.scire.client.credentials import Credentials, lock
@@ -122,6 +122,8 @@ def _servers(config: ClientConfig) -> list[str]:
         known = json.loads((config.directory / "servers.json").read_bytes())
     except (FileNotFoundError, ValueError):
         known = []
+    if not config.servers and not known:
+        raise ConfigError([Fault("client.servers", "name a work URL")])
     first = known if config.servers and config.servers[0] in known else []
     return [*dict.fromkeys([*first, *config.servers, *known])]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from enum import StrEnum
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from attrs import field, frozen
 
@@ -82,4 +83,21 @@ def read_config(path: Path) -> ClientConfig:
     strange = sorted(set(document) - {"client"})
     if strange:
         raise ConfigError([Fault(strange[0], "unknown section; expected client")])
-    return structure(ClientConfig, document.get("client", {}), "client")
+    config = structure(ClientConfig, document.get("client", {}), "client")
+    faults = [
+        Fault(f"client.{key}", f"expected https://host:port/RPC2, found {url!r}")
+        for key, urls in (("servers", config.servers), ("enrol", config.enrol))
+        for url in urls
+        if not _is_url(url)
+    ]
+    if faults:
+        raise ConfigError(faults)
+    return config
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme == "https" and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

@@ -32,10 +32,17 @@ from gridnet.scire.statusfile import Output, StatusFile, Usage
 
 _log = logging.getLogger("scire-client")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: A difference of clocks that counts, seconds.
+_CLOCK_SECONDS = 5.0
 #: Seconds between signs of life of a run.
 PROGRESS_SECONDS = 60.0
 #: Between attempts to write what must be written, on a disk that is full, seconds.
 RETRY_SECONDS = 5.0
+
+
+def _uptime() -> float:
+    """A clock that nobody sets and that goes on while the machine sleeps, seconds."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def boot_id() -> str:
@@ -73,9 +80,32 @@ class Worker:
         self._reported = reported
         self._max_output = max_output
         self._stopping = stopping
+        self._clock_offset = time.time() - _uptime()
         self._lock = threading.Lock()
         self._current = 0
         self._wishes: dict[int, str] = {}
+
+    # -- the time
+
+    def set_clock(self, now: float) -> None:
+        """
+        Go by the server's clock: windows of jobs are in its time, and this machine's may be wrong.
+
+        :param now: what it shows, seconds since the epoch, whole.
+        """
+        offset = now - _uptime()
+        # Answers take their time, and say nothing of parts of a second.
+        if abs(offset - self._clock_offset) > _CLOCK_SECONDS:
+            own = time.time() - _uptime()
+            if abs(offset - own) > _CLOCK_SECONDS:
+                _log.warning("this machine's clock is %.0f s off", own - offset)
+            else:
+                offset = own
+            self._clock_offset = offset
+
+    def now(self) -> float:
+        """The time, as the server last told it; seconds since the epoch."""
+        return _uptime() + self._clock_offset
 
     # -- wishes of the server
 
@@ -91,7 +121,7 @@ class Worker:
                 return
             job = self._spool.job(run_id)
             if job is not None:
-                self._spool.forget(run_id, job.retry, time.time())
+                self._spool.forget(run_id, job.retry, self.now())
             self._wishes.pop(run_id, None)
 
     def _wish(self, run_id: int) -> str:
@@ -110,7 +140,7 @@ class Worker:
         self, job: JobFile, state: Reported, message: str = "", facts: Mapping[str, Any] = {}
     ) -> StatusFile:
         seq = self._spool.next_seq(job.run, job.retry)
-        status = StatusFile(job.run, job.attempt, seq, state, float(int(time.time())))
+        status = StatusFile(job.run, job.attempt, seq, state, float(int(self.now())))
         return evolve(status, message=message, **facts)
 
     def _insist(self, write: Callable[[], None]) -> None:
@@ -156,7 +186,7 @@ class Worker:
                 self.report(job, Reported.CANCELLED, "cancelled after an interruption")
             elif job.interrupt is not OnInterrupt.RERUN:
                 self.report(job, Reported.LOST, "interrupted, how it ended is not known")
-            elif job.not_after is not None and time.time() >= job.not_after:
+            elif job.not_after is not None and self.now() >= job.not_after:
                 self.report(job, Reported.LOST, "interrupted, and its window is over")
             else:
                 # Its mark stays: it is not started a first time.
@@ -165,7 +195,7 @@ class Worker:
     def next(self) -> JobFile | None:
         """Run the first of the queue that is due; None: there is none."""
         for job in self._spool.runs(acknowledged=True):
-            now = time.time()
+            now = self.now()
             if job.not_after is not None and now >= job.not_after:
                 self.report(job, Reported.EXPIRED, "not started in its window")
             elif self._wish(job.run):
@@ -180,7 +210,7 @@ class Worker:
     def seconds_until_due(self) -> float | None:
         """Until the next of the queue is due; None: nothing waits for its time."""
         times = [j.not_before for j in self._spool.runs(acknowledged=True) if j.not_before]
-        return max(0.0, min(times) - time.time()) if times else None
+        return max(0.0, min(times) - self.now()) if times else None
 
     def _mark(self, job: JobFile) -> str:
         return f"{self._install_id}:{job.run}"
@@ -211,7 +241,7 @@ class Worker:
             if self._wish(job.run):
                 self.report(job, Reported.CANCELLED, "cancelled before its start")
                 return
-            started = time.time()
+            started = self.now()
             self._spool.start(job, Started(started, boot_id()))
             self.report(job, Reported.RUNNING, started=float(int(started)))
             try:
@@ -229,7 +259,7 @@ class Worker:
             Reported.FAILED,
             f"not started: {why}",
             started=None if started is None else float(int(started)),
-            finished=float(int(time.time())),
+            finished=float(int(self.now())),
         )
 
     def _report_end(self, job: JobFile, started: float, ended: Ended) -> None:
@@ -254,7 +284,7 @@ class Worker:
             job,
             state,
             started=float(int(started)),
-            finished=float(int(time.time())),
+            finished=float(int(self.now())),
             exit_code=ended.exit_code,
             exit_signal=ended.exit_signal,
             usage=Usage(
