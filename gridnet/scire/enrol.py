@@ -107,6 +107,23 @@ def _current(tx: Transaction, client_id: int | None) -> bool:
     )
 
 
+def _state_of(tx: Transaction, client_id: int | None) -> str:
+    row = tx.one("SELECT state FROM clients WHERE id = ?", (client_id,)) if client_id else None
+    return "" if row is None else str(row["state"])
+
+
+def _revoked(tx: Transaction, client_id: int | None) -> bool:
+    """Whether somebody has revoked a certificate of the client since it was last approved."""
+    return client_id is not None and (
+        tx.one(
+            "SELECT k.digest FROM certificates k JOIN clients c ON c.id = k.client_id"
+            " WHERE c.id = ? AND k.revoked_at >= c.approved_at AND k.reason <> 'renewed'",
+            (client_id,),
+        )
+        is not None
+    )
+
+
 def request(
     server: JobServer, tx: Transaction, csr: Request, token: str, facts: str, address: str
 ) -> tuple[int, str]:
@@ -124,6 +141,9 @@ def request(
         id_ = _file(server, tx, csr, token, facts, address, secret)
     else:
         id_ = int(row["id"])
+        if _state_of(tx, row["client_id"]) == "disabled":
+            # No token undoes what an administrator did.
+            raise ScireFault(FaultCode.DISABLED, "client disabled")
         tx.run("UPDATE enrolments SET secret_hash = ? WHERE id = ?", (hash_token(secret), id_))
         if row["state"] == "active" and not _current(tx, row["client_id"]):
             # It missed its renewal: the same machine, which a person should see.
@@ -135,7 +155,7 @@ def request(
             audit(tx, f"enrolment:{id_}", address, "requested again", row["name"])
     state = tx.one("SELECT state, client_id, name FROM enrolments WHERE id = ?", (id_,))
     assert state is not None
-    if token and state["state"] == "requested":
+    if token and state["state"] == "requested" and not _revoked(tx, state["client_id"]):
         entry = _token(tx, token, address, hostname)
         if entry["uses_left"] is not None:
             tx.run("UPDATE tokens SET uses_left = uses_left - 1 WHERE id = ?", (entry["id"],))

@@ -201,6 +201,26 @@ class EnrolmentCase(ServerCase):
         with machine.proxy(self.one) as proxy:
             self.assertEqual(proxy.scire.hello(HELLO)["name"], machine.name)
 
+    def test_no_token_undoes_what_an_administrator_did(self) -> None:
+        """A token is for machines that nobody has turned away."""
+        token = self.root.admin.token_create({"uses": 10})["token"]
+        machine = Machine(self.one.directory / "machines" / "undoing", "undoing.example.org")
+        self.assertEqual(machine.enrol(self.one, token)["state"], "active")
+        shown = self.root.admin.client_get(machine.name)
+        self.root.admin.client_disable(machine.name, "stolen")
+        self.assertEqual(fault_of(machine.enrol, self.one, token), 1002)
+        self.assertEqual(self.root.admin.client_get(machine.name)["state"], "disabled")
+        self.root.admin.client_enable(machine.name)
+        self.root.admin.certificate_revoke(shown["certificates"][0]["digest"], "copied")
+        for _ in range(2):
+            self.assertEqual(machine.enrol(self.one, token)["state"], "requested")
+        (request,) = self.root.admin.enrolment_list({"state": "requested"})["items"]
+        self.assertTrue(request["known_key"])
+        self.root.admin.client_approve(request["request"], machine.name)
+        self.assertEqual(machine.enrol(self.one, token)["state"], "active")
+        with machine.proxy(self.one) as proxy:
+            self.assertEqual(proxy.scire.hello(HELLO)["name"], machine.name)
+
     def test_filing_by_digest(self) -> None:
         """The alias that brings no request: a certificate of the fleet that was made elsewhere."""
         machine = self.one.machine("donor.example.org")
