@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import signal
 import threading
@@ -436,7 +437,9 @@ class DiskTests(ClientCase):
     def test_a_result_waits_for_room(self) -> None:
         unshare = own_mounts()
         if not unshare:
-            self.skipTest("no mounts of our own are allowed here")
+            # No mounts for us here: files that may not grow are the nearest thing.
+            self.test_a_result_waits_until_files_may_grow()
+            return
         client = self.enrolled()
         var, gate = client.directory / "var", client.directory / "gate"
         var.mkdir()
@@ -489,6 +492,27 @@ class DiskTests(ClientCase):
         self.wait_for(later, "succeeded")
         self.assertEqual(self.marks.read_text(), "done\nlater\n")
         self.assertNotIn("Traceback", client.log)
+
+    def test_a_result_waits_until_files_may_grow(self) -> None:
+        """A limit on the size of files, set while it runs."""
+        client = self.enrolled(mode="daemon")
+        gate = client.directory / "gate"
+        client.start()
+        run = self.job(f"while ! test -e {gate}; do sleep 0.1; done; echo done >> {self.marks}")
+        self.wait_for(run, "running")
+        assert client.process is not None
+        before = resource.prlimit(client.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(client.process.pid, resource.RLIMIT_FSIZE, (0, before[1]))
+        gate.touch()
+        wait_until(self.marks.exists, "the script has ended", _PATIENCE)
+        refused = self.job("true", "no room")
+        self.wait_for(refused, "refused")
+        self.assertEqual(self.state(run), "running")
+        resource.prlimit(client.process.pid, resource.RLIMIT_FSIZE, before)
+        self.wait_for(run, "succeeded")
+        later = self.job(f"echo later >> {self.marks}", "later")
+        self.wait_for(later, "succeeded")
+        self.assertEqual(self.marks.read_text(), "done\nlater\n")
 
 
 class RoomTests(ClientCase):
