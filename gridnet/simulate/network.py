@@ -48,6 +48,8 @@ class NetworkTraits:
     backlog: int = option(256, "packets that wait for a host that does not read; more are lost")
     slow_packet: float = option(0.001, "seconds that a slow host needs to read one")
     max_skew: float = option(300.0, "packets of clocks that differ by more are refused")
+    #: Seconds that packets took somewhere: each takes one of them, instead of the above.
+    delays: tuple[float, ...] = ()
 
 
 @define(eq=False)
@@ -364,6 +366,7 @@ class Network:
         tick, ring, by_address = self._tick, self._ring, self._by_address
         random, trace = self._random.random, self._trace_numbers.append
         loss, least, spread = traits.loss, traits.delay, traits.delay_spread
+        delays = traits.delays
         sender = host.number << 40
         host.packets += len(packets)
         for packet in packets:
@@ -374,7 +377,8 @@ class Network:
             if loss and random() < loss:
                 self.lost += 1
                 continue
-            delay = int((least + random() * spread) / TICK_SECONDS + 0.5) or 1
+            seconds = delays[int(random() * len(delays))] if delays else least + random() * spread
+            delay = int(seconds / TICK_SECONDS + 0.5) or 1
             if delay < _RING:
                 ring[(tick + delay) % _RING].append((target, host, packet.messages))
             else:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import selectors
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,71 +18,12 @@ import tomli_w
 import gridnet
 from gridnet.control import ControlError, ask
 from gridnet.lbsmd.gossip.keys import new_key_line, write_private
+from tests.integration.gossip_switch import Switch
 
 ROOT = Path(gridnet.__file__).resolve().parent.parent
+
 #: Seconds after which a condition that does not come true has failed.
 PATIENCE_SECONDS = 120.0
-
-
-class Switch(threading.Thread):
-    """
-    The network: each host is reached through a port of ours, and is seen by the others there.
-
-    :param count: hosts.
-    :param base: our first port; host *n* itself is at ``base + count + n``.
-    :ivar tap: is told of every datagram that is carried.
-    :ivar is_cut: whether nothing goes from the host of the first to that of the second number.
-    """
-
-    def __init__(self, count: int, base: int) -> None:
-        super().__init__(daemon=True)
-        self.tap: Callable[[bytes], object] = lambda datagram: None
-        self.is_cut: Callable[[int, int], bool] = lambda source, target: False
-        self.carried = 0
-        self._count = count
-        self._base = base
-        self._sockets = [self._open(base + number) for number in range(count)]
-        self._ended = False
-
-    def _open(self, port: int) -> socket.socket:
-        opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        opened.bind(("127.0.0.1", port))
-        opened.setblocking(False)
-        return opened
-
-    def run(self) -> None:
-        """Carry datagrams until :meth:`end`."""
-        first = self._base + self._count
-        with selectors.DefaultSelector() as selector:
-            for target, opened in enumerate(self._sockets):
-                selector.register(opened, selectors.EVENT_READ, target)
-            while not self._ended:
-                for key, _ in selector.select(0.2):
-                    self._carry(key.data, first)
-        for opened in self._sockets:
-            opened.close()
-
-    def _carry(self, target: int, first: int) -> None:
-        for _ in range(64):
-            try:
-                datagram, (_, port) = self._sockets[target].recvfrom(65536)
-            except BlockingIOError:
-                return
-            source = port - first
-            if not 0 <= source < self._count or self.is_cut(source, target):
-                continue
-            self.carried += 1
-            self.tap(datagram)
-            try:
-                self._sockets[source].sendto(datagram, ("127.0.0.1", first + target))
-            except BlockingIOError:
-                continue
-
-    def end(self) -> None:
-        """Stop carrying."""
-        self._ended = True
-        self.join()
 
 
 class RealHost:
@@ -167,9 +105,14 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def starved_seconds(pid: int) -> float:
-    """That a process was ready to run so far, and had no processor."""
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+def dropped_datagrams(ports: range) -> int:
+    """That arrived at UDP *ports* of 127.0.0.1, and found no room."""
+    dropped = 0
+    for line in Path("/proc/net/udp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if int(fields[1].partition(":")[2], 16) in ports:
+            dropped += int(fields[-1])
+    return dropped
 
 
 class GossipSite:
@@ -191,10 +134,10 @@ class GossipSite:
         with_switch: bool = True,
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="gridnet-gossip-"))
-        if with_switch:
-            self.switch = Switch(count, base)
         self.first_port = first = base + count if with_switch else base
         write_private(self.directory / "key", new_key_line())
+        if with_switch:
+            self.switch = Switch(count, base, self.directory / "key")
         self.hosts = [
             RealHost(
                 self.directory / str(number),
@@ -219,8 +162,6 @@ class GossipSite:
             )
             for number in range(count)
         ]
-        if with_switch:
-            self.switch.start()
 
     def port_of(self, number: int) -> int:
         """Where the socket of that host itself is, not where the switch has it."""

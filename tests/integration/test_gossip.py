@@ -35,10 +35,10 @@ class RealSiteTests(SynchronousTestCase):
         # Waited for: a busy machine may have a host held for dead, which comes back.
         site.wait(steps.same_tables, "equal tables")
         steps.penalty()
-        steps.part_and_heal()
+        steps.heal()
         site.wait(steps.same_tables, "equal tables")
         steps.dead_service()
-        steps.kill_one()
+        steps.crash()
         site.wait(steps.same_tables, "equal tables")
         running = {host.address for host in site.running()}
         site.wait(lambda: {each[4] for each in site.tables()[0][0]} == running, "its services")

@@ -72,12 +72,12 @@ class FloodTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.site = GossipSite(2, free_block(4))
         self.addCleanup(self.site.end)
-        assert self.site.switch is not None
-        self.heard: list[bytes] = []
-        self.site.switch.tap = self.heard.append
+        switch = self.site.switch
+        assert switch is not None
         self.site.start()
         self.site.wait(lambda: self.site.agree(2), "agreement")
-        self.site.wait(lambda: len(self.heard) >= 12, "datagrams to replay")
+        self.site.wait(lambda: len(switch.heard()) >= 12, "datagrams to replay")
+        self.heard = switch.heard()
 
     def test_the_site_goes_on(self) -> None:
         flooded, other = self.site.hosts
