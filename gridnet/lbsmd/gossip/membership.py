@@ -291,7 +291,7 @@ class Membership:
                     self._probing.probe_for(now, source, message)
                     self._wake_by(self._timers.next)
             elif type(message) is Nack:
-                self._probing.nacked(message)
+                self._probing.nacked(message, sender)
         if ping is not None:
             # Last, so that it is answered with what the same packet told.
             self._answer(source, sender, ping)
@@ -405,9 +405,12 @@ class Membership:
                 self._timers.cancel(trail.suspicion.timer)
             trail.suspicion = None
         self._gone.pop(said.host, None)
-        if standing is _SUSPECT:
+        if standing is _ALIVE:
+            self._health.heard(said.host)
+        elif standing is _SUSPECT:
             self._suspect(trail, said, Evidence(said.accuser, now, told_by, found))
-        elif standing is not _ALIVE:
+        else:
+            self._health.excuse(said.host)
             last = Evidence(said.accuser, now, told_by, found, standing)
             trail.evidence = (*trail.evidence[-7:], last)
             self._gone[said.host] = now

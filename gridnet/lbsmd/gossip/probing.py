@@ -54,15 +54,15 @@ class Probing:
 
     __slots__ = (
         "_ask_at",
+        "_asked",
         "_health",
-        "_nacks",
-        "_nacks_wanted",
         "_number",
         "_order",
         "_own",
         "_prober",
         "_proxied",
         "_roster",
+        "_silent",
         "_target",
         "_timers",
         "_times",
@@ -96,8 +96,8 @@ class Probing:
         self._target = ""
         self._tries = 0
         self._ask_at = inf
-        self._nacks_wanted = 0
-        self._nacks = 0
+        self._asked = 0  # others, to probe it too
+        self._silent: tuple[str, ...] = ()  # those of them that have not answered
         self._proxied: dict[int, tuple[Address, int]] = {}  # who asked, and its number
 
     def begin(self, now: float, is_idle: bool) -> None:
@@ -112,7 +112,7 @@ class Probing:
             return
         self._target = state.name
         self._own = number = self._new_number()
-        self._nacks = self._nacks_wanted = 0
+        self._asked, self._silent = 0, ()
         self._tries = 1
         self._ask_at = now + times.probe_timeout * stretch
         self.retry_at = now + times.probe_retry * stretch if times.lifeguard else self._ask_at
@@ -133,7 +133,8 @@ class Probing:
         if now >= self._ask_at:
             self._ask_at = inf
             others = self._prober.some(self._times.indirect_probes, state.name)
-            self._nacks_wanted = len(others)
+            self._asked = len(others)
+            self._silent = tuple(other.name for other in others)
             for other in others:
                 self._prober.send(other.address, IndirectPing(number, state.name, state.address))
         if self._times.lifeguard:
@@ -149,10 +150,11 @@ class Probing:
     def _fail(self, now: float) -> None:
         self.give_up()
         if self._times.lifeguard:
-            self._health.feel(self._nacks_wanted - self._nacks if self._nacks_wanted else 1)
+            for name in self._silent if self._asked else (self._target,):
+                self._health.miss(name)
         state = self._roster.get(self._target)
         if state is not None and state.is_up:
-            found = f"no answer, neither direct nor by {self._nacks_wanted} others"
+            found = f"no answer, neither direct nor by {self._asked} others"
             self._prober.accuse(now, state, found)
 
     def acked(self, ack: Ack) -> bool:
@@ -170,10 +172,10 @@ class Probing:
             self._prober.send(asked_by[0], Ack(asked_by[1]))
         return False
 
-    def nacked(self, nack: Nack) -> None:
-        """Somebody whom we asked got no answer either, yet."""
+    def nacked(self, nack: Nack, sender: str) -> None:
+        """*sender*, whom we asked, got no answer either, yet."""
         if nack.number == self._own:
-            self._nacks += 1
+            self._silent = tuple(name for name in self._silent if name != sender)
 
     def probe_for(self, now: float, source: Address, asked: IndirectPing) -> None:
         """Probe a host for another one, which is at *source*."""

@@ -8,6 +8,7 @@ from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.lbsmd.gossip.identity import TRUSTING
+from gridnet.lbsmd.gossip.local_health import LocalHealth
 from gridnet.lbsmd.gossip.membership import GossipTimes, Membership
 from gridnet.lbsmd.gossip.messages import Ack, Belief, Entry, IndirectPing, Nack, Ping, Standing
 from gridnet.lbsmd.gossip.records import OwnRecords
@@ -93,6 +94,14 @@ class SiteTests(SynchronousTestCase):
         network.run_until(180.0)
         for name in network.hosts:
             self.assertEqual(standings(network, name), {Standing.ALIVE})
+
+    def test_the_silence_of_those_who_are_cut_off_is_held_against_nobody_else(self) -> None:
+        network = site(8)
+        for name in ("h0", "h1", "h2", "h3"):
+            network.hosts[name].group = 1
+        network.run_until(60.0)
+        self.assertEqual({host.membership.up for host in network.hosts.values()}, {4})
+        self.assertEqual({host.membership.health for host in network.hosts.values()}, {0})
 
     def test_changes_reach_all_despite_loss(self) -> None:
         network = site(10, loss=0.2)
@@ -203,6 +212,38 @@ class RuleTests(SynchronousTestCase):
         self.core.tick(8.0)
         self.assertEqual(self.core.hosts["peer"].standing, Standing.DEAD)
         self.assertEqual(self.core.health, 0)
+
+    def test_who_hears_no_nack_of_a_host_trusts_itself_less_until_that_host_is_gone(self) -> None:
+        health = LocalHealth(8)
+        for host in ("a", "b", "b", "c"):
+            health.miss(host)
+        self.assertEqual(health.score, 4)
+        health.excuse("b")
+        health.heard("c")
+        health.excuse("c")
+        self.assertEqual(health.score, 2)
+
+    def test_what_others_answered_since_is_not_counted_twice(self) -> None:
+        health = LocalHealth(8)
+        health.miss("a")
+        health.feel(-1)
+        health.feel(1)
+        health.excuse("a")
+        self.assertEqual(health.score, 1)
+
+    def test_a_nack_counts_for_the_host_that_sent_it(self) -> None:
+        for name in ("a", "b", "c"):
+            self.hear(Belief(name, HERE, 1, Standing.ALIVE, name))
+        asked: list[int] = []
+        while not asked:
+            self.core.tick(self.core.due)
+            said = [m for packet in self.core.take_outgoing() for m in packet.messages]
+            asked = [m.number for m in said if isinstance(m, IndirectPing)]
+        for _ in range(3):
+            self.core.receive(self.core.due, HERE, "stranger", [Nack(asked[0])])
+        while not self.core.health:
+            self.core.tick(self.core.due)
+        self.assertEqual(self.core.health, 3)
 
     def test_load_gives_way_to_services_and_packets_are_bounded(self) -> None:
         rumours = Rumours(100, 4, 8)
