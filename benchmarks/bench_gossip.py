@@ -39,6 +39,8 @@ from tests.integration.gossip_site import (
 from tests.ports import free_block
 
 NAME = "gossip"
+#: After agreement: what a start leaves behind is done by then.
+_SETTLE_SECONDS = 10.0
 _IDLE_SECONDS = 20.0
 _FIND_SECONDS = 60.0
 _WINDOW = 64
@@ -127,6 +129,7 @@ def _detections(
 
 def _idle(pids: Sequence[int]) -> tuple[float, float, float]:
     """Megabytes resident, those that are its own, and milliseconds a second, on average of each."""
+    time.sleep(_SETTLE_SECONDS)
     before = sum(map(processor_seconds, pids))
     time.sleep(_IDLE_SECONDS)
     used = sum(map(processor_seconds, pids)) - before
