@@ -23,7 +23,14 @@ from typing import Any
 from attrs import asdict, evolve, frozen
 
 from gridnet.control import ControlError
-from tests.integration.gossip_prediction import CHANGES, CRASH, HEALING, Circumstances, predict
+from tests.integration.gossip_prediction import (
+    CHANGES,
+    CRASH,
+    HEALING,
+    JOIN,
+    Circumstances,
+    predict,
+)
 from tests.integration.gossip_site import GossipSite, RealHost, dropped_datagrams
 
 #: Part by which a time may be outside what was predicted.
@@ -74,14 +81,21 @@ def judge(
 
     :param measured: step -> its times.
     :param predicted: step -> its times in each of several simulated sites.
+    :raises ValueError: a step was not measured, or another number of times than it was simulated.
     """
+    missing = [what for what in (*predicted, *LIMITS) if not measured.get(what)]
+    if missing:
+        raise ValueError(f"not measured: {', '.join(missing)}")
     findings = []
-    for what, seconds in measured.items():
-        if what in LIMITS:
-            findings.append(Finding(what, "longest", max(seconds), 0.0, LIMITS[what]))
-            continue
-        spreads = [_spread(site) for site in predicted[what]]
-        for figure, value in _spread(seconds).items():
+    for what, most in LIMITS.items():
+        findings.append(Finding(what, "longest", max(measured[what]), 0.0, most))
+    for what, sites in predicted.items():
+        times = len(measured[what])
+        for site in sites:
+            if len(site) != times:
+                raise ValueError(f"{what}: measured {times} times, simulated {len(site)} times")
+        spreads = [_spread(site) for site in sites]
+        for figure, value in _spread(measured[what]).items():
             of_sites = sorted(spread[figure] for spread in spreads)
             shortest, longest = of_sites[0], of_sites[-1]
             findings.append(
@@ -115,24 +129,26 @@ class Acceptance:
         self.rounds = -(-changes // (self.at_once * services))
         self.version = 1
         self.healed_at = self.killed_at = 0.0
+        self.starts: tuple[float, ...] = ()
         self._reloads: list[float] = []
 
     def join(self) -> float:
-        """All start, and know all."""
+        """All start, and know all; from when the last one is there."""
         for host in self.site.hosts:
             host.servrc.write_text(_definitions(host, self.services, self.version))
-        began = time.monotonic()
         self.site.start()
-        started = time.monotonic()
-        self.site.wait(lambda: self.site.agree(self.count), "agreement of all", 0.2)
-        _say(f"started in {started - began:.1f} s")
-        return time.monotonic() - started
+        self.site.wait(lambda: self.site.agree(self.count), "agreement of all", 0.02)
+        agreed = time.time()
+        began = [host.control.stat().st_ctime for host in self.site.hosts]
+        self.starts = tuple(max(began) - each for each in began)
+        _say(f"started in {max(self.starts):.1f} s")
+        return agreed - max(began)
 
     def change(self) -> tuple[Sequence[float], Circumstances]:
         """Services change at several hosts at once, again and again, each time at others."""
         switch = self.site.switch
         assert switch is not None
-        switch.delays()
+        start_delays = switch.delays().both()
         before, began = self._told(), time.monotonic()
         self._reloads.clear()
         seconds = []
@@ -150,6 +166,8 @@ class Acceptance:
             load_seconds=self.count * (time.monotonic() - began) / max(1, loads),
             between_rounds=sum(self._reloads) / len(self._reloads),
             before_crash=0.0,
+            starts=self.starts,
+            start_delays=start_delays,
         )
 
     def _told(self) -> int:
@@ -266,8 +284,7 @@ def _say(text: str) -> None:
 
 def measure(steps: Acceptance, base: int) -> dict[str, Any]:
     """Go through all of it: what it took, and under which circumstances."""
-    seconds: dict[str, Sequence[float]] = {}
-    joined = steps.join()
+    seconds: dict[str, Sequence[float]] = {JOIN: (steps.join(),)}
     seconds[CHANGES], circumstances = steps.change()
     seconds["a penalty"] = (steps.penalty(),)
     seconds[HEALING] = (steps.heal(),)
@@ -275,7 +292,6 @@ def measure(steps: Acceptance, base: int) -> dict[str, Any]:
     seconds[CRASH] = (steps.crash(),)
     circumstances = evolve(circumstances, before_crash=steps.killed_at - steps.healed_at)
     return {
-        "joined": joined,
         "seconds": seconds,
         "circumstances": asdict(circumstances),
         "dropped": dropped_datagrams(range(base, base + 2 * steps.count)),
@@ -283,18 +299,34 @@ def measure(steps: Acceptance, base: int) -> dict[str, Any]:
     }
 
 
+def _shown(delays: Sequence[float]) -> Mapping[str, float]:
+    ordered = sorted(delays)
+    return {
+        "mean": sum(ordered) / len(ordered),
+        **{f"{part} %": ordered[len(ordered) * part // 100] for part in (50, 90, 99)},
+        "longest": ordered[-1],
+    }
+
+
 def report(measured: Mapping[str, Any]) -> int:
-    """Compare with the simulator, and say it; status 0: everything is as it should be."""
-    told = {**measured["circumstances"], "delays": tuple(measured["circumstances"]["delays"])}
-    circumstances = Circumstances(**told)
-    delays = sorted(circumstances.delays)
+    """
+    Compare with the simulator, and say it; status 0: everything is as it should be.
+
+    :raises ValueError: something is missing in what was measured.
+    """
+    told = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in measured["circumstances"].items()
+    }
+    try:
+        circumstances = Circumstances(**told)
+    except TypeError as error:
+        raise ValueError(f"circumstances: {error}") from error
     shown = {
         **told,
-        "delays": {
-            "mean": sum(delays) / len(delays),
-            **{f"{part:g} %": delays[int(len(delays) * part / 100)] for part in (50, 90, 99)},
-            "longest": delays[-1],
-        },
+        "delays": _shown(circumstances.delays),
+        "start_delays": _shown(circumstances.start_delays),
+        "starts": max(circumstances.starts),
     }
     print(json.dumps({"what": "circumstances", **shown, "dropped": measured["dropped"]}))
     findings = judge(measured["seconds"], predict(circumstances))
@@ -320,7 +352,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--judge", type=Path, metavar="FILE", help="compare what is there")
     options = parser.parse_args(arguments)
     if options.judge is not None:
-        return report(json.loads(options.judge.read_text()))
+        try:
+            return report(json.loads(options.judge.read_text()))
+        except ValueError as error:
+            parser.error(f"{options.judge}: {error}")
     site = GossipSite(options.hosts, options.base)
     try:
         steps = Acceptance(site, options.services, options.changes, options.at_once)

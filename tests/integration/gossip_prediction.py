@@ -15,7 +15,9 @@ from gridnet.lbsmd.gossip.settings import GossipTimes
 from gridnet.simulate.network import Network, NetworkTraits
 
 #: The steps that are predicted.
-CHANGES, HEALING, CRASH = "changes", "a partition heals", "kill -9 of a host"
+JOIN, CHANGES, HEALING, CRASH = "join", "changes", "a partition heals", "kill -9 of a host"
+#: Seconds between two attempts to join by a seed that has not answered.
+_JOIN_AGAIN = 0.75
 #: Sites that change as often as the real one.
 _SITES_OF_CHANGES = 6
 #: Sites that part, heal and lose a host, after a few changes: a real one does so once, and what is
@@ -37,20 +39,50 @@ class Circumstances:
     load_seconds: float  #: between two changes of a host's load
     between_rounds: float  #: from the agreement on one round until the changes of the next
     before_crash: float  #: from the agreement of the halves until the kill
+    starts: tuple[float, ...]  #: when each host began, before the last one did
+    start_delays: tuple[float, ...]  #: that packets took while hosts began and joined
 
 
 class Prediction:
-    """One site in the simulator, chosen by *seed*."""
+    """One site in the simulator, chosen by *seed*; nobody is there yet."""
 
-    def __init__(self, circumstances: Circumstances, seed: int) -> None:
+    def __init__(self, circumstances: Circumstances, delays: Sequence[float], seed: int) -> None:
         self.names = [f"127.0.0.{number + 1}" for number in range(circumstances.hosts)]
         self.circumstances = circumstances
-        self.network = Network(seed, NetworkTraits(delays=circumstances.delays), GossipTimes())
+        self.network = Network(seed, NetworkTraits(delays=tuple(delays)), GossipTimes())
         self.random = Random(seed)
         self.version = self.loads = 0
         self.changed: set[str] = set()
+
+    def settle(self) -> None:
+        """All hosts are there, and know all."""
         self.network.add_acquainted(self.names, self._entries)
         self.pass_time(5.0)
+
+    def join(self) -> float:
+        """Hosts begin one after the other, the first is their seed: from the last one's begin."""
+        starts = self.circumstances.starts
+        for name, before in zip(self.names, starts, strict=True):
+            self.network.at(max(starts) - before, partial(self._begin, name))
+        self.until(lambda: len(self.network.hosts) == len(self.names))
+        began = max(starts)
+        self.until(lambda: self._counts() == {len(self.names)} and self.agree(self.names))
+        return self.network.now - began
+
+    def _begin(self, name: str) -> None:
+        host = self.network.add(name)
+        for key, value in self._entries(name):
+            host.membership.publish(key, value)
+        self.changed.add(name)
+        self._ask_seed(name)
+
+    def _ask_seed(self, name: str) -> None:
+        seed, host = self.network.hosts.get(self.names[0]), self.network.hosts[name]
+        if host is not seed and host.membership.up == 1:
+            if seed is not None:
+                host.membership.join([seed.address])
+            self.network.at(self.network.now + _JOIN_AGAIN, partial(self._ask_seed, name))
+        self.network.acted(host)
 
     def _entries(self, name: str) -> Iterable[tuple[str, bytes]]:
         for number in range(self.circumstances.services):
@@ -144,11 +176,13 @@ class Prediction:
 
 def _steps(circumstances: Circumstances, rounds: int, seed: int) -> Mapping[str, Sequence[float]]:
     """What one site takes for each step of the script."""
-    site = Prediction(circumstances, seed)
+    joined = Prediction(circumstances, circumstances.start_delays, seed).join()
+    site = Prediction(circumstances, circumstances.delays, seed)
+    site.settle()
     changes = [site.burst() for _ in range(rounds)]
     healing = site.heal()
     site.pass_time(circumstances.before_crash)
-    return {CHANGES: changes, HEALING: (healing,), CRASH: (site.crash(),)}
+    return {JOIN: (joined,), CHANGES: changes, HEALING: (healing,), CRASH: (site.crash(),)}
 
 
 def predict(circumstances: Circumstances) -> Mapping[str, Sequence[Sequence[float]]]:
@@ -160,6 +194,7 @@ def predict(circumstances: Circumstances) -> Mapping[str, Sequence[Sequence[floa
         first = _SITES_OF_CHANGES + 1
         sites = many + list(pool.map(short, range(first, first + _SITES)))
     return {
+        JOIN: [site[JOIN] for site in sites],
         CHANGES: [site[CHANGES] for site in many],
         HEALING: [site[HEALING] for site in sites],
         CRASH: [site[CRASH] for site in sites],

@@ -41,6 +41,8 @@ _PROBED_SHARE = 64
 #: After which a probe counts as lost, in seconds.
 _PROBE_SECONDS = 10.0
 _KEPT_DATAGRAMS = 32
+#: How long the system may take to say when something arrives.
+_TIMESTAMPS_SECONDS = 30.0
 _MAX_FIGURES = 1_000_000
 #: ``SO_TIMESTAMPNS`` of Linux, which Python does not name; its message has the same number.
 _TIMESTAMP = 35
@@ -55,7 +57,15 @@ class Delays:
     daemon: Sequence[float]  #: from there until the daemon's answer
 
     def both(self, count: int = 2000) -> tuple[float, ...]:
-        """What so many packets take on their whole way."""
+        """
+        What so many packets take on their whole way, in order of length.
+
+        :raises ValueError: either was not measured.
+        """
+        if not self.switch:
+            raise ValueError("no delays: no packet was carried")
+        if not self.daemon:
+            raise ValueError("no delays: no daemon has answered a probe")
         random = Random(1)
         return tuple(
             sorted(random.choice(self.switch) + random.choice(self.daemon) for _ in range(count))
@@ -75,6 +85,7 @@ class Carrier:
         self._first = base + count
         self._sockets = [_open(base + number) for number in range(count)]
         self._probes = _open(0)
+        _await_timestamps(self._probes)
         self._seal = Seal(_PROBER, read_keys(key_file), os.urandom(8))
         self._random = Random(1)
         self._half = 0
@@ -166,6 +177,23 @@ def _open(port: int) -> socket.socket:
     return opened
 
 
+def _await_timestamps(opened: socket.socket) -> None:
+    """
+    Until the system says when something arrived at *opened*.
+
+    It begins with that a while after it was asked to; until then it says when something was read.
+    """
+    deadline = time.monotonic() + _TIMESTAMPS_SECONDS
+    while time.monotonic() < deadline:
+        opened.sendto(b"", opened.getsockname())
+        sent = time.time()
+        received = _receive(opened)
+        if received is not None and received[2] <= sent:
+            return
+        time.sleep(0.001)
+    raise RuntimeError("the system does not say when datagrams arrive")
+
+
 def _receive(opened: socket.socket) -> tuple[bytes, int, float] | None:
     """A datagram, the port it came from, and when it arrived in seconds since the epoch."""
     try:
@@ -180,7 +208,7 @@ class Switch:
     """The process."""
 
     def __init__(self, count: int, base: int, key_file: Path) -> None:
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "tests.integration.gossip_switch"),
                 *(str(count), str(base), str(key_file)),
@@ -208,7 +236,7 @@ class Switch:
         return [bytes.fromhex(each) for each in self._ask("heard")]
 
     def _ask(self, command: object) -> Any:
-        ours, theirs = self._process.stdin, self._process.stdout
+        ours, theirs = self.process.stdin, self.process.stdout
         assert ours is not None and theirs is not None
         ours.write(json.dumps(command) + "\n")
         ours.flush()
@@ -219,8 +247,11 @@ class Switch:
 
     def end(self) -> None:
         """Stop carrying."""
-        self._process.kill()
-        self._process.communicate()
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
 
 
 if __name__ == "__main__":
