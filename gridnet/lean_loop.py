@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -45,6 +46,7 @@ class Loop:
         self._later: list[Callable[[], None]] = []
         self._calls: deque[Callable[[], None]] = deque()
         self._has_rung = True  # nothing to ring yet
+        self._ringing = threading.Lock()  # the bell is not closed meanwhile
 
     def open(self) -> None:
         """Get what it needs of the system; it may turn from now on."""
@@ -83,9 +85,13 @@ class Loop:
         Functions are called in their order.
         """
         self._calls.append(function)
-        if not self._has_rung:
-            self._has_rung = True
-            os.eventfd_write(self._bell, 1)
+        if self._has_rung:
+            return
+        with self._ringing:
+            # Once closed it counts as rung for good: its number may be another file's by then.
+            if not self._has_rung:
+                self._has_rung = True
+                os.eventfd_write(self._bell, 1)
 
     # -- turning
 
@@ -130,10 +136,11 @@ class Loop:
 
     def close(self) -> None:
         """Give the descriptors back; it turns no more, and takes no more calls."""
-        self.is_closed = self._has_rung = True
+        with self._ringing:
+            self.is_closed = self._has_rung = True
+            os.close(self._bell)
         self._handlers.clear()
         self._poll.close()
-        os.close(self._bell)
 
 
 class LoopUnixPort(LeanUnixPort):

@@ -47,6 +47,27 @@ class LoopTests(SynchronousTestCase):
         self.loop.turn(WAIT_SECONDS)
         self.assertEqual(self.told, [1, 2, 3, 4])
 
+    def test_a_call_does_not_ring_a_bell_that_is_closed(self) -> None:
+        """Closed by its own thread just then: the number may be that of another file by now."""
+        self.loop.open()
+        turned = threading.Event()
+        closing = threading.Thread(target=lambda: (turned.set(), self.loop.close()))
+        write = os.eventfd_write
+
+        def write_while_it_closes(descriptor: int, value: int) -> None:
+            closing.start()
+            turned.wait(WAIT_SECONDS)
+            closing.join(0.05)  # more than it takes where nothing keeps it from closing
+            write(descriptor, value)  # OSError: it is closed
+
+        self.loop.turn(WAIT_SECONDS)
+        self.patch(os, "eventfd_write", write_while_it_closes)
+        self.loop.call(self.note(1))
+        closing.join(WAIT_SECONDS)
+        self.assertTrue(self.loop.is_closed)
+        self.loop.call(self.note(2))
+        self.assertEqual(self.told, [])
+
     def test_a_call_wakes_it(self) -> None:
         """It does not sleep on while somebody wants something, time after time."""
         self.open()
