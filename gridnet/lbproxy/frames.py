@@ -13,11 +13,14 @@ from enum import IntEnum
 from attrs import define, field, frozen
 
 from gridnet.errors import RemoteProtocolError
+from gridnet.lbproxy.short_cache import cached_if_short
 
 HEADER_OCTETS = 17
 MAGIC = b"michal"
 #: "6 michal" with its line end, as every message of the released clients begins.
 _MAGIC_STRING = b"6 michal\n"
+#: Of the length of a message that is not uncommonly long.
+_USUAL_DIGITS = 7
 _LENGTH = re.compile(rb" *[0-9]+")
 _COUNT = re.compile(rb"([0-9]{1,12}) ")
 _REPLY = re.compile(rb"([0-9]{1,9})\n([0-9]{1,9})\n")
@@ -129,8 +132,15 @@ def event_line(body: bytes) -> bytes:
 
     :raises BodyError: no such strings.
     """
+    start = len(_MAGIC_STRING)
     if body.startswith(_MAGIC_STRING):
-        return _take_counted(body, len(_MAGIC_STRING))[0]
+        blank = body.find(b" ", start, start + _USUAL_DIGITS + 1)
+        count = body[start:blank]
+        if blank > 0 and count.isdigit():
+            end = blank + 1 + int(count)
+            if body[end : end + 1] == b"\n":
+                return body[blank + 1 : end]
+        return _take_counted(body, start)[0]
     first, end = _take_counted(body, 0)
     if first == MAGIC:
         return _take_counted(body, end)[0]
@@ -150,6 +160,21 @@ def decode_reply(body: bytes) -> Reply:
         raise BodyError("not a reply")
     text, _ = _take_counted(body, match.end())
     return Reply(int(match[1]), int(match[2]), text.decode("latin-1"))
+
+
+@cached_if_short(1024)
+def _length(header: bytes) -> int:
+    """
+    The length that the octets of a header say.
+
+    :raises FrameError: it is none.
+    """
+    if _LENGTH.fullmatch(header, 0, HEADER_OCTETS - 1) is None:
+        raise FrameError("malformed length")
+    length = int(header[: HEADER_OCTETS - 1])
+    if header[HEADER_OCTETS - 1] != 0x0A or length == 0:
+        raise FrameError("malformed header")
+    return length
 
 
 @define(slots=True)
@@ -185,8 +210,10 @@ class FrameReader:
             if not self._buffer and self._wanted is None:
                 # The usual case: one whole message in one read.
                 size = len(data)
-                if size > HEADER_OCTETS and self._length(data) == size - HEADER_OCTETS:
-                    return [data[HEADER_OCTETS:]]
+                if size > HEADER_OCTETS:
+                    length = _length(data[:HEADER_OCTETS])
+                    if length == size - HEADER_OCTETS and length <= self.max_octets:
+                        return [data[HEADER_OCTETS:]]
             self._buffer += data
         except FrameError as error:
             self.fault = error
@@ -202,7 +229,7 @@ class FrameReader:
                 if len(buffer) - start < HEADER_OCTETS:
                     break
                 try:
-                    self._wanted = self._length(buffer[start : start + HEADER_OCTETS])
+                    self._wanted = self._length(bytes(buffer[start : start + HEADER_OCTETS]))
                 except FrameError as error:
                     self.fault = error
                     start = len(buffer)
@@ -216,12 +243,8 @@ class FrameReader:
         del buffer[:start]
         return bodies
 
-    def _length(self, header: bytes | bytearray) -> int:
-        if _LENGTH.fullmatch(header, 0, HEADER_OCTETS - 1) is None:
-            raise FrameError("malformed length")
-        length = int(header[: HEADER_OCTETS - 1])
-        if header[HEADER_OCTETS - 1] != 0x0A or length == 0:
-            raise FrameError("malformed header")
+    def _length(self, header: bytes) -> int:
+        length = _length(header)
         if length > self.max_octets:
             raise FrameError(f"a message of {length} octets; {self.max_octets} are the limit")
         return length

@@ -81,6 +81,9 @@ class _Step:
         self.locate(source_name(self.event.source))
 
 
+#: Fields that say whether a job is suspended, and why.
+_SUSPENSION = frozenset({"suspended", "suspend_reason"})
+
 _Handler = Callable[[_Step], None]
 
 
@@ -152,7 +155,7 @@ def _close(step: _Step) -> None:
         job.last_code = seqcode.with_component(event.seqcode, LOG_MONITOR, 0)
     elif not step.keeps_code:
         job.last_code = event.seqcode
-    if job.state != states.RUNNING:
+    if job.state != states.RUNNING and not _SUSPENSION.isdisjoint(job.values):
         job.set("suspended", 0)
         job.set("suspend_reason", "")
     if step.branch is Branch.GOOD:

@@ -40,6 +40,9 @@ class ManyRows:
         :raises sqlite3.Error: not all of them were written.
         """
         done, left = 0, len(rows)
+        if left == 1:
+            connection.execute(self._texts[1], rows[0])
+            return
         for size in _SIZES:
             text = self._texts[size]
             while left >= size:
