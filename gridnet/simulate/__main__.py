@@ -13,10 +13,21 @@ from typing import Any
 from attrs import Attribute, asdict, evolve, fields
 
 from gridnet.lbsmd.gossip.settings import GossipTimes
+from gridnet.simulate import huge_pages
 from gridnet.simulate.measure import Outcome
 from gridnet.simulate.network import NetworkTraits
 from gridnet.simulate.report import write_report
 from gridnet.simulate.scenario import Scenario, run
+
+#: From so many hosts on huge pages are worth a second start; smaller sites gain nothing.
+LARGE_SITE = 2000
+
+
+def start() -> None:
+    """The command: :func:`main`, for a large site in huge pages."""
+    if _parser().parse_args().hosts >= LARGE_SITE:
+        huge_pages.start_anew()
+    main()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -87,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m gridnet.simulate",
         description=__doc__,
+        epilog=f"With {LARGE_SITE} hosts or more it starts itself anew with its memory in huge "
+        f"pages, where Linux has them to give; not with {huge_pages.CHOICE}=no in the environment.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     groups = (
@@ -113,4 +126,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    start()

@@ -22,6 +22,7 @@ from statistics import mean
 from attrs import evolve, field, frozen
 
 from gridnet.lbsmd.gossip.settings import GossipTimes
+from gridnet.simulate import huge_pages
 from gridnet.simulate.measure import Outcome
 from gridnet.simulate.network import NetworkTraits
 from gridnet.simulate.scenario import Scenario, run
@@ -223,6 +224,12 @@ def measure(item: str, scale: float) -> Finding:
     return ITEMS[item](scale)
 
 
+def start() -> int:
+    """The command: :func:`main`, in huge pages."""
+    huge_pages.start_anew()
+    return main()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run them; status 0: all hold."""
     parser = argparse.ArgumentParser(
@@ -245,4 +252,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start())
