@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.threads import deferToThreadPool
@@ -132,20 +133,30 @@ def get_jobs(
 @method("scire.next_job", "struct", "string", lane=Lane.FREE)
 async def next_job(server: JobServer, call: Call, receipt: str) -> dict[str, Any]:
     """Acknowledge a receipt ("" for none), and hand out the next run that waits."""
-    if not receipt and not await server.database.read(InSteps(lambda tx: _look(tx, call))):
+    if not receipt and not await server.database.read(InSteps(partial(_look, server, call))):
         return server.idle_answer()
 
     def steps(tx: Transaction) -> Steps[runs.Delivery | None]:
         reads = _caller_reads(call)
-        yield [*reads, (runs.DELIVERED, (receipt,))] if receipt else reads
-        client = _client(call.listener.authenticate(tx, call))
-        if receipt:
-            yield from runs.acknowledge(tx, client, receipt, server.jobs, read=False)
+        # Who it was the last time: then all that is read can travel together.
+        expected = server.known_clients.get(call.digest, 0)
+        yield [*reads, *runs.next_reads(expected, receipt, tx.now)]
+        client = _authenticated(server, tx, call)
+        handing = server.dispatch.acknowledge_and_next(
+            tx, client, server.identity, receipt, read=expected == client.id
+        )
+        delivery = yield from handing
         note_use(tx, client)
-        delivery = yield from server.dispatch.next_run(tx, client, server.identity)
         return delivery
 
     return await _deliver(server, await server.database.write(InSteps(steps)))
+
+
+def _authenticated(server: JobServer, tx: Transaction, call: Call) -> Client:
+    """The client that calls."""
+    client = _client(call.listener.authenticate(tx, call))
+    server.remember(call.digest, client.id)
+    return client
 
 
 def _caller_reads(call: Call) -> list[tuple[str, Parameters]]:
@@ -153,11 +164,14 @@ def _caller_reads(call: Call) -> list[tuple[str, Parameters]]:
     return [(CERTIFICATE, (call.digest,))] if call.digest else []
 
 
-def _look(tx: Transaction, call: Call) -> Steps[bool]:
+def _look(server: JobServer, call: Call, tx: Transaction) -> Steps[bool]:
     """Whether a poll has to write anything."""
-    yield _caller_reads(call)
-    client = _client(call.listener.authenticate(tx, call))
-    yield [(runs.ANYTHING, (client.id, tx.now))]
+    expected = server.known_clients.get(call.digest, 0)
+    reads = _caller_reads(call)
+    yield [*reads, (runs.ANYTHING, (expected, tx.now))] if expected else reads
+    client = _authenticated(server, tx, call)
+    if expected != client.id:
+        yield [(runs.ANYTHING, (client.id, tx.now))]
     return runs.anything(tx, client.id) or wants_note(client, tx.now)
 
 
@@ -255,7 +269,7 @@ async def job_status(server: JobServer, call: Call, file: bytes) -> dict[str, An
 
     def steps(tx: Transaction) -> Steps[dict[str, Any] | Kept]:
         yield [*_caller_reads(call), (reports.REPORTED, (status.seq, status.run))]
-        client = _client(call.listener.authenticate(tx, call))
+        client = _authenticated(server, tx, call)
         recording = reports.record_report(tx, client, status, file, server.jobs, read=False)
         answer = yield from recording
         return answer

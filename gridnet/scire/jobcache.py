@@ -6,10 +6,11 @@ import json
 from collections import OrderedDict
 from threading import Lock
 
-from attrs import frozen
+from attrs import field, frozen
 
 from gridnet.scire.definition import JobDefinition, parse_definition
 from gridnet.scire.faults import FaultCode, ScireFault
+from gridnet.scire.jobfile import FileToFetch, JobFile, PackageWish, Template, template_of
 from gridnet.scire.store.database import Steps, Transaction, alone
 from gridnet.scire.store.sets import INT, TEXT, in_sets
 
@@ -17,9 +18,13 @@ from gridnet.scire.store.sets import INT, TEXT, in_sets
 _MAX_JOBS = 256
 
 
-@frozen
+@frozen(eq=False)
 class Job:
-    """A job, read."""
+    """
+    A job, read.
+
+    :ivar template: of the files of its runs.
+    """
 
     id: int
     version: int
@@ -29,6 +34,44 @@ class Job:
     created_at: float
     watched: bool  #: other runs wait for its runs' ends
     script: bytes
+    template: Template = field(init=False)
+
+    @template.default
+    def _written(self) -> Template:
+        definition, execute = self.definition, self.definition.execute
+        return template_of(
+            JobFile(
+                run=0,
+                job=self.id,
+                attempt=0,
+                client=0,
+                client_name="",
+                name=definition.name,
+                description=definition.description,
+                ordered_by=self.user_name,
+                ordered_at=self.created_at,
+                issued=0.0,
+                requires=definition.capabilities,
+                run_seconds=definition.limits.run_seconds,
+                kill_seconds=definition.limits.kill_seconds,
+                output_bytes=definition.limits.output_bytes,
+                kind=execute.kind,
+                user=execute.user,
+                directory=execute.directory,
+                umask=execute.umask,
+                interpreter=execute.interpreter,
+                variables=tuple(sorted(execute.variables.items())),
+                arguments=execute.arguments,
+                script=self.script,
+                packages=tuple(PackageWish(p.name, p.version, p.action) for p in execute.packages),
+                files=tuple(
+                    FileToFetch(a.name, a.digest, a.size, a.mode) for a in definition.attachments
+                ),
+                success=execute.success,
+                interrupt=definition.on_interrupt,
+                keep=definition.keep_output,
+            )
+        )
 
 
 class JobCache:

@@ -180,32 +180,15 @@ def _script(script: bytes) -> str:
     return f'<script encoding="base64" digest="{digest}">{encoded}</script>'
 
 
-def _lines(job: JobFile) -> Iterator[str]:
-    retry = f' retry="{job.retry}"' if job.retry else ""
-    yield '<?xml version="1.0" encoding="UTF-8"?>'
-    yield (
-        f'<scire-job version="{VERSION}" run="{job.run}" job="{job.job}"'
-        f' attempt="{job.attempt}"{retry}>'
-    )
+def _order_lines(job: JobFile) -> Iterator[str]:
     yield f"  <name>{escape(job.name)}</name>"
     if job.description:
         yield f"  <description>{escape(job.description)}</description>"
     ordered = format_rfc3339(job.ordered_at)
     yield f'  <order user="{_attribute(job.ordered_by)}" created="{ordered}"/>'
-    yield f'  <client id="{job.client}" name="{_attribute(job.client_name)}"/>'
-    yield f"  <issued>{format_rfc3339(job.issued)}</issued>"
-    yield f"  <priority>{job.priority}</priority>"
-    window = "".join(
-        f' {name}="{format_rfc3339(value)}"'
-        for name, value in (
-            ("not-before", job.not_before),
-            ("not-after", job.not_after),
-            ("occurrence", job.occurrence),
-        )
-        if value is not None
-    )
-    if window:
-        yield f"  <window{window}/>"
+
+
+def _work_lines(job: JobFile) -> Iterator[str]:
     for capability in job.requires:
         yield f'  <requires capability="{_attribute(capability)}"/>'
     yield (
@@ -242,9 +225,69 @@ def _lines(job: JobFile) -> Iterator[str]:
     yield "</scire-job>"
 
 
+@frozen
+class Template:
+    """What is alike in the files of all deliveries of one job: written once."""
+
+    order: str  #: name, description, order
+    work: str  #: from what is required to the end
+
+    def fill(
+        self,
+        *,
+        run: int,
+        job: int,
+        attempt: int,
+        retry: int,
+        client: int,
+        client_name: str,
+        issued: float,
+        priority: int,
+        not_before: float | None,
+        not_after: float | None,
+        occurrence: float | None,
+    ) -> bytes:
+        """The octets of one delivery's file; see :class:`JobFile`."""
+        again = f' retry="{retry}"' if retry else ""
+        window = ""
+        if not_before is not None:
+            window += f' not-before="{format_rfc3339(not_before)}"'
+        if not_after is not None:
+            window += f' not-after="{format_rfc3339(not_after)}"'
+        if occurrence is not None:
+            window += f' occurrence="{format_rfc3339(occurrence)}"'
+        if window:
+            window = f"  <window{window}/>\n"
+        text = (
+            '<?xml version="1.0" encoding="UTF-8"?>\n'
+            f'<scire-job version="{VERSION}" run="{run}" job="{job}" attempt="{attempt}"{again}>\n'
+            f'{self.order}\n  <client id="{client}" name="{_attribute(client_name)}"/>\n'
+            f"  <issued>{format_rfc3339(issued)}</issued>\n  <priority>{priority}</priority>\n"
+            f"{window}{self.work}\n"
+        )
+        return text.encode("utf-8")
+
+
+def template_of(job: JobFile) -> Template:
+    """What :func:`format_job` writes for every delivery of the job that *job* is one of."""
+    return Template("\n".join(_order_lines(job)), "\n".join(_work_lines(job)))
+
+
 def format_job(job: JobFile) -> bytes:
     """The octets of *job*."""
-    return ("\n".join(_lines(job)) + "\n").encode("utf-8")
+    return template_of(job).fill(
+        run=job.run,
+        job=job.job,
+        attempt=job.attempt,
+        retry=job.retry,
+        client=job.client,
+        client_name=job.client_name,
+        issued=job.issued,
+        priority=job.priority,
+        not_before=job.not_before,
+        not_after=job.not_after,
+        occurrence=job.occurrence,
+    )
 
 
 # -- reading ---------------------------------------------------------------------------------

@@ -19,22 +19,25 @@ from gridnet.scire.acl import Directory
 from gridnet.scire.faults import FaultCode, ScireFault
 from gridnet.scire.identity import Client, make_receipt
 from gridnet.scire.jobcache import Job, JobCache
-from gridnet.scire.jobfile import FileToFetch, JobFile, PackageWish, digest_of, format_job
+from gridnet.scire.jobfile import digest_of
 from gridnet.scire.machine import ENDS, TRANSITIONS, WITH_CLIENT, RunState
 from gridnet.scire.rights import Rights
-from gridnet.scire.store.database import Row, Steps, Transaction
+from gridnet.scire.store.database import Parameters, Row, Steps, Transaction
 from gridnet.scire.store.sets import INT, REAL, TEXT, in_sets, rows_in_sets
 
 S = RunState
 #: A run's row, as a dictionary that follows its changes.
 Run = dict[str, Any]
 
-#: What decisions about a run need of its row and its job's.
+#: What every decision about a run needs of its row and its job's.
 COLUMNS = """
-    r.id, r.job_id, r.client_id, r.occurrence, r.state, r.priority, r.due, r.ready_at, r.deadline,
-    r.attempt, r.failures, r.retry, r.retry_attempt, r.receipt, r.lease_until, r.cancel_wanted,
-    r.seq, r.gap, r.ended_at, j.version AS job_version, j.watched, j.state AS job_state"""
-_SELECT = f"SELECT {COLUMNS} FROM runs r JOIN jobs j ON j.id = r.job_id "
+    r.id, r.job_id, r.client_id, r.state, r.attempt, r.retry, r.receipt, r.seq, r.ended_at,
+    j.version AS job_version, j.watched"""
+#: And what the others need beside it.
+MORE_COLUMNS = """
+    r.priority, r.due, r.deadline, r.occurrence, r.ready_at, r.failures, r.retry_attempt,
+    r.lease_until, r.cancel_wanted, r.gap, j.state AS job_state"""
+_SELECT = f"SELECT {COLUMNS}, {MORE_COLUMNS} FROM runs r JOIN jobs j ON j.id = r.job_id "
 _BY_ID = _SELECT + "WHERE r.id = ? /*pg FOR UPDATE OF r*/"
 # SQLite takes a partial index only where the query has its condition word for word.
 SENT = in_sets(
@@ -43,17 +46,20 @@ SENT = in_sets(
     INT,
 )
 #: The best of one client's runs that is ready: one, for each row that is looked at is locked.
-#: And whether something is with the client that :data:`SENT` would find, which it seldom does.
+#: And whether something is with the client that :data:`SENT` would find, which it seldom does,
+#: beside what a receipt ("": none) came with.
 CANDIDATES = in_sets(
     f"""
-    SELECT {COLUMNS},
+    SELECT {COLUMNS}, r.priority, r.due, r.deadline, r.occurrence,
            (SELECT value FROM settings WHERE name = 'acl_version') AS acl_version,
            EXISTS (SELECT 1 FROM runs s WHERE s.client_id = r.client_id
-                   AND s.state IN ('sent', 'received', 'running') AND s.state = 'sent') AS others
+                   AND s.state IN ('sent', 'received', 'running') AND s.state = 'sent'
+                   AND s.receipt <> ?) AS others
     FROM runs r JOIN jobs j ON j.id = r.job_id
     WHERE r.client_id = ? AND r.state IN ('pending', 'sent') AND r.state = 'pending'
       AND r.ready_at <= ? AND j.state IN ('active', 'finished')
     ORDER BY r.priority DESC, r.due, r.id LIMIT 1 /*pg FOR UPDATE OF r SKIP LOCKED*/""",
+    TEXT,
     INT,
     REAL,
 )
@@ -287,44 +293,18 @@ def anything(tx: Transaction, client_id: int) -> bool:
 
 def job_file(run: Run, job: Job, client: Client, now: float) -> bytes:
     """The job file of a delivery: the same rows and attempt give the same octets."""
-    definition, execute = job.definition, job.definition.execute
-    return format_job(
-        JobFile(
-            run=run["id"],
-            job=job.id,
-            attempt=run["attempt"],
-            retry=run["retry"],
-            name=definition.name,
-            description=definition.description,
-            client=client.id,
-            client_name=client.name,
-            ordered_by=job.user_name,
-            ordered_at=job.created_at,
-            issued=now,
-            priority=run["priority"],
-            not_before=run["due"],
-            not_after=run["deadline"],
-            occurrence=run["occurrence"],
-            requires=definition.capabilities,
-            run_seconds=definition.limits.run_seconds,
-            kill_seconds=definition.limits.kill_seconds,
-            output_bytes=definition.limits.output_bytes,
-            kind=execute.kind,
-            user=execute.user,
-            directory=execute.directory,
-            umask=execute.umask,
-            interpreter=execute.interpreter,
-            variables=tuple(sorted(execute.variables.items())),
-            arguments=execute.arguments,
-            script=job.script,
-            packages=tuple(PackageWish(p.name, p.version, p.action) for p in execute.packages),
-            files=tuple(
-                FileToFetch(a.name, a.digest, a.size, a.mode) for a in definition.attachments
-            ),
-            success=execute.success,
-            interrupt=definition.on_interrupt,
-            keep=definition.keep_output,
-        )
+    return job.template.fill(
+        run=run["id"],
+        job=job.id,
+        attempt=run["attempt"],
+        retry=run["retry"],
+        client=client.id,
+        client_name=client.name,
+        issued=now,
+        priority=run["priority"],
+        not_before=run["due"],
+        not_after=run["deadline"],
+        occurrence=run["occurrence"],
     )
 
 
@@ -368,6 +348,21 @@ def _hand_out(tx: Transaction, run: Run, job: Job, client: Client, server: Serve
     )
 
 
+def next_reads(client_id: int, receipt: str, now: float) -> list[tuple[str, Parameters]]:
+    """
+    What :meth:`Dispatch.acknowledge_and_next` reads first.
+
+    :param client_id: who asks, as far as is known; 0: nobody knows.
+    """
+    reads: list[tuple[str, Parameters]] = [(DELIVERED, (receipt,))] if receipt else []
+    return [*reads, best_of(client_id, receipt, now)] if client_id else reads
+
+
+def best_of(client_id: int, receipt: str, now: float) -> tuple[str, Parameters]:
+    """The reading statement of the best run of a client, beside what *receipt* came with."""
+    return CANDIDATES, (receipt, client_id, now)
+
+
 class Dispatch:
     """Hands runs out, with what that needs between transactions."""
 
@@ -393,15 +388,45 @@ class Dispatch:
             return None
         return _hand_out(tx, run, job, client, server)
 
-    def next_run(self, tx: Transaction, client: Client, server: Server) -> Steps[Delivery | None]:
+    def acknowledge_and_next(
+        self, tx: Transaction, client: Client, server: Server, receipt: str, read: bool
+    ) -> Steps[Delivery | None]:
+        """
+        Acknowledge *receipt* ("": none), then :meth:`next_run`.
+
+        :param read: :func:`next_reads` have been read for *client*, else without one.
+        """
+        best = best_of(client.id, receipt, tx.now)
+        # Before anything is written, as they were read.
+        rows = tx.all(*best) if read else None
+        if receipt:
+            run, _, _ = yield from acknowledge(tx, client, receipt, self.jobs, read=False)
+            if rows and rows[0]["id"] == run:
+                # Its lease was over, and it waited to be handed out again.
+                rows = None
+        delivery = yield from self.next_run(tx, client, server, receipt, rows)
+        return delivery
+
+    def next_run(
+        self,
+        tx: Transaction,
+        client: Client,
+        server: Server,
+        receipt: str = "",
+        rows: Sequence[Row] | None = None,
+    ) -> Steps[Delivery | None]:
         """
         Hand out the best run that waits for *client*.
 
         What is sent to him already evidently never arrived: those deliveries end first.
+
+        :param receipt: that was acknowledged in *tx*.
+        :param rows: of :func:`best_of`, if they have been read.
         """
-        best = (CANDIDATES, (client.id, tx.now))
-        yield [best]
-        rows = tx.all(*best)
+        best = best_of(client.id, receipt, tx.now)
+        if rows is None:
+            yield [best]
+            rows = tx.all(*best)
         if not rows or rows[0]["others"]:
             yield [(SENT, (client.id,))]
             sent = tx.all(SENT, (client.id,))
@@ -459,7 +484,7 @@ def waiting_for(tx: Transaction, client_id: int) -> Sequence[Row]:
 
 DELIVERED = in_sets(
     f"""
-    SELECT {COLUMNS}, d.state AS delivery, d.retry AS delivery_retry
+    SELECT {COLUMNS}, r.lease_until, d.state AS delivery, d.retry AS delivery_retry
     FROM deliveries d JOIN runs r ON r.id = d.run_id JOIN jobs j ON j.id = r.job_id
     WHERE d.receipt = ? /*pg FOR UPDATE OF r, d*/""",
     TEXT,

@@ -47,6 +47,10 @@ _SIGN_SECONDS = 10.0
 _NEWSWORTHY = frozenset({"undeliverable", "lost", "denied", "identity", "batch_stopped"})
 
 
+#: Certificates whose owners are remembered.
+_MAX_KNOWN = 100_000
+
+
 class ClockError(Exception):
     """This host's clock and the database's are too far apart."""
 
@@ -95,6 +99,8 @@ class JobServer:
         #: what overrules the site file, as read at the last heartbeat
         self.settings: dict[str, str] = {}
         self.max_output = config.limits.max_request // 4
+        #: who a certificate's owner was when it called last: what is worth reading, no more
+        self.known_clients: dict[str, int] = {}
         self._suspects = Rates(config.limits.suspects_per_minute)
         self._loops: list[LoopingCall] = []
         self._dirty: set[int] = set()  # jobs whose gates may have opened
@@ -138,6 +144,13 @@ class JobServer:
         return IReactorTime(self.reactor).seconds()
 
     # -- what calls use
+
+    def remember(self, digest: str, client: int) -> None:
+        """Remember that the certificate with *digest* is *client*'s."""
+        if self.known_clients.get(digest) != client:
+            if len(self.known_clients) >= _MAX_KNOWN:
+                self.known_clients.clear()
+            self.known_clients[digest] = client
 
     @property
     def poll_interval(self) -> int:
@@ -531,7 +544,15 @@ class JobServer:
 
 
 _QUIET = frozenset(
-    {"scire.ping", "scire.next_job", "scire.wait", "scire.get_jobs", "get_jobs", "scire.bye"}
+    {
+        "scire.ping",
+        "scire.next_job",
+        "scire.job_status",  # the history has them
+        "scire.wait",
+        "scire.get_jobs",
+        "get_jobs",
+        "scire.bye",
+    }
 )
 
 

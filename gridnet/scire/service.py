@@ -14,7 +14,6 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import LoopingCall, deferLater
-from twisted.internet.tcp import Port
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -39,7 +38,13 @@ from gridnet.scire.rpc import Authenticate, RpcListener, by_certificate, by_secr
 from gridnet.scire.server import JobServer
 from gridnet.scire.slots import Rates, Slots
 from gridnet.scire.store.opening import open_database
-from gridnet.scire.tls import PacedTlsFactory, read_authorities, read_identity, server_options
+from gridnet.scire.tls import (
+    PacedTlsFactory,
+    PromptPort,
+    read_authorities,
+    read_identity,
+    server_options,
+)
 from gridnet.scire.upkeep import say_where
 from gridnet.site import Site
 from gridnet.table.model import Entry
@@ -101,7 +106,7 @@ class _Front:
         paced = PacedTlsFactory(options, self.factory, clock, limits.handshakes_per_second)
         # A fleet whose other server has died comes all at once; what finds no room here would
         # try again only after seconds.
-        listening = ListeningReactor(server.reactor, Port, limits.backlog)
+        listening = ListeningReactor(server.reactor, PromptPort, limits.backlog)
         self.service: Listener = listener(endpoint, paced, listening, _KEYS[name])
 
 

@@ -17,7 +17,7 @@ from gridnet.scire.machine import TRANSITIONS, Held, Reported, RunState
 from gridnet.scire.rights import Rights, changed
 from gridnet.scire.runs import Dispatch, Server
 from gridnet.scire.statusfile import StatusFile, format_status
-from gridnet.scire.store.database import Transaction, alone
+from gridnet.scire.store.database import Steps, Transaction, alone
 from gridnet.scire.store.opening import open_database
 from tests.scire.databases import TimeMachine
 
@@ -205,6 +205,19 @@ class FleetCase(SynchronousTestCase):
             return alone(tx, self.dispatch.next_run(tx, client, self.servers[server]))
 
         return self.time.do(operation)
+
+    def ask(self, client: Client, receipt: str = "", server: int = 0) -> runs.Delivery | None:
+        """As ``next_job`` does where it knows who asks."""
+
+        def steps(tx: Transaction) -> Steps[runs.Delivery | None]:
+            yield runs.next_reads(client.id, receipt, tx.now)
+            asking = self.dispatch.acknowledge_and_next(
+                tx, client, self.servers[server], receipt, read=True
+            )
+            delivery = yield from asking
+            return delivery
+
+        return self.time.do(lambda tx: alone(tx, steps(tx)))
 
     def must_next(self, client: Client, receipt: str = "", server: int = 0) -> runs.Delivery:
         delivery = self.next(client, receipt, server)

@@ -107,6 +107,25 @@ class DeliveryCase(FleetCase):
         self.assertFalse(self.acknowledge(self.alice, delivery.receipt)[2])
         self.assertEqual(self.state(delivery.run), "received")
 
+    def test_who_acknowledges_late_does_not_get_the_same_run_again(self) -> None:
+        """The best run was read with the receipt, when it still waited to be handed out again."""
+        self.job()
+        first = self.must_next(self.alice)
+        self.time.now += 61
+        self.duties()
+        self.time.now += 31
+        self.assertEqual(self.state(first.run), "pending")
+        self.assertIsNone(self.ask(self.alice, first.receipt))
+        self.assertEqual(self.state(first.run), "received")
+        self.job()
+        second = self.ask(self.alice, first.receipt)
+        assert second is not None
+        self.assertNotEqual(second.run, first.run)
+        # An answer that was lost: what it brought ends, and comes again.
+        third = self.ask(self.alice, first.receipt)
+        assert third is not None
+        self.assertEqual((third.run, third.attempt), (second.run, 2))
+
     def test_an_old_receipt_counts_although_a_newer_delivery_exists(self) -> None:
         """The newer delivery is void."""
         self.job()

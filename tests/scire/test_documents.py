@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from gridnet.scire import wire
+from gridnet.scire import statusfile, wire
 from gridnet.scire.admin.jobs import MAX_SCRIPT
 from gridnet.scire.client.rpc import MAX_ANSWER
 from gridnet.scire.definition import parse_definition, plain_values
@@ -246,6 +247,35 @@ class StatusFileTests(SynchronousTestCase):
             parse_status(bytes(octets))
         except ScireFault as fault:
             self.assertIn(fault.code, (1034, 1041, 1043))
+
+    @given(st.data())
+    @examples(300)
+    def test_plain_files_are_read_as_the_parser_reads_them(self, data: st.DataObject) -> None:
+        """Those without output are not parsed; nobody can tell."""
+        status = StatusFile(
+            run=data.draw(IDS),
+            attempt=data.draw(IDS),
+            seq=data.draw(IDS),
+            state=data.draw(st.sampled_from(Reported)),
+            time=data.draw(SECONDS),
+            started=data.draw(st.none() | SECONDS),
+            finished=data.draw(st.none() | SECONDS),
+            exit_code=data.draw(st.none() | st.integers(-255, 255)),
+        )
+        octets = format_status(status)
+        for _ in range(data.draw(st.integers(0, 2))):
+            at = data.draw(st.integers(0, len(octets) - 1))
+            cut = at + data.draw(st.integers(0, 3))
+            piece = st.sampled_from([b"0", b"9", b"13", b"-", b" ", b"\n", b"<", b">", b'"', b"Z"])
+            octets = octets[:at] + data.draw(piece | st.binary(max_size=3)) + octets[cut:]
+
+        def outcome(read: Callable[[bytes], StatusFile]) -> object:
+            try:
+                return read(octets)
+            except ScireFault as fault:
+                return fault.code, str(fault)
+
+        self.assertEqual(outcome(parse_status), outcome(statusfile._parsed))
 
 
 class DefinitionTests(SynchronousTestCase):

@@ -269,10 +269,10 @@ class SqliteStoreTests(SqliteMixin, StoreCase):
             (runs.ANYTHING, "runs_deliverable"),
             (runs.SENT, "runs_held"),
         ):
-            parameters = (1, 2.0)[: sql.count("?")]
+            parameters = [1] * sql.count("?")
 
             def plan(
-                tx: Transaction, sql: str = sql, parameters: tuple[float, ...] = parameters
+                tx: Transaction, sql: str = sql, parameters: list[int] = parameters
             ) -> list[str]:
                 return [row["detail"] for row in tx.all(f"EXPLAIN QUERY PLAN {sql}", parameters)]
 

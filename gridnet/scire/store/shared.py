@@ -46,6 +46,8 @@ from gridnet.scire.store.pipeline import Pipeline
 from gridnet.scire.store.sets import SetForm, arrays, can_be_set, inserting, set_form
 
 T = TypeVar("T")
+#: Operations for which a transaction beside another is worth its own statements.
+_ENOUGH = 4
 _form = lru_cache(512)(set_form)
 
 
@@ -414,6 +416,9 @@ class ReactorLane:
             if not self._queue:
                 break
             if not channel.busy:
+                if len(self._queue) < _ENOUGH and any(c.busy for c in self._channels):
+                    # The transaction that is under way ends soon, and then takes them all.
+                    break
                 count = min(len(self._queue), self._batch)
                 channel.begin([self._queue.popleft() for _ in range(count)])
         if self._stopping is not None and not self._queue:
