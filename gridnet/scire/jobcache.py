@@ -6,7 +6,7 @@ import json
 from collections import OrderedDict
 from threading import Lock
 
-from attrs import field, frozen
+from attrs import frozen
 
 from gridnet.scire.definition import JobDefinition, parse_definition
 from gridnet.scire.faults import FaultCode, ScireFault
@@ -20,58 +20,56 @@ _MAX_JOBS = 256
 
 @frozen(eq=False)
 class Job:
-    """
-    A job, read.
-
-    :ivar template: of the files of its runs.
-    """
+    """A job, read."""
 
     id: int
     version: int
     definition: JobDefinition
-    user_id: int
+    user_id: int  #: who ordered it, with whose rights
     user_name: str
     created_at: float
     watched: bool  #: other runs wait for its runs' ends
-    script: bytes
-    template: Template = field(init=False)
+    template: Template  #: of the files of its runs
 
-    @template.default
-    def _written(self) -> Template:
-        definition, execute = self.definition, self.definition.execute
-        return template_of(
-            JobFile(
-                run=0,
-                job=self.id,
-                attempt=0,
-                client=0,
-                client_name="",
-                name=definition.name,
-                description=definition.description,
-                ordered_by=self.user_name,
-                ordered_at=self.created_at,
-                issued=0.0,
-                requires=definition.capabilities,
-                run_seconds=definition.limits.run_seconds,
-                kill_seconds=definition.limits.kill_seconds,
-                output_bytes=definition.limits.output_bytes,
-                kind=execute.kind,
-                user=execute.user,
-                directory=execute.directory,
-                umask=execute.umask,
-                interpreter=execute.interpreter,
-                variables=tuple(sorted(execute.variables.items())),
-                arguments=execute.arguments,
-                script=self.script,
-                packages=tuple(PackageWish(p.name, p.version, p.action) for p in execute.packages),
-                files=tuple(
-                    FileToFetch(a.name, a.digest, a.size, a.mode) for a in definition.attachments
-                ),
-                success=execute.success,
-                interrupt=definition.on_interrupt,
-                keep=definition.keep_output,
-            )
+
+def template_for(
+    job_id: int, definition: JobDefinition, user_name: str, created_at: float, script: bytes
+) -> Template:
+    """What is alike in the files of all runs of a job."""
+    execute = definition.execute
+    return template_of(
+        JobFile(
+            run=0,
+            job=job_id,
+            attempt=0,
+            client=0,
+            client_name="",
+            name=definition.name,
+            description=definition.description,
+            ordered_by=user_name,
+            ordered_at=created_at,
+            issued=0.0,
+            requires=definition.capabilities,
+            run_seconds=definition.limits.run_seconds,
+            kill_seconds=definition.limits.kill_seconds,
+            output_bytes=definition.limits.output_bytes,
+            kind=execute.kind,
+            user=execute.user,
+            directory=execute.directory,
+            umask=execute.umask,
+            interpreter=execute.interpreter,
+            variables=tuple(sorted(execute.variables.items())),
+            arguments=execute.arguments,
+            script=script,
+            packages=tuple(PackageWish(p.name, p.version, p.action) for p in execute.packages),
+            files=tuple(
+                FileToFetch(a.name, a.digest, a.size, a.mode) for a in definition.attachments
+            ),
+            success=execute.success,
+            interrupt=definition.on_interrupt,
+            keep=definition.keep_output,
         )
+    )
 
 
 class JobCache:
@@ -143,5 +141,5 @@ def _read(tx: Transaction, job_id: int) -> Steps[Job]:
         row["user_name"],
         row["created_at"],
         bool(row["watched"]),
-        script,
+        template_for(job_id, definition, row["user_name"], row["created_at"], script),
     )

@@ -186,7 +186,8 @@ def _advance(
 _SIGNS = ("seq", "gap", "sign_at", "silent_after")
 REPORTED = in_sets(
     f"""
-    SELECT {COLUMNS}, r.deadline, r.retry_attempt, r.cancel_wanted, r.gap, p.digest AS reported
+    SELECT {COLUMNS}, r.occurrence, r.deadline, r.retry_attempt, r.cancel_wanted, r.gap,
+           p.digest AS reported
     FROM runs r JOIN jobs j ON j.id = r.job_id
     LEFT JOIN reports p ON p.run_id = r.id AND p.retry = r.retry AND p.seq = ?
     WHERE r.id = ? /*pg FOR UPDATE OF r*/""",

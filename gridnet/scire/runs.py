@@ -78,7 +78,8 @@ ANYTHING = in_sets(
 _MAX_SEARCH = 200
 
 
-_HISTORY = rows_in_sets(
+#: A change of state.
+HISTORY = rows_in_sets(
     "history (run_id, from_state, to_state, by_whom, at, attempt, seq, detail)",
     *(INT, TEXT, TEXT, TEXT, REAL, INT, INT, TEXT),
 )
@@ -179,7 +180,7 @@ def note(
     """Write one row of history, and tell who follows the runs of this server."""
     tx.event("run", run=run_id)
     tx.append(
-        _HISTORY,
+        HISTORY,
         (run_id, before, after, by, tx.now, attempt, seq, detail[:1000]),
     )
 
@@ -308,12 +309,14 @@ def job_file(run: Run, job: Job, client: Client, now: float) -> bytes:
     )
 
 
-_SEND = in_sets(
+#: The claim: a candidate is its client's.
+SEND = in_sets(
     "UPDATE runs SET state = 'sent', attempt = ?, receipt = ?, lease_until = ?,"
     " server_id = ?, epoch = ?, changed_at = ? WHERE id = ? AND state = ? AND attempt = ?",
     *(INT, TEXT, REAL, INT, INT, REAL, INT, TEXT, INT),
 )
-_DELIVER = in_sets(
+#: And its receipt.
+DELIVER = in_sets(
     "INSERT INTO deliveries (receipt, run_id, client_id, attempt, retry, state, server_id,"
     " epoch, sent_at) VALUES (?, ?, ?, ?, ?, 'open', ?, ?, ?)",
     *(TEXT, INT, INT, INT, INT, INT, INT, REAL),
@@ -323,7 +326,7 @@ _DELIVER = in_sets(
 def _hand_out(tx: Transaction, run: Run, job: Job, client: Client, server: Server) -> Delivery:
     receipt, attempt = make_receipt(), run["attempt"] + 1
     tx.later(
-        _SEND,
+        SEND,
         (
             attempt,
             receipt,
@@ -338,7 +341,7 @@ def _hand_out(tx: Transaction, run: Run, job: Job, client: Client, server: Serve
         1,
     )
     tx.later(
-        _DELIVER,
+        DELIVER,
         (receipt, run["id"], client.id, attempt, run["retry"], server.id, server.epoch, tx.now),
     )
     note(tx, run["id"], run["state"], "sent", server.who, attempt)
@@ -539,16 +542,18 @@ def acknowledge(
         yield [(DELIVERED, (receipt,))]
     run = _delivered(tx, receipt, client)
     state = RunState(run["state"])
-    if run["delivery"] == "acknowledged":
-        return run["id"], state.value, True
     if state in (S.SENT, S.PENDING) and run["delivery_retry"] == run["retry"]:
         yield from jobs.in_steps(tx, run["job_id"], run["job_version"])
         receive(tx, run, jobs, client.who, receipt=receipt)
         return run["id"], S.RECEIVED.value, False
-    if state in WITH_CLIENT | machine.RESULTS:
-        # Another delivery of the same run was acknowledged, or already reported.
-        end_delivery(tx, run, receipt)
+    acknowledged = run["delivery"] == "acknowledged"
+    if state in WITH_CLIENT | machine.RESULTS or (acknowledged and state is S.LOST):
+        # This was said before (the client may yet know better than a server that believes the run
+        # lost); or by a later delivery, or a report.
+        if not acknowledged:
+            end_delivery(tx, run, receipt)
         return run["id"], state.value, True
+    # Withdrawn, or put back for a start that this delivery is not of: whatever was said before.
     raise ScireFault(FaultCode.RUN_WITHDRAWN, f"run {run['id']} is {state}: forget it")
 
 

@@ -245,6 +245,58 @@ class DeliveryCase(FleetCase):
         self.fault(FaultCode.RUN_WITHDRAWN, self.acknowledge, self.alice, delivery.receipt)
         self.assertEqual(self.state(delivery.run), "cancelled")
 
+    def test_a_withdrawn_run_is_to_be_forgotten_whatever_was_said_before(self) -> None:
+        """A report or an acknowledgement that came first makes no difference."""
+        for acknowledged in (False, True):
+            for end in ("cancelled", "expired"):
+                self.job()
+                delivery = self.must_next(self.alice)
+                if acknowledged:
+                    self.acknowledge(self.alice, delivery.receipt)
+                self.report(self.alice, delivery.run, 1, "running")
+                if not acknowledged:
+                    # The report was the receipt, while the run goes on.
+                    said = self.acknowledge(self.alice, delivery.receipt)
+                    self.assertEqual(said, (delivery.run, "running", True))
+                self.cancel(delivery.run)
+                self.report(self.alice, delivery.run, 2, end)
+                history = self.history(delivery.run)
+                for ask in (self.acknowledge, self.ask):
+                    self.fault(FaultCode.RUN_WITHDRAWN, ask, self.alice, delivery.receipt)
+                self.assertEqual(self.state(delivery.run), end)
+                self.assertEqual(self.history(delivery.run), history)
+
+    def test_the_receipt_of_a_start_that_was_lost_counts_no_more(self) -> None:
+        """The run was put back: what the client has is to be forgotten, and comes again."""
+        self.job(on_lost="retry")
+        first = self.must_next(self.alice)
+        self.report(self.alice, first.run, 1, "received")
+        self.report(self.alice, first.run, 2, "lost")
+        self.assertEqual(self.state(first.run), "pending")
+        self.fault(FaultCode.RUN_WITHDRAWN, self.acknowledge, self.alice, first.receipt)
+        second = self.must_next(self.alice)
+        self.assertEqual((second.run, second.attempt), (first.run, 2))
+        self.fault(FaultCode.RUN_WITHDRAWN, self.acknowledge, self.alice, first.receipt)
+        self.assertFalse(self.acknowledge(self.alice, second.receipt)[2])
+
+    def test_acknowledging_again_what_the_server_believes_lost(self) -> None:
+        """Nobody withdrew it: the client's result will count."""
+        run = self.delivered()
+        receipt = self.receipt_of(run)
+        self.hello(self.alice)
+        self.assertEqual(self.state(run), "lost")
+        self.assertEqual(self.acknowledge(self.alice, receipt), (run, "lost", True))
+        self.assertEqual(self.report(self.alice, run, 1, "succeeded")["recorded"], "late")
+        self.assertEqual(self.acknowledge(self.alice, receipt), (run, "succeeded", True))
+
+    def receipt_of(self, run: int) -> str:
+        """The receipt that a run came with first."""
+        row = self.time.do(
+            lambda tx: tx.one("SELECT receipt FROM deliveries WHERE run_id = ?", (run,))
+        )
+        assert row is not None
+        return str(row["receipt"])
+
     def test_cancelling_what_is_with_its_client_is_a_wish(self) -> None:
         """It is passed on until the client confirms."""
         self.job()

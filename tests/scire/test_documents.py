@@ -16,7 +16,7 @@ from gridnet.scire.client.rpc import MAX_ANSWER
 from gridnet.scire.definition import parse_definition, plain_values
 from gridnet.scire.faults import FaultCode, ScireFault
 from gridnet.scire.identity import Client
-from gridnet.scire.jobcache import Job
+from gridnet.scire.jobcache import Job, template_for
 from gridnet.scire.jobfile import (
     FileToFetch,
     JobFile,
@@ -179,6 +179,19 @@ class JobFileTests(SynchronousTestCase):
             pass
 
 
+def outcome_of(octets: bytes, read: Callable[[bytes], StatusFile] = parse_status) -> object:
+    """What reading a status file gives, or the fault."""
+    try:
+        return read(octets)
+    except ScireFault as fault:
+        return fault.code, str(fault)
+
+
+def parsed(octets: bytes) -> object:
+    """What the parser says of it."""
+    return outcome_of(octets, statusfile._parsed)
+
+
 class StatusFileTests(SynchronousTestCase):
     """What a client says."""
 
@@ -269,13 +282,52 @@ class StatusFileTests(SynchronousTestCase):
             piece = st.sampled_from([b"0", b"9", b"13", b"-", b" ", b"\n", b"<", b">", b'"', b"Z"])
             octets = octets[:at] + data.draw(piece | st.binary(max_size=3)) + octets[cut:]
 
-        def outcome(read: Callable[[bytes], StatusFile]) -> object:
-            try:
-                return read(octets)
-            except ScireFault as fault:
-                return fault.code, str(fault)
+        self.assertEqual(outcome_of(octets), parsed(octets))
 
-        self.assertEqual(outcome(parse_status), outcome(statusfile._parsed))
+    @given(st.from_regex(statusfile._PLAIN, fullmatch=True))
+    @examples(300)
+    def test_whatever_the_pattern_takes_is_read_as_the_parser_reads_it(self, octets: bytes) -> None:
+        """Days that there are not, states that nobody knows, numbers with zeros before them."""
+        self.assertEqual(outcome_of(octets), parsed(octets))
+
+    @given(st.binary(max_size=300))
+    @examples(300)
+    def test_whatever_the_pattern_refuses_goes_to_the_parser(self, octets: bytes) -> None:
+        self.assertEqual(outcome_of(octets), parsed(octets))
+
+    def test_plain_files_with_something_wrong_in_them(self) -> None:
+        plain = format_status(
+            StatusFile(7, 1, 2, Reported.SUCCEEDED, 1.0, started=0.0, finished=1.0, exit_code=0)
+        )
+        self.assertIsNotNone(statusfile._PLAIN.fullmatch(plain))
+        for old, new in (
+            (b"<?xml", b"\n<?xml"),
+            (b"<?xml", b"\xef\xbb\xbf<?xml"),
+            (b"UTF-8", b"UTF-16"),
+            (b"?>", b"?><!DOCTYPE scire-status>"),
+            (b'run="7"', b'run="07"'),
+            (b'run="7"', b'run="0"'),
+            (b'run="7"', b'run="2147483648"'),
+            (b'run="7"', 'run="\u0667"'.encode()),
+            (b'version="1"', b'version="2"'),
+            (b'code="0"', b'code="-0"'),
+            (b'code="0"', b'code="007"'),
+            (b'code="0"', b'code="256"'),
+            (b"succeeded", b" succeeded "),
+            (b"succeeded", b"done"),
+            (b"<state>", b"<state>received</state><state>"),
+            (b"1970-01-01", b"1970-02-30"),
+            (b"1970-01-01", b"0000-01-01"),
+            (b"00:00:0", b"23:59:6"),
+            (b"</scire-status>\n", b"</scire-status>\0"),
+            (b"</scire-status>\n", b"</scire-status>\x0b"),
+            (b"</scire-status>\n", b"</scire-status><x/>"),
+            (b"<exit", b"\r\n<exit"),
+            (b"<exit", b'<exit signal="9"/><exit'),
+        ):
+            octets = plain.replace(old, new)
+            self.assertNotEqual(octets, plain)
+            self.assertEqual(outcome_of(octets), parsed(octets), octets)
 
 
 class DefinitionTests(SynchronousTestCase):
@@ -335,7 +387,8 @@ class DefinitionTests(SynchronousTestCase):
             )
             scripts = [b"&" * MAX_SCRIPT, b"\0" * MAX_SCRIPT, b"x" * MAX_SCRIPT]
             for script in scripts if kind == "script" else [b""]:
-                job = Job(2**31 - 1, 1, definition, 1, "root", 0.0, False, script)
+                template = template_for(2**31 - 1, definition, "root", 0.0, script)
+                job = Job(2**31 - 1, 1, definition, 1, "root", 0.0, False, template)
                 run = {
                     "id": 2**31 - 1,
                     "attempt": 1000,
