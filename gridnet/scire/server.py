@@ -544,15 +544,7 @@ class JobServer:
 
 
 _QUIET = frozenset(
-    {
-        "scire.ping",
-        "scire.next_job",
-        "scire.job_status",  # the history has them
-        "scire.wait",
-        "scire.get_jobs",
-        "get_jobs",
-        "scire.bye",
-    }
+    {"scire.ping", "scire.next_job", "scire.wait", "scire.get_jobs", "get_jobs", "scire.bye"}
 )
 
 
