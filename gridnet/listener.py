@@ -11,6 +11,7 @@ from twisted.internet.interfaces import (
     IAddress,
     IListeningPort,
     IProtocolFactory,
+    IProtocolNegotiationFactory,
     IStreamServerEndpoint,
 )
 from twisted.logger import Logger
@@ -99,11 +100,50 @@ def listener(
     from twisted.internet.endpoints import serverFromString
 
     try:
-        place = serverFromString(reactor, endpoint)
+        place = serverFromString(_NegotiatingReactor(reactor), endpoint)
     except (LookupError, OSError, TypeError, ValueError) as error:
         fault = Fault(key, f"expected an endpoint, found {shown(endpoint)}: {error}")
         raise ConfigError([fault]) from None
     return Listener(place, factory)
+
+
+class _NegotiatingReactor:
+    """
+    A reactor as stream endpoints see it, which serves TLS clients that offer protocols (ALPN).
+
+    Twisted breaks TLS off with those (curl, browsers and most HTTP libraries) where the factory
+    names none of the offered protocols.  Here no protocol is chosen then, and TLS goes on.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def listenSSL(
+        self,
+        port: int,
+        factory: IProtocolFactory,
+        contextFactory: Any,
+        backlog: int = 50,
+        interface: str = "",
+    ) -> IListeningPort:
+        """Called by endpoints; see :class:`twisted.internet.interfaces.IReactorSSL`."""
+        from OpenSSL.SSL import NO_OVERLAPPING_PROTOCOLS
+
+        def chosen(connection: object, offered: list[bytes]) -> Any:
+            spoken = IProtocolNegotiationFactory(factory, None)
+            for protocol in () if spoken is None else spoken.acceptableProtocols():
+                if protocol in offered:
+                    return protocol
+            return NO_OVERLAPPING_PROTOCOLS
+
+        contextFactory.getContext().set_alpn_select_callback(chosen)
+        port_: IListeningPort = self._reactor.listenSSL(
+            port, factory, contextFactory, backlog, interface
+        )
+        return port_
 
 
 class ListeningReactor:
