@@ -22,7 +22,7 @@ from gridnet.listener import ListeningReactor, listener
 from gridnet.scire.tls import PromptPort
 
 reactor: Any = _reactor
-OFFERS = (["h2", "http/1.1"], ["h2"], [])
+OFFERS: tuple[list[str], ...] = (["h2", "http/1.1"], ["h2"], [])
 
 
 class _Greeting(Protocol):

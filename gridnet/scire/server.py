@@ -42,6 +42,7 @@ _CLOCK_WARNING, _CLOCK_REFUSAL = 5.0, 60.0
 #: Between looks at everything, whatever notices came, seconds.
 _DOUBT_SECONDS = 30.0
 _PRUNE_SECONDS = 60.0
+_DROP_SECONDS = 3600.0  # between looks at all definitions, for what none names
 _SIGN_SECONDS = 10.0
 #: Events that people should hear of.
 _NEWSWORTHY = frozenset({"undeliverable", "lost", "denied", "identity", "batch_stopped"})
@@ -107,7 +108,7 @@ class JobServer:
         self._doubt = True  # notices may have been missed
         self._looked_at_gates = 0.0
         self._looked_at_all = 0.0
-        self._pruned = 0.0
+        self._pruned = self._dropped = 0.0
         self._sweeping: Deferred[None] = succeed(None)
         #: the open runs, for mirrors
         self.run_list = RunSource(database.read)
@@ -433,6 +434,9 @@ class JobServer:
         if now - self._pruned > _PRUNE_SECONDS:
             self._pruned = now
             await self._prune()
+        if now - self._dropped > _DROP_SECONDS:
+            self._dropped = now
+            await self.database.write(upkeep.drop_unreferenced)
 
     async def _make_occurrences(self) -> None:
         for job in await self.database.read(upkeep.due_jobs):

@@ -166,20 +166,31 @@ def end_own_leases(tx: Transaction, jobs: JobCache, server_id: int, epoch: int, 
 
 def drop_unreferenced(tx: Transaction) -> int:
     """
-    Attachments that were never finished, or that no job has any more; how many.
+    Attachments that were never finished, and scripts and attachments that no job has; how many.
 
-    Not before a day: they are stored first, and named by a definition afterwards.
+    Not before a day: they are stored first, and named by a definition afterwards.  Who names one
+    makes it young again, so that none is deleted that a definition under way names.
     """
     before = tx.now - 86400
     count = tx.run("DELETE FROM files WHERE complete = 0 AND created_at < ?", (before,))
-    whole = tx.all("SELECT digest FROM files WHERE complete = 1 AND created_at < ?", (before,))
-    unused = {str(row["digest"]) for row in whole}
-    if unused:
+    unused = {
+        table: {
+            str(row["digest"])
+            for row in tx.all(f"SELECT digest FROM {table} WHERE created_at < ?", (before,))
+        }
+        for table in ("files", "scripts")
+    }
+    if any(unused.values()):
         for row in tx.all("SELECT definition FROM jobs WHERE state <> 'deleted'"):
-            for attachment in json.loads(row["definition"])["attachments"]:
-                unused.discard(attachment["digest"])
-    for digest in sorted(unused):
-        count += tx.run("DELETE FROM files WHERE digest = ?", (digest,))
+            definition = json.loads(row["definition"])
+            unused["scripts"].discard(definition["execute"].get("script"))
+            for attachment in definition["attachments"]:
+                unused["files"].discard(attachment["digest"])
+    for table, digests in unused.items():
+        for digest in sorted(digests):
+            count += tx.run(
+                f"DELETE FROM {table} WHERE digest = ? AND created_at < ?", (digest, before)
+            )
     return count
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from gridnet.errors import ConfigError
 from gridnet.scire import jobs, upkeep
+from gridnet.scire.admin.jobs import read_definition
+from gridnet.scire.definition import JobDefinition
 from gridnet.scire.faults import ScireFault
 from gridnet.scire.identity import Client
 from gridnet.scire.rights import changed
@@ -373,7 +375,40 @@ class JobsCase(FleetCase):
         self.assertEqual(do(upkeep.drop_unreferenced), 2)
         self.assertEqual(do(left), ["1"])
         do(lambda tx: tx.run("UPDATE jobs SET state = 'deleted' WHERE id = ?", (job,)))
-        self.assertEqual(do(upkeep.drop_unreferenced), 1)
+        # And its script.
+        self.assertEqual(do(upkeep.drop_unreferenced), 2)
+        self.assertEqual(do(left), [])
+
+    def test_scripts_that_no_job_has_go_after_a_day(self) -> None:
+        do = self.time.do
+
+        def keep(tx: Transaction) -> JobDefinition:
+            execute = {"script": b"true\n", "user": "nobody"}
+            return read_definition(tx, {"name": "x", "targets": {"all": True}, "execute": execute})
+
+        def left(tx: Transaction) -> list[str]:
+            rows = tx.all("SELECT digest FROM scripts WHERE content = ?", (b"true\n",))
+            return [str(row["digest"]) for row in rows]
+
+        digest = do(keep).execute.script
+        self.time.now += 86401
+        # Naming it again, by content or by digest, makes it young.
+        do(keep)
+        do(upkeep.drop_unreferenced)
+        self.assertEqual(do(left), [digest])
+        self.time.now += 86401
+        named = {"script": digest, "user": "nobody"}
+        given = {"name": "x", "targets": {"all": True}, "execute": named}
+        do(lambda tx: read_definition(tx, given))
+        do(upkeep.drop_unreferenced)
+        self.assertEqual(do(left), [digest])
+        # A job's stays as long as the job.
+        job = self.job(execute=named)
+        self.time.now += 86401
+        do(upkeep.drop_unreferenced)
+        self.assertEqual(do(left), [digest])
+        do(lambda tx: tx.run("UPDATE jobs SET state = 'deleted' WHERE id = ?", (job,)))
+        do(upkeep.drop_unreferenced)
         self.assertEqual(do(left), [])
 
     def test_numbers_for_people(self) -> None:

@@ -104,8 +104,7 @@ class PromptTests(TestCase):
         """Listen."""
         self.pauses = self.most = self.left = 0
         self.server_lost: Deferred[None] = Deferred()
-        factory = Factory.forProtocol(_Server)
-        factory.buildProtocol = lambda _: _Server(self)  # type: ignore[method-assign]
+        factory = Factory.forProtocol(lambda: _Server(self))
         self.port = PromptPort(0, factory, interface="127.0.0.1", reactor=reactor)
         self.port.startListening()
         self.addCleanup(self.port.stopListening)

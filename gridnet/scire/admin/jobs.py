@@ -86,10 +86,15 @@ def _keep_script(tx: Transaction, script: bytes) -> str:
     digest = digest_of(script)
     tx.run(
         "INSERT INTO scripts (digest, content, created_at) VALUES (?, ?, ?)"
-        " ON CONFLICT (digest) DO NOTHING",
+        " ON CONFLICT (digest) DO UPDATE SET created_at = excluded.created_at",
         (digest, script, tx.now),
     )
     return digest
+
+
+def _keep(tx: Transaction, table: str, digest: str) -> bool:
+    """Whether there is this content; if so, nobody deletes it while no job names it yet."""
+    return bool(tx.run(f"UPDATE {table} SET created_at = ? WHERE digest = ?", (tx.now, digest)))
 
 
 def _attachment(tx: Transaction, values: Any) -> Struct:
@@ -100,9 +105,9 @@ def _attachment(tx: Transaction, values: Any) -> Struct:
     if isinstance(content, bytes):
         wanted["digest"] = digest_of(content)
         _put_file(tx, wanted["digest"], 0, content, True)
-    row = tx.one(
-        "SELECT size, complete FROM files WHERE digest = ?", (str(wanted.get("digest", "")),)
-    )
+    digest = str(wanted.get("digest", ""))
+    _keep(tx, "files", digest)
+    row = tx.one("SELECT size, complete FROM files WHERE digest = ?", (digest,))
     if row is None or not row["complete"]:
         raise _invalid("definition.attachments: content, or the digest of a file that is here")
     wanted["size"] = row["size"]
@@ -122,7 +127,7 @@ def read_definition(tx: Transaction, given: Struct) -> JobDefinition:
         script = script.encode()
     if isinstance(script, bytes):
         execute["script"] = _keep_script(tx, script)
-    elif script and not tx.one("SELECT digest FROM scripts WHERE digest = ?", (str(script),)):
+    elif script and not _keep(tx, "scripts", str(script)):
         raise _invalid("definition.execute.script: no script with this digest is here")
     targets = _struct(values, "targets")
     for name, kind in _TARGETS.items():
