@@ -273,6 +273,40 @@ class ConversationTests(ProcessMixin, SynchronousTestCase):
         self.assertEqual([job.attempt for job in self.spool.runs(acknowledged=True)], [2])
         self.assertEqual(self.spool.ended, {})
 
+    def test_a_daemon_that_is_not_approved_yet_asks_later(self) -> None:
+        pauses: list[float | None] = []
+
+        def answer(method: str, params: Any) -> Any:
+            raise ScireFault(FaultCode.ENROLMENT_PENDING, "not approved yet")
+
+        def wait(seconds: float | None = None) -> bool:
+            pauses.append(seconds)
+            if len(pauses) > 3:  # the first is before the first poll
+                self.agent.stopping.set()
+            return True
+
+        self.answers(answer)
+        self.agent.poll_wanted.wait = wait  # type: ignore[method-assign]
+        self.agent._poll_for_ever()
+        self.assertEqual([method for method, _ in self.calls], ["scire.hello"] * 3)
+        self.assertIsNone(self.agent._gave_up)
+        for seconds in pauses[1:]:
+            assert seconds is not None
+            self.assertGreater(seconds, 50.0)
+
+    def test_whoever_polls_once_ends_when_it_is_not_approved_yet(self) -> None:
+        fault = ScireFault(FaultCode.ENROLMENT_PENDING, "not approved yet")
+
+        def answer(method: str, params: Any) -> Any:
+            raise fault
+
+        self.answers(answer)
+        self.agent.config = evolve(self.agent.config, mode=Mode.NORMAL)
+        self.agent._poll_for_ever()
+        self.assertEqual(len(self.calls), 1)
+        assert self.agent._gave_up is not None
+        self.assertIs(self.agent._gave_up.fault, fault)
+
     def test_a_queue_that_is_full_takes_no_more(self) -> None:
         self.agent.config = evolve(self.agent.config, max_queue=2)
         jobs = [job_file(number) for number in range(1, 5)]

@@ -252,9 +252,16 @@ class Agent:
             except Stopped:
                 return
             except GiveUp as error:
-                self._gave_up = error
-                self.stop()
-                return
+                if not self._may_wait(error.fault):
+                    self._gave_up = error
+                    self.stop()
+                    return
+                _log.warning("the server does not know this client yet: %s", error.fault)
+                self._in_conversation = False
+                # What is here already is run all the same.
+                self._said_hello.set()
+                self._rest()
+                continue
             except Exception:
                 _log.exception("the conversation failed")
                 self._in_conversation = False
@@ -264,6 +271,11 @@ class Agent:
             if self._in_conversation:
                 # Else another server was taken meanwhile, and is to be greeted at once.
                 self._rest()
+
+    def _may_wait(self, fault: ScireFault) -> bool:
+        """A daemon asks again until it is approved; in normal mode there is nothing to do."""
+        pending = fault.code == FaultCode.ENROLMENT_PENDING
+        return pending and self.config.mode is Mode.DAEMON
 
     def _rest(self) -> None:
         """Until the next poll is due, or wanted."""
