@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from base64 import b64decode
 from binascii import Error as Base64Error
 from collections.abc import Awaitable, Callable, Hashable, Mapping
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 #: Bodies from this many octets on are parsed in a thread.
 _LARGE_BODY = 65536
 MAX_MULTICALL = 50
+_ADMINISTRATION = "admin."
+_MAX_ASKED = 500  #: characters of what was asked for that the audit keeps
 #: Calls that begin a conversation: refused while the server goes down.
 _BEGINNINGS = frozenset(
     {"scire.hello", "scire.next_job", "scire.get_job", "scire.wait", "scire.enrol"}
@@ -219,14 +222,29 @@ class RpcListener:
                 value = await value
         else:
 
-            def operation(tx: Transaction) -> Any:
+            def operation(tx: Transaction) -> tuple[Caller, Any]:
                 caller = self.authenticate(tx, call)
-                return method.function(self.server, tx, caller, *params)
+                return caller, method.function(self.server, tx, caller, *params)
 
             if method.lane is Lane.READ:
-                value = await self.server.database.read(operation)
+                caller, value = await self.server.database.read(operation)
+                await self._trace_reading(method, caller, params)
             else:
-                value = await self.server.database.write(operation)
+                _, value = await self.server.database.write(operation)
         if isinstance(value, Kept):
             raise value.fault
         return value
+
+    async def _trace_reading(self, method: Method, caller: Caller, params: tuple[Any, ...]) -> None:
+        """
+        Leave an audit row of what an administrator has read; what writes leaves its own.
+
+        In a transaction of its own, so that a long list holds up nobody who writes.
+        """
+        if not isinstance(caller, identity.User) or not method.name.startswith(_ADMINISTRATION):
+            return
+        action = method.name.removeprefix(_ADMINISTRATION)
+        asked = json.dumps(params, sort_keys=True, default=str)[:_MAX_ASKED]
+        await self.server.database.write(
+            lambda tx: identity.audit(tx, caller.who, caller.address, action, asked)
+        )

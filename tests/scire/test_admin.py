@@ -155,6 +155,20 @@ class RightsCase(ServerCase):
         actions = [row["action"] for row in admin.audit_list({"who": "user:ada"})["items"]]
         self.assertIn("rule_create", actions)
 
+    def test_what_is_read_leaves_a_trace_too(self) -> None:
+        ada = self.person("ada")
+        self.root.admin.member_add(1, "ada")
+        ada.admin.user_list({"limit": 7})
+        ada.system.multicall([{"methodName": "admin.user_get", "params": ["root"]}])
+        found = self.root.admin.audit_list({"who": "user:ada"})["items"]
+        traces = [(row["action"], row["object"]) for row in found]
+        self.assertEqual(
+            sorted(traces), [("user_get", '["root"]'), ("user_list", '[{"limit": 7}]')]
+        )
+        self.assertTrue(all(row["address"] == "127.0.0.1" for row in found), found)
+        again = self.root.admin.audit_list({"who": "user:root", "action": "audit_list"})["items"]
+        self.assertEqual(len(again), 1)
+
     def test_passwords(self) -> None:
         from base64 import b64encode
 
