@@ -321,14 +321,12 @@ class Membership:
                 told = ack, self._exchanges.overview()
             compares = not is_small and not self._rumours.hot
             octets = sum(message.octets() for message in told)
-            news_octets, news = self._rumours.take(
+            missed_octets, missed = self._rumours.missed(
                 self._times.packet_octets - octets, self._tellings()
             )
-            octets += news_octets
-            late_octets, late = self._rumours.latest(self._times.packet_octets - octets)
-            octets += late_octets
+            octets += missed_octets
             # The overview last: it is compared with what the others have told.
-            self.outgoing.append(Outgoing(source, (*late, *news, *told), octets))
+            self.outgoing.append(Outgoing(source, (*missed, *told), octets))
             if compares:
                 # On a large site more is late than there is room for beside an overview.
                 overview = self._exchanges.overview()

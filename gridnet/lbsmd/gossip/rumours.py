@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from attrs import define
 
@@ -39,6 +39,14 @@ class _Rumour:
 class _Rank:
     fresh: dict[_Matter, _Rumour]  # not told yet, in order of arrival
     told: dict[_Matter, _Rumour]  # hot ones, in order of the last telling
+    cool: dict[_Matter, _Rumour]  # those that are not hot, likewise
+    latest: deque[Belief | Entry]  # what is told no more
+
+    def queue(self, rumour: _Rumour) -> dict[_Matter, _Rumour]:
+        """The one in which *rumour* waits."""
+        if rumour.is_cool:
+            return self.cool
+        return self.told if rumour.told else self.fresh
 
 
 def _choose(queue: dict[_Matter, _Rumour], octets: int, chosen: list[_Rumour]) -> int:
@@ -52,6 +60,24 @@ def _choose(queue: dict[_Matter, _Rumour], octets: int, chosen: list[_Rumour]) -
             misfits += 1
         if octets < _LEAST_OCTETS or misfits > _MISFITS:
             break
+    return octets
+
+
+def _choose_latest(latest: deque[Belief | Entry], octets: int, chosen: list[Belief | Entry]) -> int:
+    # The latest first.  What was looked at goes behind the rest, so that the next gets that.
+    looked_at = 0
+    number = len(chosen)
+    for message in reversed(latest):
+        if octets < _LEAST_OCTETS:
+            break
+        size = message.octets()
+        if size <= octets:
+            octets -= size
+            chosen.append(message)
+        elif len(chosen) > number:
+            break  # the first of the next time
+        looked_at += 1
+    latest.rotate(looked_at)
     return octets
 
 
@@ -74,11 +100,9 @@ class Rumours:
     """
 
     __slots__ = (
-        "_cool",
         "_cool_after",
         "_drop_after",
         "_health",
-        "_latest",
         "_max_rumours",
         "_ranks",
         "_rumours",
@@ -100,9 +124,7 @@ class Rumours:
         self._rumours: dict[_Matter, _Rumour] = {}
         self.is_empty = True
         self._health = health or LocalHealth(0)
-        self._latest = tuple(deque[Belief | Entry](maxlen=_LATEST) for _ in range(3))  # by rank
-        self._ranks = (_Rank({}, {}), _Rank({}, {}), _Rank({}, {}))
-        self._cool: dict[_Matter, _Rumour] = {}
+        self._ranks = tuple(_Rank({}, {}, {}, deque(maxlen=_LATEST)) for _ in range(3))
         self._were_hot = False  # any but loads, since it was asked whether they are over
         self.hot = 0
 
@@ -113,8 +135,8 @@ class Rumours:
         """Forget all news."""
         for rumour in tuple(self._rumours.values()):
             self._drop(rumour)
-        for latest in self._latest:
-            latest.clear()
+        for rank in self._ranks:
+            rank.latest.clear()
         self._were_hot = False
 
     def add(self, message: Belief | Entry, is_urgent: bool = True) -> None:
@@ -141,7 +163,7 @@ class Rumours:
         else:
             rumour.is_cool = True
             rumour.heard = self._cool_after
-            self._cool[matter] = rumour
+            self._ranks[rank].cool[matter] = rumour
 
     def are_over(self) -> bool:
         """Whether news of hosts or services were hot and none are any more; true once."""
@@ -160,11 +182,12 @@ class Rumours:
         score = self._health.score
         if heard >= self._drop_after + score:
             self._drop(rumour)
-            self._latest[rumour.rank].append(rumour.message)
+            self._keep_latest(rumour)
         elif not rumour.is_cool and heard >= self._cool_after + score:
-            del self._queue(rumour)[matter]
+            rank = self._ranks[rumour.rank]
+            del rank.queue(rumour)[matter]
             rumour.is_cool = True
-            self._cool[matter] = rumour
+            rank.cool[matter] = rumour
             self.hot -= 1
         return True
 
@@ -195,14 +218,48 @@ class Rumours:
             for queue in (services.fresh, services.told, load.fresh, load.told):
                 if queue:
                     left = _choose(queue, left, chosen)
-        if self._cool and left >= _LEAST_OCTETS:
-            left = _choose(self._cool, left, chosen)
+        if left >= _LEAST_OCTETS and len(self._rumours) > self.hot:
+            for rank in self._ranks:
+                if rank.cool:
+                    left = _choose(rank.cool, left, chosen)
+        self._count(chosen, times, copies)
+        return octets - left, [rumour.message for rumour in chosen]
+
+    def missed(self, octets: int, times: int) -> tuple[int, Sequence[Belief | Entry]]:
+        """
+        For one packet to a host that has missed something, probably of late.
+
+        Services come first, whether they are still told or not: where much is lost, hosts are
+        suspected and refute all the time, and would fill the packet.  Other news get what is left,
+        at least a quarter; then comes what else is told no more.  Of that suspicions are left out:
+        they pass by themselves.  Takes and gives what :meth:`take` does.
+        """
+        hosts, services, load = self._ranks
+        chosen: list[_Rumour] = []
+        late: list[Belief | Entry] = []
+        kept = 0 if self.is_empty else octets // 4
+        # Nothing else will bring what is told no more.
+        left = _choose_latest(services.latest, octets - kept, late)
+        for queue in (services.cool, services.fresh, services.told):
+            if queue:
+                left = _choose(queue, left, chosen)
+        left += kept
+        for queue in (hosts.fresh, hosts.told, load.fresh, load.told, hosts.cool, load.cool):
+            if queue:
+                left = _choose(queue, left, chosen)
+        left = _choose_latest(hosts.latest, left, late)
+        left = _choose_latest(load.latest, left, late)
+        self._count(chosen, times, 1)
+        return octets - left, [*late, *(rumour.message for rumour in chosen)]
+
+    def _count(self, chosen: Iterable[_Rumour], times: int, copies: int) -> None:
+        """These are told *copies* times now."""
         for rumour in chosen:
-            matter = rumour.matter
+            matter, rank = rumour.matter, self._ranks[rumour.rank]
+            # Not _Rank.queue(): this is most of what telling costs.
             if rumour.is_cool:
-                queue = later = self._cool
+                queue = later = rank.cool
             else:
-                rank = self._ranks[rumour.rank]
                 later = rank.told
                 queue = later if rumour.told else rank.fresh
             del queue[matter]
@@ -211,47 +268,25 @@ class Rumours:
                 later[matter] = rumour
             else:
                 del self._rumours[matter]
-                self._latest[rumour.rank].append(rumour.message)
+                self._keep_latest(rumour)
                 if not rumour.is_cool:
                     self.hot -= 1
         self.is_empty = not self._rumours
-        return octets - left, [rumour.message for rumour in chosen]
 
-    def latest(self, octets: int) -> tuple[int, Sequence[Belief | Entry]]:
-        """
-        What of late is told no more, for one who seems to have missed it.
-
-        Services come first, since where much is lost hosts refute suspicions all the time; the
-        latest before the others.  Suspicions are left out: they pass by themselves.
-        """
-        chosen: list[Belief | Entry] = []
-        left = octets
-        hosts, services, load = self._latest
-        for latest in (services, hosts, load):
-            for message in reversed(latest):
-                if left < _LEAST_OCTETS:
-                    break
-                size = message.octets()
-                if size <= left and not (
-                    type(message) is Belief and message.standing is Standing.SUSPECT
-                ):
-                    left -= size
-                    chosen.append(message)
-        return octets - left, chosen
+    def _keep_latest(self, rumour: _Rumour) -> None:
+        message = rumour.message
+        if isinstance(message, Entry) or message.standing is not Standing.SUSPECT:
+            self._ranks[rumour.rank].latest.append(message)
 
     def _least_worth(self) -> _Rumour:
-        services_last = [q for rank in reversed(self._ranks) for q in (rank.told, rank.fresh)]
-        return next(next(iter(q.values())) for q in (self._cool, *services_last) if q)
-
-    def _queue(self, rumour: _Rumour) -> dict[_Matter, _Rumour]:
-        if rumour.is_cool:
-            return self._cool
-        rank = self._ranks[rumour.rank]
-        return rank.told if rumour.told else rank.fresh
+        ranks = self._ranks[::-1]
+        cool = [rank.cool for rank in ranks]
+        hot = [queue for rank in ranks for queue in (rank.told, rank.fresh)]
+        return next(next(iter(queue.values())) for queue in (*cool, *hot) if queue)
 
     def _drop(self, rumour: _Rumour) -> None:
         del self._rumours[rumour.matter]
-        del self._queue(rumour)[rumour.matter]
+        del self._ranks[rumour.rank].queue(rumour)[rumour.matter]
         if not rumour.is_cool:
             self.hot -= 1
         self.is_empty = not self._rumours

@@ -206,7 +206,7 @@ class RumourTests(SynchronousTestCase):
         self.assertEqual(rumours.take(600, 20)[1], [entry])
         rumours.heard(("h", "k"), entry)
         self.assertTrue(rumours.is_empty)
-        self.assertEqual(rumours.latest(600)[1], [entry])
+        self.assertEqual(rumours.missed(600, 20)[1], [entry])
 
     def test_who_missed_something_is_told_services_first_and_no_suspicions(self) -> None:
         rumours = Rumours(1000, 1, 1)
@@ -220,7 +220,69 @@ class RumourTests(SynchronousTestCase):
             rumours.add(news)
             matter = news.host if isinstance(news, Belief) else (news.owner, news.key)
             self.assertTrue(rumours.heard(matter, news))
-        told = rumours.latest(100_000)[1]
+        told = rumours.missed(100_000, 20)[1]
         self.assertEqual((told[0], told[1], told[-1]), (service, alive, load))
         self.assertEqual(len(told), 1 + 64 + 1)
-        self.assertEqual(rumours.latest(service.octets() + 10)[1], [service])
+        self.assertEqual(rumours.missed(service.octets() + 10, 20)[1], [service])
+
+    def test_who_missed_something_is_told_all_services_while_hosts_come_and_go(self) -> None:
+        rumours = Rumours(1000, 1, 2)
+        services = [Entry("h", f"s{number}", number, b"x" * 40) for number in range(5)]
+        for service in services:
+            rumours.add(service)
+        late, cool = services[0], services[1]
+        for heard in (late, late, cool):
+            rumours.heard(("h", heard.key), heard)
+        for number in range(200):
+            rumours.add(Belief(f"h{number}", ("127.0.0.1", 1), 1, Standing.ALIVE, "x"))
+        octets, told = rumours.missed(1200, 20)
+        self.assertLessEqual(octets, 1200)
+        self.assertEqual(octets, sum(message.octets() for message in told))
+        self.assertEqual([m for m in told if isinstance(m, Entry)], services)
+        self.assertTrue(any(isinstance(message, Belief) for message in told))
+
+    def test_services_in_plenty_leave_room_for_hosts_in_an_answer(self) -> None:
+        rumours = Rumours(1000, 1, 1)
+        for number in range(50):
+            service = Entry("h", f"s{number}", number, b"x" * 40)
+            rumours.add(service)
+            if number % 2:
+                rumours.heard(("h", service.key), service)
+        suspected = Belief("a", ("127.0.0.1", 1), 1, Standing.SUSPECT, "x")
+        rumours.add(suspected)
+        self.assertIn(suspected, rumours.missed(1200, 20)[1])
+
+    def test_who_asks_again_is_told_what_there_was_no_room_for(self) -> None:
+        rumours = Rumours(1000, 1, 1)
+        services = [Entry("h", f"s{number}", number, b"x" * 40) for number in range(30)]
+        for service in services:
+            rumours.add(service)
+            rumours.heard(("h", service.key), service)
+        told: list[Belief | Entry] = []
+        while len(told) < len(services):
+            octets, more = rumours.missed(1200, 20)
+            self.assertLessEqual(octets, 1200)
+            told += more
+        self.assertEqual(told[: len(services)], services[::-1])
+
+    def test_no_answer_is_larger_than_its_room_or_tells_one_thing_twice(self) -> None:
+        random = Random(1)
+        rumours = Rumours(200, 2, 3)
+        for version in range(2000):
+            name = f"h{int(random.random() * 40)}"
+            news: Belief | Entry
+            if random.random() < 0.5:
+                standing = Standing(int(random.random() * 3))
+                news = Belief(name, ("127.0.0.1", 1), version, standing, name)
+            else:
+                value = b"x" * int(random.random() * 400)
+                news = Entry(name, "k", version, value, random.random() < 0.5)
+            rumours.add(news, random.random() < 0.8)
+            matter = name if isinstance(news, Belief) else (name, "k")
+            for _ in range(int(random.random() * 4)):
+                rumours.heard(matter, news)
+            room = int(random.random() * 1200)
+            octets, told = rumours.missed(room, 6)
+            self.assertLessEqual(octets, room)
+            self.assertEqual(octets, sum(message.octets() for message in told))
+            self.assertEqual(len(set(map(id, told))), len(told))
