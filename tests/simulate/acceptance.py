@@ -121,7 +121,7 @@ def spread_10000(scale: float) -> Finding:
 def loss_10000(scale: float) -> Finding:
     """The same where every other packet is lost."""
     scenario = evolve(_NEWS, hosts=_hosts(10_000, scale), traits=NetworkTraits(loss=0.5))
-    return _spread("loss-10000", _seeds(scenario, _seeds_of(3, scale)), 5.0)
+    return _spread("loss-10000", _seeds(scenario, _seeds_of(20, scale)), 5.0)
 
 
 def slow(count: int, scale: float) -> Finding:
