@@ -22,7 +22,7 @@ from gridnet.lbsmd.gossip.membership import (
     StandingChanged,
 )
 from gridnet.lbsmd.gossip.messages import Address, Message, Standing
-from gridnet.lbsmd.gossip.records import OwnRecords
+from gridnet.lbsmd.gossip.records import VERSION_BITS, OwnRecords
 from gridnet.lbsmd.gossip.roster import HostState
 from gridnet.simulate.shared_roster import CommonKnowledge, SharedRoster
 
@@ -164,7 +164,11 @@ class Network:
             )
             prepared.append((number, name, address))
         for number, name, address in prepared:
-            self._enter(self._acquainted(number, name, address, entries, 1))
+            host = self._acquainted(number, name, address, 1)
+            for key, value in entries(name):
+                host.membership.publish(key, value)
+            host.membership.acquaint(self.now, ())  # nothing of that is news
+            self._enter(host)
 
     def restart(
         self, name: str, entries: Callable[[str], Iterable[tuple[str, bytes]]]
@@ -172,8 +176,10 @@ class Network:
         """A host that crashed lives again; it remembers who there was, and tells them."""
         old = self.hosts[name]
         incarnation = old.membership.hosts[name].incarnation + 1
-        host = self._acquainted(old.number, name, old.address, entries, incarnation)
+        host = self._acquainted(old.number, name, old.address, incarnation)
         self._enter(host)
+        for key, value in entries(name):
+            host.membership.publish(key, value)
         return host
 
     def _acquainted(
@@ -181,7 +187,6 @@ class Network:
         number: int,
         name: str,
         address: Address,
-        entries: Callable[[str], Iterable[tuple[str, bytes]]],
         incarnation: int,
     ) -> SimulatedHost:
         assert self._common is not None
@@ -193,11 +198,9 @@ class Network:
             self._random,
             self.now,
             incarnation=incarnation,
+            version=incarnation - 1 << VERSION_BITS,
             roster=roster,
         )
-        for key, value in entries(name):
-            membership.publish(key, value)
-        membership.acquaint(self.now, ())
         return SimulatedHost(number, name, address, membership)
 
     def _enter(self, host: SimulatedHost) -> None:

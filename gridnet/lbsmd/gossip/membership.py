@@ -184,8 +184,13 @@ class Membership:
 
     def join(self, seeds: Iterable[Address]) -> None:
         """Compare everything with the *seeds*; call again until another host is known."""
+        # Who we are, and all that we publish: together in as few packets as can be, so that it
+        # travels on together.  The overview, which is large, has one of its own.
+        overview, mine = self._exchanges.overview(), self.belief_of(self._mine)
         for address in seeds:
-            self.send(address, self.belief_of(self._mine), self._exchanges.overview())
+            self.send(address, mine)
+            self.outgoing.append(Outgoing(address, (overview,), overview.octets()))
+        self._tell_all(mine)
 
     def acquaint(self, now: float, beliefs: Iterable[Belief]) -> None:
         """Know these hosts from the start, as after a restart from kept state; tells nobody."""

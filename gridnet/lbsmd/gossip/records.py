@@ -10,6 +10,9 @@ from gridnet.blake2 import blake2b
 from gridnet.lbsmd.gossip.identity import Identity, entry_statement
 from gridnet.lbsmd.gossip.messages import Entry
 
+#: A life has room for so many versions until those of the next one, as a power of two.
+VERSION_BITS = 20
+
 
 def mark_of(entry: Entry) -> int:
     """64 bits of one entry, by which equal tables are known."""

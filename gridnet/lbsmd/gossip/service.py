@@ -29,6 +29,7 @@ from gridnet.lbsmd.gossip.messages import Address, Belief, Message, Order, Recei
 from gridnet.lbsmd.gossip.orders import OrderBook
 from gridnet.lbsmd.gossip.protocol import GossipSocket, listen, listen_to_group
 from gridnet.lbsmd.gossip.publisher import Publisher
+from gridnet.lbsmd.gossip.records import VERSION_BITS
 from gridnet.lbsmd.gossip.report import ServicesFingerprint, facts, why_down
 from gridnet.lbsmd.gossip.wire import Seal
 from gridnet.lbsmd.orders import Order as Request
@@ -41,8 +42,6 @@ from gridnet.table.model import Change, Host
 
 #: In the state directory: whom this host knew before a restart.
 HOSTS_FILE = "gossip.hosts"
-#: A life has room for so many versions until those of one that begins a second later.
-_VERSION_BITS = 20
 #: Seconds between saying that we leave and closing the socket; it is said twice.
 _LEAVE_SECONDS = 0.1
 #: Between two lines about what was refused, and how many values one of them names.
@@ -212,7 +211,7 @@ class Gossip(Service):
             now,
             self._identity,
             life,
-            life << _VERSION_BITS,
+            life << VERSION_BITS,
             {**self._kept.keys, **self.config.known_keys()},
             self.config.only_identities,
         )
