@@ -273,15 +273,12 @@ class Membership:
         """Take the *messages* of one authentic packet of *sender*, which came from *source*."""
         ping: Ping | None = None
         for message in messages:
-            kind = type(message)
-            if kind is Belief:
-                assert type(message) is Belief
+            if type(message) is Entry:
+                self._take_entry(message)
+            elif type(message) is Belief:
                 self._consider(now, message, sender)
                 if message.host == sender:
                     self._correct(source, message)
-            elif kind is Entry:
-                assert type(message) is Entry
-                self._take_entry(message)
             elif type(message) is Ack:
                 if self._probing.acked(message):
                     self._plan()
@@ -352,7 +349,7 @@ class Membership:
             if correction is not None:
                 self._announce_own(correction)
             return
-        if self._rumours.heard((entry.owner, entry.key), entry):
+        if self._rumours.heard(entry.matter, entry) is not None:
             return  # what we tell is what we hold
         state = self._roster.get(entry.owner)
         if state is None or not state.records.is_news(entry):
@@ -371,9 +368,10 @@ class Membership:
         if said.host == self.me:
             self._refute(said)
             return
-        if self._rumours.heard(said.host, said):
+        told = self._rumours.heard(said.host, said)
+        if told is not None:
             # Most of all that is ever heard: what we tell is what we hold.
-            if said.standing is _SUSPECT:
+            if said.standing is _SUSPECT and told is not said:
                 self._confirm(now, said, told_by, found)
             return
         state = self._roster.get(said.host)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TypeAlias
 
-from attrs import field, frozen
+from attrs import Factory, field, frozen
 
 Address: TypeAlias = tuple[str, int]  #: IP address as text, UDP port
 
@@ -123,6 +123,13 @@ class Entry:
     is_load: bool = False  #: gives way to everything else when room is short
     signature: bytes = _UNSIGNED  #: of *owner*
     _octets: int = _counted_once()
+    #: What it is about: made once, since it is looked up whenever the entry is heard.
+    matter: tuple[str, str] = field(
+        init=False,
+        eq=False,
+        repr=False,
+        default=Factory(lambda entry: (entry.owner, entry.key), takes_self=True),
+    )
 
     def octets(self) -> int:
         octets = self._octets

@@ -146,7 +146,7 @@ class Rumours:
             matter, rank = message.host, 0
         else:
             assert type(message) is Entry
-            matter, rank = (message.owner, message.key), 2 if message.is_load else 1
+            matter, rank = message.matter, 2 if message.is_load else 1
         held = self._rumours.get(matter)
         if held is not None:
             self._drop(held)
@@ -173,23 +173,35 @@ class Rumours:
         self._were_hot = bool(hosts.fresh or hosts.told or services.fresh or services.told)
         return not self._were_hot
 
-    def heard(self, matter: str | tuple[str, str], message: Belief | Entry) -> bool:
-        """Somebody else passes *message* on, which is about *matter*; False: we do not, now."""
+    def heard(
+        self, matter: str | tuple[str, str], message: Belief | Entry
+    ) -> Belief | Entry | None:
+        """
+        Somebody else passes *message* on, which is about *matter*.
+
+        :returns: what we tell, if that says the same; None: we do not tell that now.
+        """
         rumour = self._rumours.get(matter)
-        if rumour is None or not (rumour.message is message or rumour.says(message)):
-            return False
-        heard = rumour.heard = rumour.heard + 1
-        score = self._health.score
-        if heard >= self._drop_after + score:
+        if rumour is None:
+            return None
+        ours = rumour.message
+        if ours is not message and not rumour.says(message):
+            return None
+        rumour.heard = heard = rumour.heard + 1
+        if heard >= self._cool_after:
+            self._grow_old(rumour, heard - self._health.score)
+        return ours
+
+    def _grow_old(self, rumour: _Rumour, heard: int) -> None:
+        if heard >= self._drop_after:
             self._drop(rumour)
             self._keep_latest(rumour)
-        elif not rumour.is_cool and heard >= self._cool_after + score:
+        elif heard >= self._cool_after and not rumour.is_cool:
             rank = self._ranks[rumour.rank]
-            del rank.queue(rumour)[matter]
+            del rank.queue(rumour)[rumour.matter]
             rumour.is_cool = True
-            rank.cool[matter] = rumour
+            rank.cool[rumour.matter] = rumour
             self.hot -= 1
-        return True
 
     def take(
         self, octets: int, times: int, copies: int = 1
