@@ -277,6 +277,9 @@ class Network:
             if host.paused_until > now:
                 if sender is not None and self._is_heard(host, sender):
                     self._keep((host, sender, messages))
+                elif sender is None and host.wakes_at <= now:
+                    # That wake is spent: what is due when it resumes needs another.
+                    host.wakes_at = inf
                 continue
             membership = host.membership
             if sender is None:

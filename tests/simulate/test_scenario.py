@@ -95,6 +95,17 @@ class TroubleTests(SynchronousTestCase):
         self.assertGreater(sum(sample.verdicts for sample in outcome.samples), 0)
         self.assertEqual({host.membership.up for host in slept.network.hosts.values()}, {30})
 
+    def test_a_host_that_stood_still_so_briefly_that_nobody_saw_goes_on_probing(self) -> None:
+        for seed in range(1, 6):
+            slept = Run(evolve(CALM, changes=0, pauses=1, pause_seconds=1.5, seed=seed))
+            network, (name,) = slept.network, slept._paused
+            network.run_until(35.0)  # it is awake again
+            before = network.hosts[name].packets
+            network.run_until(65.0)
+            # One probe a second, and an answer to each of the others'; one that only answers
+            # sends half of that.
+            self.assertGreater(network.hosts[name].packets - before, 45)
+
     def test_slow_hosts_mislead_plain_swim_only(self) -> None:
         for kind in ("block", "stop"):
             slow = evolve(SITE, slow=4, slow_kind=kind)
