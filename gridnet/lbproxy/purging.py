@@ -20,6 +20,8 @@ from gridnet.lbproxy.query import NEVER, SERVICE_DEFAULT, PurgeFlags, PurgeReque
 from gridnet.lbproxy.rows import chunks
 from gridnet.lbproxy.writer import StoreClosed
 
+_STOPPING = "the service is stopping"
+
 
 class Purger:
     """
@@ -36,6 +38,7 @@ class Purger:
         self._reactor = reactor
         self._dumps = 0
         self._running: set[Deferred[Answer]] = set()
+        self._is_stopping = False
 
     def purge(self, request: PurgeRequest) -> Deferred[Answer]:
         """
@@ -45,6 +48,9 @@ class Purger:
 
         :raises Overloaded: (in the Deferred) too many are under way, or the service stops.
         """
+        if self._is_stopping:
+            # Clients are heard until the store is closed; a pause begun now would outlive it.
+            return fail(Overloaded(_STOPPING))
         if len(self._running) >= self._book.config.purge.max_running:
             return fail(Overloaded("too many purges are under way"))
         running: Deferred[Answer] = Deferred.fromCoroutine(self._purge(request))
@@ -58,14 +64,15 @@ class Purger:
         return answered
 
     def stop(self) -> None:
-        """End what is under way between two batches."""
+        """End what is under way between two batches, and begin nothing more."""
+        self._is_stopping = True
         for running in list(self._running):
             running.cancel()
 
     def _ended(self, result: Any, running: Deferred[Answer]) -> Any:
         self._running.discard(running)
         if isinstance(result, Failure) and result.check(CancelledError, StoreClosed):
-            raise Overloaded("the service is stopping")
+            raise Overloaded(_STOPPING)
         return result
 
     def _background_failed(self, failure: Failure) -> None:
