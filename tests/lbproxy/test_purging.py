@@ -17,14 +17,14 @@ from gridnet.lbproxy.purging import Purger
 from gridnet.lbproxy.query import PurgeFlags, PurgeRequest
 from tests.lbproxy.running import SocketTestCase
 
+_CONFIG = evolve(SocketTestCase.config, purge=evolve(SocketTestCase.config.purge, batch_jobs=1))
+
 
 @frozen
 class _Book:
     """A store that has two jobs to remove, and says at once that it did."""
 
-    config: LbproxyConfig = evolve(
-        SocketTestCase.config, purge=evolve(SocketTestCase.config.purge, batch_jobs=1)
-    )
+    config: LbproxyConfig = _CONFIG
     changes: list[Callable[[Any], Any]] = field(factory=list)
 
     def change(self, work: Callable[[Any], Any]) -> Deferred[list[str]]:
