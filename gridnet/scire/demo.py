@@ -79,7 +79,7 @@ def client(plan: DemoPlan, site: Site) -> IService:
     config.write_text(tomli_w.dumps({"client": values}))
     monitor = ProcessMonitor()
     monitor.killTime = _KILL_SECONDS
-    command = [plan.python or sys.executable, "-m", "gridnet.scire.client.command"]
+    command = [plan.python or sys.executable, "-m", "gridnet.scire.demo_client"]
     root = str(Path(gridnet.__file__).resolve().parent.parent)
     monitor.addProcess(
         "scire-client", [*command, "--config", str(config), "run"], env={"PYTHONPATH": root}
