@@ -8,7 +8,9 @@ statement is the same object for all that heard it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import TypeAlias
 
 from gridnet.lbsmd.gossip.messages import Address, Entry, Standing
@@ -19,6 +21,9 @@ _Change: TypeAlias = tuple[int, int, Standing, Address, bytes]
 _Content: TypeAlias = tuple[str, Address, int, Standing, bytes, bytes, int]
 
 
+_place = attrgetter("place")
+
+
 class CommonKnowledge:
     """What all hosts of a simulated site know from its start."""
 
@@ -26,7 +31,7 @@ class CommonKnowledge:
         self.hosts: dict[str, HostState] = {}
         self.order: list[HostState] = []
         self.index: dict[str, int] = {}
-        self.parts: list[list[str]] = [[] for _ in range(PARTS)]
+        self.parts: list[list[HostState]] = [[] for _ in range(PARTS)]
         self.prints = [0] * PARTS
         self.fingerprint = 0
         self._changes: dict[_Change, tuple[HostState, HostState]] = {}
@@ -39,7 +44,7 @@ class CommonKnowledge:
         self.hosts[state.name] = state
         self.order.append(state)
         part = part_at(state.place)
-        self.parts[part].append(state.name)
+        insort(self.parts[part], state, key=_place)
         self.prints[part] ^= state.mark
         self.fingerprint ^= state.mark
 
@@ -98,6 +103,17 @@ class CommonKnowledge:
         return state
 
 
+def _put(state: HostState, states: list[HostState]) -> None:
+    """Put *state* where it belongs by its place, instead of another of the same host."""
+    index = bisect_left(states, state.place, key=_place)
+    while index < len(states) and states[index].place == state.place:
+        if states[index].name == state.name:
+            states[index] = state
+            return
+        index += 1
+    states.insert(index, state)
+
+
 class SharedRoster:
     """
     The roster of one simulated host: what is common, and what it holds otherwise.
@@ -144,13 +160,14 @@ class SharedRoster:
             return self._own.get(state.name, state) if self._own else state
         return self._own[self._later[index - len(order)]]
 
-    def part(self, number: int) -> Iterable[HostState]:
-        """The hosts of one part."""
-        own, hosts = self._own, self._common.hosts
-        states = [own.get(name) or hosts[name] for name in self._common.parts[number]]
-        if self._later:
-            later = (own[name] for name in self._later)
-            states += [state for state in later if part_at(state.place) == number]
+    def part(self, number: int) -> Sequence[HostState]:
+        """The hosts of one part in the order of their places; not to be kept."""
+        states = self._common.parts[number]
+        own = [state for state in self._own.values() if part_at(state.place) == number]
+        if own:
+            states = states.copy()
+            for state in own:
+                _put(state, states)
         return states
 
     def add(self, state: HostState) -> None:

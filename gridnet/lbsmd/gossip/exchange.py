@@ -11,7 +11,6 @@ digest of that one place follows, to compare the host once more.  Who holds the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
 from random import Random
 
 from gridnet.lbsmd.gossip.messages import (
@@ -26,6 +25,7 @@ from gridnet.lbsmd.gossip.roster import (
     PARTS,
     HostState,
     Roster,
+    between,
     part_at,
     range_of,
 )
@@ -133,23 +133,24 @@ class Exchange:
 
     def _states(self, first: int, last: int) -> Sequence[HostState]:
         """The hosts from one place to another."""
-        return [
-            state
-            for part in range(part_at(first), part_at(last) + 1)
-            for state in self._roster.part(part)
-            if first <= state.place <= last
-        ]
+        number = part_at(first)
+        states = self._roster.part(number)
+        while number < part_at(last):
+            number += 1
+            states = [*states, *self._roster.part(number)]
+        return between(states, first, last)
 
     def _answer_digest(self, theirs: Digest, states: Sequence[HostState]) -> Iterator[Message]:
         """What the peer should know of *states*, and what we know of them."""
-        known = {line.host: line for line in theirs.lines}
-        told: Iterable[Message] = ()
         if not theirs.is_answer:
-            told = self._digests(theirs.first, theirs.last, states, True)
+            yield from self._digests(theirs.first, theirs.last, states, True)
         # On a large site comparing once more, each time, would cost more than it gains.
         is_last = _is_again(theirs) or len(self._roster) > PARTS
-        better = (self._better(state, known.get(state.name), is_last) for state in states)
-        return chain(told, *better)
+        known = {line.host: line for line in theirs.lines}
+        for state in states:
+            line = known.get(state.name)
+            if line != state.line:
+                yield from self._better(state, line, is_last)
 
     def _better(
         self, state: HostState, line: DigestLine | None, is_last: bool
@@ -175,7 +176,7 @@ class Exchange:
                 yield from newer
                 if not is_last:
                     # The peer may have missed older ones too: a load does not wait for a service.
-                    yield Digest(state.place, state.place, False, (_line_of(state),))
+                    yield Digest(state.place, state.place, False, (state.line,))
             elif state.records.newest == line.newest:
                 # The peer missed older ones; it is not known which.
                 missed = list(state.records)
@@ -185,12 +186,16 @@ class Exchange:
     def _digests(
         self, first: int, last: int, states: Iterable[HostState], is_answer: bool
     ) -> Iterator[Digest]:
-        """Digests of the places from *first* to *last*, each small enough for one packet."""
+        """
+        Digests of the places from *first* to *last*, each small enough for one packet.
+
+        :param states: in the order of their places.
+        """
         lines: list[DigestLine] = []
         room = self._packet_octets * 2 // 3
         begun = first
-        for state in sorted(states, key=lambda state: state.place):
-            line = _line_of(state)
+        for state in states:
+            line = state.line
             octets = line.octets()
             if octets > room and lines and state.place > begun:
                 yield Digest(begun, state.place - 1, is_answer, tuple(lines))
@@ -199,13 +204,6 @@ class Exchange:
             lines.append(line)
             room -= octets
         yield Digest(begun, last, is_answer, tuple(lines))
-
-
-def _line_of(state: HostState) -> DigestLine:
-    records = state.records
-    return DigestLine(
-        state.name, state.incarnation, state.standing, records.newest, records.fingerprint
-    )
 
 
 def _is_again(digest: Digest) -> bool:
@@ -218,7 +216,7 @@ def _are_equal(states: Sequence[HostState], lines: Sequence[DigestLine]) -> bool
     if len(states) != len(lines):
         return False
     said = {line.host: line for line in lines}
-    return all(said.get(state.name) == _line_of(state) for state in states)
+    return all(said.get(state.name) == state.line for state in states)
 
 
 def packed(messages: Iterable[Message], packet_octets: int) -> Iterator[tuple[int, list[Message]]]:

@@ -163,9 +163,14 @@ class DigestLine:
     standing: Standing
     newest: int  #: highest version among its entries
     fingerprint: int  #: of its entries, 64 bits
+    _octets: int = _counted_once()
 
     def octets(self) -> int:
-        return 25 + _text(self.host)
+        octets = self._octets
+        if not octets:
+            octets = 25 + _text(self.host)
+            object.__setattr__(self, "_octets", octets)
+        return octets
 
 
 @frozen
@@ -180,9 +185,14 @@ class Digest:
     last: int
     is_answer: bool
     lines: tuple[DigestLine, ...]
+    _octets: int = _counted_once()
 
     def octets(self) -> int:
-        return 12 + sum(line.octets() for line in self.lines)
+        octets = self._octets
+        if not octets:
+            octets = 12 + sum(line.octets() for line in self.lines)
+            object.__setattr__(self, "_octets", octets)
+        return octets
 
 
 @frozen

@@ -8,14 +8,16 @@ looking at what is equal.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from operator import attrgetter
 from typing import Protocol
 
 from attrs import define, field
 
 from gridnet.blake2 import blake2b
-from gridnet.lbsmd.gossip.messages import Address, Entry, Standing
+from gridnet.lbsmd.gossip.messages import Address, DigestLine, Entry, Standing
 from gridnet.lbsmd.gossip.records import HostRecords
 
 PARTS = 64  #: as many fingerprints fit well into one packet
@@ -58,6 +60,7 @@ class HostState:
     records: HostRecords
     place: int = field(init=False)
     mark: int = field(init=False)
+    _line: DigestLine | None = field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
         self.place = place_of(self.name)
@@ -68,13 +71,33 @@ class HostState:
         """Worth sending work to: alive, or only suspected."""
         return self.standing <= Standing.SUSPECT
 
+    @property
+    def line(self) -> DigestLine:
+        """All this in brief; made once until it changes, and then shared by many digests."""
+        line = self._line
+        if line is None:
+            records = self.records
+            line = self._line = DigestLine(
+                self.name, self.incarnation, self.standing, records.newest, records.fingerprint
+            )
+        return line
+
     def remark(self) -> None:
         """Renew the mark after a change."""
+        self._line = None
         if self.standing > Standing.SUSPECT:
             self.mark = 0
             return
         text = f"{self.incarnation} {self.records.fingerprint} {self.name}"
         self.mark = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+_place = attrgetter("place")
+
+
+def between(states: Sequence[HostState], first: int, last: int) -> Sequence[HostState]:
+    """Those of *states*, which lie in the order of their places, from one place to another."""
+    return states[bisect_left(states, first, key=_place) : bisect_right(states, last, key=_place)]
 
 
 class Roster(Protocol):
@@ -102,8 +125,8 @@ class Roster(Protocol):
     def at(self, index: int) -> HostState:
         """One of the hosts; *index* from 0, less than their number."""
 
-    def part(self, number: int) -> Iterable[HostState]:
-        """The hosts of one part, in any order."""
+    def part(self, number: int) -> Sequence[HostState]:
+        """The hosts of one part in the order of their places; not to be kept."""
 
     def add(self, state: HostState) -> None:
         """Know one host more."""
@@ -137,9 +160,10 @@ class OwnRoster:
         self.up = 0
         self._hosts: dict[str, HostState] = {}
         self._order: list[HostState] = []
-        self._parts: list[dict[str, HostState]] = [{} for _ in range(PARTS)]
+        self._parts: list[list[HostState]] = [[] for _ in range(PARTS)]
         self.get = self._hosts.get
         self.at = self._order.__getitem__
+        self.part = self._parts.__getitem__
 
     def __len__(self) -> int:
         return len(self._order)
@@ -147,16 +171,12 @@ class OwnRoster:
     def __iter__(self) -> Iterator[str]:
         return iter(tuple(self._hosts))
 
-    def part(self, number: int) -> Sequence[HostState]:
-        """The hosts of one part, in any order."""
-        return tuple(self._parts[number].values())
-
     def add(self, state: HostState) -> None:
         """Know one host more."""
         self._hosts[state.name] = state
         self._order.append(state)
         part = part_at(state.place)
-        self._parts[part][state.name] = state
+        insort(self._parts[part], state, key=_place)
         self.prints[part] ^= state.mark
         self.fingerprint ^= state.mark
         self.up += state.is_up
@@ -169,7 +189,7 @@ class OwnRoster:
         if last is not state:
             self._order[index] = last
         part = part_at(state.place)
-        del self._parts[part][name]
+        self._parts[part].remove(state)
         self.prints[part] ^= state.mark
         self.fingerprint ^= state.mark
         self.up -= state.is_up
