@@ -87,6 +87,11 @@ _Event: TypeAlias = (
 Observer = Callable[[float, SimulatedHost, Event], None]
 
 
+def _address(number: int) -> Address:
+    # The port says who it is: looked up for every packet, and faster than the address.
+    return f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", number
+
+
 class Network:
     """
     Many hosts on one virtual clock.
@@ -113,7 +118,7 @@ class Network:
         # One for all: ten thousand of them would not fit into the caches of a processor.
         self._random = Random(seed)
         self._observe = observe
-        self._by_address: dict[Address, SimulatedHost] = {}
+        self._by_number: list[SimulatedHost] = []
         self._common: CommonKnowledge | None = None
         self._tick = 0
         self._ring: list[list[_Event]] = [[] for _ in range(_RING)]
@@ -132,9 +137,7 @@ class Network:
         """A new host, which knows nobody; an old one of that name has crashed and restarts."""
         old = self.hosts.get(name)
         number = old.number if old else len(self.hosts)
-        address = (
-            old.address if old else (f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 1)
-        )
+        address = old.address if old else _address(number)
         if old is not None:
             old.is_running = False
         membership = Membership(name, address, self._times, self._random, self.now)
@@ -153,7 +156,7 @@ class Network:
         common = self._common = CommonKnowledge()
         prepared = []
         for number, name in enumerate(names):
-            address = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}", 1
+            address = _address(number)
             # Nothing that is large stays behind: a membership holds itself, by its parts.
             own = OwnRecords(name, self._times.max_entries, TRUSTING)
             for key, value in entries(name):
@@ -208,8 +211,10 @@ class Network:
         if old is not None:
             old.is_running = False
             host.packets, host.octets, host.group = old.packets, old.octets, old.group
+            self._by_number[host.number] = host
+        else:
+            self._by_number.append(host)
         self.hosts[host.name] = host
-        self._by_address[host.address] = host
         self._wake_later(host)
 
     def acted(self, host: SimulatedHost) -> None:
@@ -369,26 +374,29 @@ class Network:
         if host.blocked_until > self.now:
             host.unsent += packets[: max(0, traits.backlog - len(host.unsent))]
             return
-        tick, ring, by_address = self._tick, self._ring, self._by_address
+        tick, ring, by_number = self._tick, self._ring, self._by_number
         random, trace = self._random.random, self._trace_numbers.append
         loss, least, spread = traits.loss, traits.delay, traits.delay_spread
         delays = traits.delays
         sender = host.number << 40
-        host.packets += len(packets)
+        sent = 0
         for packet in packets:
             octets = packet.octets + PACKET_OVERHEAD
-            host.octets += octets
-            target = by_address[packet.address]
-            trace(sender | target.number << 16 | octets)
+            sent += octets
+            number = packet.address[1]
+            trace(sender | number << 16 | octets)
             if loss and random() < loss:
                 self.lost += 1
                 continue
             seconds = delays[int(random() * len(delays))] if delays else least + random() * spread
             delay = int(seconds / TICK_SECONDS + 0.5) or 1
+            event = by_number[number], host, packet.messages
             if delay < _RING:
-                ring[(tick + delay) % _RING].append((target, host, packet.messages))
+                ring[(tick + delay) % _RING].append(event)
             else:
-                self._put(tick + delay, (target, host, packet.messages))
+                self._put(tick + delay, event)
+        host.packets += len(packets)
+        host.octets += sent
 
     def _wake_later(self, host: SimulatedHost) -> None:
         due = host.membership.due - host.skew

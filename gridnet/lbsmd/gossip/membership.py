@@ -273,12 +273,13 @@ class Membership:
         """Take the *messages* of one authentic packet of *sender*, which came from *source*."""
         ping: Ping | None = None
         for message in messages:
-            if type(message) is Entry:
-                self._take_entry(message)
-            elif type(message) is Belief:
+            # Those first that there are most of.
+            if type(message) is Belief:
                 self._consider(now, message, sender)
                 if message.host == sender:
                     self._correct(source, message)
+            elif type(message) is Entry:
+                self._take_entry(message)
             elif type(message) is Ack:
                 if self._probing.acked(message):
                     self._plan()

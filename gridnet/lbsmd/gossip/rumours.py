@@ -188,7 +188,8 @@ class Rumours:
         if ours is not message and not rumour.says(message):
             return None
         rumour.heard = heard = rumour.heard + 1
-        if heard >= self._cool_after:
+        # Most of what is heard is cool and not old yet.
+        if heard >= (self._drop_after if rumour.is_cool else self._cool_after):
             self._grow_old(rumour, heard - self._health.score)
         return ours
 
