@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 PROTOCOL = "1.0"
 MAX_FILE_PIECE = 1048576  #: octets of one ``get_file``
-MAX_FACTS = 1048576  #: octets of an inventory, as JSON
 _LARGE_FILE = 65536  #: octets from which a status file is read in a thread
 _ONLY_CLIENTS = "only clients may call this"
 _MARKS = {"downloaded": "received", "finished": "succeeded"}
@@ -289,7 +288,8 @@ def put_output(
     last: bool,
 ) -> int:
     """A piece of output that is too large for the status file; the offset of the next one."""
-    return reports.put_output(tx, _client(caller), run, stream, offset, data, last)
+    most = server.config.limits.max_stream
+    return reports.put_output(tx, _client(caller), run, stream, offset, data, last, most)
 
 
 @method("scire.wait", "struct", "int", lane=Lane.FREE, slot=False)
@@ -337,8 +337,9 @@ def inventory(
         text = json.dumps(facts, default=_as_text)
     except (TypeError, ValueError):
         raise ScireFault(FaultCode.WRONG_PARAMETERS, "facts that cannot be kept") from None
-    if len(text) > MAX_FACTS:
-        raise ScireFault(FaultCode.TOO_LARGE, f"an inventory is at most {MAX_FACTS} octets")
+    most = server.config.limits.max_inventory
+    if len(text) > most:
+        raise ScireFault(FaultCode.TOO_LARGE, f"an inventory is at most {most} octets as JSON")
     tx.run(
         "INSERT INTO inventory (client_id, facts, at) VALUES (?, ?, ?) ON CONFLICT (client_id)"
         " DO UPDATE SET facts = excluded.facts, at = excluded.at",

@@ -73,6 +73,17 @@ class LimitsConfig:
     max_requests_waiting: int = field(default=1000, validator=at_least(1))  #: enrolments
     max_runs_per_job: int = field(default=100_000, validator=at_least(1))  #: of one occurrence
     max_page: int = field(default=1000, validator=at_least(1))  #: rows of one list answer
+    #: octets of a job's script; clients get it in one answer, so that their *max_answer* has to
+    #: be seven times as much, and 1 MB more
+    max_script: int = field(default=1048576, validator=at_least(1))
+    max_file: int = field(default=1024 * 1048576, validator=at_least(1))  #: octets, an attachment
+    #: octets of what one run writes to one stream, beyond the tail in its status file
+    max_stream: int = field(default=64 * 1048576, validator=at_least(0))
+    max_facts: int = field(default=65536, validator=at_least(2))  #: octets as JSON, enrolling
+    max_inventory: int = field(default=1048576, validator=at_least(2))  #: octets as JSON
+    max_jobs_in_memory: int = field(default=256, validator=at_least(1))  #: with their scripts
+    #: certificates whose owners are remembered between their calls
+    max_known_clients: int = field(default=100_000, validator=at_least(1))
 
 
 @frozen

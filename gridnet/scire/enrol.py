@@ -37,21 +37,20 @@ if TYPE_CHECKING:
     from gridnet.scire.rpc import Call
     from gridnet.scire.server import JobServer
 
-_MAX_FACTS = 65536  #: octets, as JSON
 #: How long a certificate stays valid after another was issued in its place, unless that is used.
 _OVERLAP_SECONDS = 7 * 86400.0
 #: A certificate of which only the digest is known counts until it is revoked.
 _FOR_EVER = 4_102_444_800.0
 
 
-def _facts(struct: dict[str, Any]) -> str:
+def _facts(struct: dict[str, Any], most: int) -> str:
     member(struct, "hostname", str, "")
     try:
         text = json.dumps(struct, default=str)
     except (TypeError, ValueError):
         raise ScireFault(FaultCode.WRONG_PARAMETERS, "facts that cannot be kept") from None
-    if len(text) > _MAX_FACTS:
-        raise ScireFault(FaultCode.TOO_LARGE, f"facts are at most {_MAX_FACTS} octets")
+    if len(text) > most:
+        raise ScireFault(FaultCode.TOO_LARGE, f"facts are at most {most} octets as JSON")
     return text
 
 
@@ -339,7 +338,7 @@ async def enrol(
     server: JobServer, call: Call, csr: bytes, token: str, facts: dict[str, Any]
 ) -> dict[str, Any]:
     """Ask for a certificate; the same key again finds the same request."""
-    wanted, kept = read_request(csr), _facts(facts)
+    wanted, kept = read_request(csr), _facts(facts, server.config.limits.max_facts)
     id_, secret = await server.database.write(
         lambda tx: request(server, tx, wanted, token, kept, call.address)
     )
@@ -373,7 +372,7 @@ def _check_digest(digest: str) -> str:
 @method("add_client", "string", "string", "struct", lane=Lane.FREE)
 async def add_client(server: JobServer, call: Call, digest: str, facts: dict[str, Any]) -> str:
     """File a client by the digest of the certificate that it has; its state."""
-    digest, kept = _check_digest(digest), _facts(facts)
+    digest, kept = _check_digest(digest), _facts(facts, server.config.limits.max_facts)
 
     def operation(tx: Transaction) -> str:
         known = _state(tx, digest)

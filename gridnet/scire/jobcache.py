@@ -14,9 +14,6 @@ from gridnet.scire.jobfile import FileToFetch, JobFile, PackageWish, Template, t
 from gridnet.scire.store.database import Steps, Transaction, alone
 from gridnet.scire.store.sets import INT, TEXT, in_sets
 
-#: Kept at most; the scripts of these are what memory goes to.
-_MAX_JOBS = 256
-
 
 @frozen(eq=False)
 class Job:
@@ -79,9 +76,12 @@ class JobCache:
     A job's ``version`` column gets a random number with each change (a number that was rolled
     back must not come again), so what is kept under the version that a transaction sees is what
     that transaction would read.
+
+    :param most: jobs that are kept; the scripts of these are what memory goes to.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._kept: OrderedDict[tuple[int, int], Job] = OrderedDict()
         self._lock = Lock()
 
@@ -100,7 +100,7 @@ class JobCache:
         job = yield from _read(tx, job_id)
         with self._lock:
             self._kept[(job_id, job.version)] = job
-            while len(self._kept) > _MAX_JOBS:
+            while len(self._kept) > self._most:
                 self._kept.popitem(last=False)
         return job
 

@@ -50,8 +50,6 @@ from gridnet.scire.store.database import Steps, Transaction
 from gridnet.scire.store.sets import INT, OCTETS, REAL, TEXT, in_sets
 
 S = RunState
-#: Octets of one stream that are kept at most, whatever its job allows.
-MAX_STREAM_OCTETS = 64 * 1048576
 #: Former installations that are remembered.
 _MAX_FORMER = 20
 
@@ -312,12 +310,20 @@ def _signs(tx: Transaction, run: Run, status: StatusFile, job: Job) -> dict[str,
 
 
 def put_output(
-    tx: Transaction, client: Client, run_id: int, stream: str, offset: int, data: bytes, last: bool
+    tx: Transaction,
+    client: Client,
+    run_id: int,
+    stream: str,
+    offset: int,
+    data: bytes,
+    last: bool,
+    most: int,
 ) -> int:
     """
     Take a piece of output that is too large for the status file.
 
     :param last: no more comes; what the stream's size was stands in the status file.
+    :param most: octets of a stream that are kept.
     :returns: the offset of the next piece, which after a wrong *offset* is the right one.
     :raises ScireFault: 1022, 1032; 1042 more than is kept; -32602 no such stream.
     """
@@ -334,8 +340,8 @@ def put_output(
     expected = 0 if row is None else row["start"] + row["size"]
     if offset != expected or (not data and not last):
         return int(expected)
-    if expected + len(data) > MAX_STREAM_OCTETS:
-        raise ScireFault(FaultCode.TOO_LARGE, f"{stream} is over {MAX_STREAM_OCTETS} octets")
+    if expected + len(data) > most:
+        raise ScireFault(FaultCode.TOO_LARGE, f"{stream} is over {most} octets")
     if data:
         tx.run(
             "INSERT INTO outputs (run_id, retry, stream, start, content, size, at)"

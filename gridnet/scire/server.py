@@ -48,10 +48,6 @@ _SIGN_SECONDS = 10.0
 _NEWSWORTHY = frozenset({"undeliverable", "lost", "denied", "identity", "batch_stopped"})
 
 
-#: Certificates whose owners are remembered.
-_MAX_KNOWN = 100_000
-
-
 class ClockError(Exception):
     """This host's clock and the database's are too far apart."""
 
@@ -88,7 +84,7 @@ class JobServer:
         self._counter = cache(metrics.calls.labels)
         self._seconds = cache(metrics.call_seconds.labels)
         self.chance = chance
-        self.jobs = JobCache()
+        self.jobs = JobCache(config.limits.max_jobs_in_memory)
         self.rights = Rights()
         self.dispatch = Dispatch(self.jobs, self.rights)
         self.waits = Waits(IReactorTime(reactor), config.limits.max_waits)
@@ -149,7 +145,7 @@ class JobServer:
     def remember(self, digest: str, client: int) -> None:
         """Remember that the certificate with *digest* is *client*'s."""
         if self.known_clients.get(digest) != client:
-            if len(self.known_clients) >= _MAX_KNOWN:
+            if len(self.known_clients) >= self.config.limits.max_known_clients:
                 self.known_clients.clear()
             self.known_clients[digest] = client
 

@@ -62,7 +62,7 @@ class FleetCase(SynchronousTestCase):
         database = open_database(names, Path(), 1, "test")
         self.addCleanup(database.close)
         self.time = TimeMachine(database)
-        self.jobs, self.rights = JobCache(), Rights()
+        self.jobs, self.rights = JobCache(256), Rights()
         self.dispatch = Dispatch(self.jobs, self.rights)
         self.servers = [self.server(name) for name in ("a", "b")]
         self.addCleanup(self._check_histories)

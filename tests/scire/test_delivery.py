@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gridnet.scire import reports, runs
-from gridnet.scire.faults import FaultCode
+from gridnet.scire.faults import FaultCode, ScireFault
 from gridnet.scire.jobfile import parse_job
 from gridnet.scire.statusfile import Output
 from gridnet.scire.store.database import Transaction
@@ -450,12 +450,15 @@ class DeliveryCase(FleetCase):
 
         def put(offset: int, data: bytes, last: bool) -> int:
             return self.time.do(
-                lambda tx: reports.put_output(tx, self.alice, run, "stdout", offset, data, last)
+                lambda tx: reports.put_output(tx, self.alice, run, "stdout", offset, data, last, 11)
             )
 
         self.assertEqual(put(0, b"hello ", False), 6)
         self.assertEqual(put(0, b"hello ", False), 6)
         self.assertEqual(put(99, b"x", False), 6)
+        with self.assertRaises(ScireFault) as caught:
+            put(6, b"worlds", True)
+        self.assertEqual(caught.exception.code, FaultCode.TOO_LARGE)
         self.assertEqual(put(6, b"world", True), 11)
         self.report(
             self.alice,

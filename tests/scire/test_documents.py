@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.scire import statusfile, wire
-from gridnet.scire.admin.jobs import MAX_SCRIPT
-from gridnet.scire.client.rpc import MAX_ANSWER
+from gridnet.scire.client.config import ClientConfig
+from gridnet.scire.config import LimitsConfig
 from gridnet.scire.definition import parse_definition, plain_values
 from gridnet.scire.faults import FaultCode, ScireFault
 from gridnet.scire.identity import Client
@@ -385,7 +385,8 @@ class DefinitionTests(SynchronousTestCase):
                     ],
                 }
             )
-            scripts = [b"&" * MAX_SCRIPT, b"\0" * MAX_SCRIPT, b"x" * MAX_SCRIPT]
+            most = LimitsConfig().max_script
+            scripts = [b"&" * most, b"\0" * most, b"x" * most]
             for script in scripts if kind == "script" else [b""]:
                 template = template_for(2**31 - 1, definition, "root", 0.0, script)
                 job = Job(2**31 - 1, 1, definition, 1, "root", 0.0, False, template)
@@ -401,7 +402,7 @@ class DefinitionTests(SynchronousTestCase):
                 client = Client(2**31 - 1, "x" * 200, "", "", 0.0, 0.0, 0.0, False)
                 octets = job_file(run, job, client, 0.0)
                 answer = wire.format_answer({"file": octets, "signature": "x" * 1000})
-                self.assertLess(len(answer) + 10_000, MAX_ANSWER, kind)
+                self.assertLess(len(answer) + 10_000, ClientConfig().max_answer, kind)
                 self.assertEqual(parse_job(octets).kind.value, kind)
 
     def test_what_is_no_definition(self) -> None:

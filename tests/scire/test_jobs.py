@@ -8,6 +8,7 @@ from typing import Any
 from gridnet.errors import ConfigError
 from gridnet.scire import jobs, upkeep
 from gridnet.scire.admin.jobs import read_definition
+from gridnet.scire.config import LimitsConfig
 from gridnet.scire.definition import JobDefinition
 from gridnet.scire.faults import ScireFault
 from gridnet.scire.identity import Client
@@ -384,7 +385,8 @@ class JobsCase(FleetCase):
 
         def keep(tx: Transaction) -> JobDefinition:
             execute = {"script": b"true\n", "user": "nobody"}
-            return read_definition(tx, {"name": "x", "targets": {"all": True}, "execute": execute})
+            given = {"name": "x", "targets": {"all": True}, "execute": execute}
+            return read_definition(tx, given, LimitsConfig())
 
         def left(tx: Transaction) -> list[str]:
             rows = tx.all("SELECT digest FROM scripts WHERE content = ?", (b"true\n",))
@@ -399,7 +401,7 @@ class JobsCase(FleetCase):
         self.time.now += 86401
         named = {"script": digest, "user": "nobody"}
         given = {"name": "x", "targets": {"all": True}, "execute": named}
-        do(lambda tx: read_definition(tx, given))
+        do(lambda tx: read_definition(tx, given, LimitsConfig()))
         do(upkeep.drop_unreferenced)
         self.assertEqual(do(left), [digest])
         # A job's stays as long as the job.

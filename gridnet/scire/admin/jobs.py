@@ -23,6 +23,7 @@ from gridnet.scire.admin.common import (
     when,
 )
 from gridnet.scire.calls import MAX_FILE_PIECE
+from gridnet.scire.config import LimitsConfig
 from gridnet.scire.definition import JobDefinition, parse_definition, plain_values
 from gridnet.scire.faults import FaultCode, ScireFault
 from gridnet.scire.identity import User
@@ -42,8 +43,6 @@ _TARGETS = {
     "not_clients": "client",
     "not_groups": "client-group",
 }
-MAX_SCRIPT = 1048576  #: octets
-MAX_FILE = 1024 * 1048576  #: octets of an attachment
 _PREVIEWED = 5  # dates
 
 
@@ -80,9 +79,9 @@ def _plain_times(given: Struct) -> Struct:
     return values
 
 
-def _keep_script(tx: Transaction, script: bytes) -> str:
-    if len(script) > MAX_SCRIPT:
-        raise ScireFault(FaultCode.TOO_LARGE, f"a script is at most {MAX_SCRIPT} octets")
+def _keep_script(tx: Transaction, script: bytes, most: int) -> str:
+    if len(script) > most:
+        raise ScireFault(FaultCode.TOO_LARGE, f"a script is at most {most} octets")
     digest = digest_of(script)
     tx.run(
         "INSERT INTO scripts (digest, content, created_at) VALUES (?, ?, ?)"
@@ -97,14 +96,14 @@ def _keep(tx: Transaction, table: str, digest: str) -> bool:
     return bool(tx.run(f"UPDATE {table} SET created_at = ? WHERE digest = ?", (tx.now, digest)))
 
 
-def _attachment(tx: Transaction, values: Any) -> Struct:
+def _attachment(tx: Transaction, values: Any, most: int) -> Struct:
     if not isinstance(values, dict):
         raise _invalid("definition.attachments: expected structs")
     wanted: Struct = dict(values)
     content = wanted.pop("content", None)
     if isinstance(content, bytes):
         wanted["digest"] = digest_of(content)
-        _put_file(tx, wanted["digest"], 0, content, True)
+        _put_file(tx, wanted["digest"], 0, content, True, most)
     digest = str(wanted.get("digest", ""))
     _keep(tx, "files", digest)
     row = tx.one("SELECT size, complete FROM files WHERE digest = ?", (digest,))
@@ -114,7 +113,7 @@ def _attachment(tx: Transaction, values: Any) -> Struct:
     return wanted
 
 
-def read_definition(tx: Transaction, given: Struct) -> JobDefinition:
+def read_definition(tx: Transaction, given: Struct, limits: LimitsConfig) -> JobDefinition:
     """
     A definition as a caller wrote it: names become ids, contents become digests.
 
@@ -126,7 +125,7 @@ def read_definition(tx: Transaction, given: Struct) -> JobDefinition:
     if isinstance(script, str) and not is_digest(script) and script:
         script = script.encode()
     if isinstance(script, bytes):
-        execute["script"] = _keep_script(tx, script)
+        execute["script"] = _keep_script(tx, script, limits.max_script)
     elif script and not _keep(tx, "scripts", str(script)):
         raise _invalid("definition.execute.script: no script with this digest is here")
     targets = _struct(values, "targets")
@@ -143,7 +142,7 @@ def read_definition(tx: Transaction, given: Struct) -> JobDefinition:
             **values,
             "execute": execute,
             "targets": targets,
-            "attachments": [_attachment(tx, item) for item in attachments],
+            "attachments": [_attachment(tx, item, limits.max_file) for item in attachments],
         }
     )
 
@@ -222,7 +221,7 @@ def job_create(
         given = dict(definition)
         partial = member(given, "allow_partial", bool, False)
         given.pop("allow_partial", None)
-        wanted = read_definition(tx, given)
+        wanted = read_definition(tx, given, server.config.limits)
         wanted = _permitted(server, tx, user, wanted, "job.create", partial, given)
         job_id = jobs.store(tx, wanted, user.id)
         trace(tx, user, "job_create", f"job:{job_id}", "", plain_values(wanted))
@@ -351,7 +350,7 @@ def job_change(
     given = dict(definition)
     partial = member(given, "allow_partial", bool, False)
     given.pop("allow_partial", None)
-    wanted = read_definition(tx, given)
+    wanted = read_definition(tx, given, server.config.limits)
     wanted = _permitted(server, tx, user, wanted, "job.create", partial, given)
     trace(tx, user, "job_change", f"job:{row['id']}", row["definition"], plain_values(wanted))
     jobs.change(tx, row, wanted, user.id)
@@ -487,7 +486,7 @@ def job_preview(server: JobServer, tx: Transaction, caller: Anybody, definition:
     user = user_of(caller)
     given = dict(definition)
     given.pop("allow_partial", None)
-    wanted = read_definition(tx, given)
+    wanted = read_definition(tx, given, server.config.limits)
     names = {
         row["id"]: row["name"]
         for row in tx.all("SELECT id, name FROM clients WHERE state IN ('active', 'disabled')")
@@ -502,7 +501,7 @@ def job_preview(server: JobServer, tx: Transaction, caller: Anybody, definition:
 # -- attachments -------------------------------------------------------------------------------
 
 
-def _put_file(tx: Transaction, digest: str, offset: int, data: bytes, last: bool) -> int:
+def _put_file(tx: Transaction, digest: str, offset: int, data: bytes, last: bool, most: int) -> int:
     row = tx.one("SELECT size, complete FROM files WHERE digest = ?", (digest,))
     if row is not None and row["complete"]:
         # Stored anew as far as its time without a job goes.
@@ -516,8 +515,8 @@ def _put_file(tx: Transaction, digest: str, offset: int, data: bytes, last: bool
     size = 0 if row is None else int(row["size"])
     if offset != size:
         return size
-    if size + len(data) > MAX_FILE:
-        raise ScireFault(FaultCode.TOO_LARGE, f"a file is at most {MAX_FILE} octets")
+    if size + len(data) > most:
+        raise ScireFault(FaultCode.TOO_LARGE, f"a file is at most {most} octets")
     # Pieces of one size, so that a piece of an answer touches two of them at most.
     for start in range(0, len(data), MAX_FILE_PIECE):
         tx.run(
@@ -556,4 +555,4 @@ def file_put(
     user_of(caller)
     if not is_digest(digest):
         raise ScireFault(FaultCode.WRONG_PARAMETERS, "a digest is sha256:<64 digits>")
-    return _put_file(tx, digest, offset, data, last)
+    return _put_file(tx, digest, offset, data, last, server.config.limits.max_file)

@@ -143,6 +143,7 @@ class Agent:
             chance,
             self.stopping,
             config.doubt_seconds,
+            config.max_answer,
         )
         self.servers.switched = self._switched
         self.worker = Worker(

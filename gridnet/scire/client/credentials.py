@@ -140,6 +140,7 @@ class Credentials:
             Random(),
             stopping,
             config.doubt_seconds,
+            config.max_answer,
         )
         facts = {
             "hostname": self.name,

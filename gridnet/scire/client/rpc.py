@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from gridnet.scire import wire
 from gridnet.scire.faults import TRY_ANOTHER_SERVER, FaultCode, ScireFault
 
-MAX_ANSWER = 8 * 1048576  #: octets of an answer
+MAX_ANSWER = 8 * 1048576  #: octets of an answer, unless something else is configured
 #: Between two questions whether a server that takes long is still there, seconds.
 _ASK_AGAIN_SECONDS = 5.0
 
@@ -94,6 +94,7 @@ class Channel:
     :param call: seconds for a call.
     :param doubt: seconds without an answer after which ``scire.ping`` on another connection finds
         out whether the server is there at all; 0: never.
+    :param max_answer: octets of an answer; a longer one is as good as none.
     :raises OSError, http.client.HTTPException, ScireFault: from :meth:`call`.
     """
 
@@ -105,6 +106,7 @@ class Channel:
         call: float,
         authorization: str = "",
         doubt: float = 0.0,
+        max_answer: int = MAX_ANSWER,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme != "https" or not parts.hostname:
@@ -112,6 +114,7 @@ class Channel:
         self.url = url
         self._path = parts.path or "/RPC2"
         self._connect_seconds, self._call_seconds, self._doubt = connect, call, doubt
+        self._max_answer = max_answer
         self._headers = {"Content-Type": "text/xml"}
         if authorization:
             self._headers["Authorization"] = authorization
@@ -151,8 +154,8 @@ class Channel:
             reader = _Patient(connection.sock, deadline, doubt, self._ask)
             connection.response_class = _response_from(reader)
             response = connection.getresponse()
-            octets = response.read(MAX_ANSWER + 1)
-            if response.status != 200 or len(octets) > MAX_ANSWER:
+            octets = response.read(self._max_answer + 1)
+            if response.status != 200 or len(octets) > self._max_answer:
                 raise http.client.HTTPException(f"status {response.status}")
         except BaseException:
             # Whatever was under way, nobody knows how far: the next call starts anew.
@@ -202,7 +205,7 @@ class Servers:
     The servers that a client knows, and the connection to the one in use.
 
     :param urls: the list to start with; :meth:`learn` replaces it.
-    :param doubt_seconds: see :class:`Channel`.
+    :param doubt_seconds: see :class:`Channel`; likewise *max_answer*.
     :param stopping: set: no more pauses.
     :ivar switched: called with the URL whenever another server is taken.
     :ivar pauses: after each round of the list in which no server worked, seconds; then the last.
@@ -220,10 +223,12 @@ class Servers:
         chance: Random,
         stopping: threading.Event,
         doubt_seconds: float = 0.0,
+        max_answer: int = MAX_ANSWER,
     ) -> None:
         self.urls = list(urls)
         self._primaries: frozenset[str] = frozenset()
         self._doubt_seconds = doubt_seconds
+        self._max_answer = max_answer
         self.context = context
         self._connect_seconds = connect_seconds
         self._call_seconds = call_seconds
@@ -261,7 +266,12 @@ class Servers:
         # Not all clients of a server that is slow are to ask it the same at the same moment.
         doubt = self._doubt_seconds * self._chance.uniform(1.0, 1.2)
         return Channel(
-            self.url, self.context, self._connect_seconds, self._call_seconds, doubt=doubt
+            self.url,
+            self.context,
+            self._connect_seconds,
+            self._call_seconds,
+            doubt=doubt,
+            max_answer=self._max_answer,
         )
 
     def fail_back(self) -> None:
