@@ -111,8 +111,9 @@ class RpcConnection(Protocol):
         """Called by Twisted."""
         if self._closing:
             return
-        if self._busy:
-            # A pipeline; the peer is not read further until this call is answered.
+        if self._busy or self._write_full:
+            # A pipeline; the peer is not read further until this call is answered, and until he
+            # takes his answers.
             self._held.append(data)
             self.transport.pauseProducing()
             return
