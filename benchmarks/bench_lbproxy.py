@@ -2,12 +2,12 @@
 The LB proxy: durable events a second, small jobs a second, the event stream, growth of the store.
 
 The peer of the event figures is SQLite itself: the very statements that the ledger issues for
-the same events in groups of the same size, made beforehand and run with nothing else around
-them, in a process of its own.  Beside them stands what the disk does: syncs of one page a second.
-``slow-disk`` are the same figures with every sync made longer, for both, by a small preloaded
-library: many a disk in a machine room takes milliseconds, and one of a workplace lies.  Words on
-the command line choose figures: ``disk``, ``events``, ``slow-disk``, ``jobs``, ``stream``,
-``growth``.
+as many events of as many clients in groups of the same size, made beforehand and run with
+nothing else around them, in a process of its own: no socket, no client, no event to read.
+Beside them stands what the disk does: syncs of one page a second.  ``slow-disk`` are the same
+figures with every sync made longer, for both, by a small preloaded library: many a disk in a
+machine room takes milliseconds, and one of a workplace lies.  Words on the command line choose
+figures: ``disk``, ``events``, ``slow-disk``, ``jobs``, ``stream``, ``growth``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.common import (
@@ -35,6 +35,7 @@ from benchmarks.common import (
 from benchmarks.lbproxy_load import PLACEHOLDER, small_job, unique_parts
 from gridnet.lbproxy import frames
 from gridnet.lbproxy.blocking import connect_unix
+from gridnet.lbproxy.results import LbError
 from tests.ports import free_port
 
 NAME = "lbproxy"
@@ -63,11 +64,14 @@ def service(
             [*command, "--config", path], cwd=directory, environment=environment, output=log
         ) as process:
             deadline = time.monotonic() + 15
-            while not os.path.exists(serve):
+            # It is there a little before anybody listens at it.
+            while True:
+                with suppress(LbError):
+                    connect_unix(serve, deadline).close()
+                    break
                 if time.monotonic() > deadline or process.poll() is not None:
                     raise RuntimeError((directory / "log").read_text())
                 time.sleep(0.02)
-            connect_unix(serve, deadline).close()
             wait_for_port(port)
             yield store, serve, port
 
@@ -104,12 +108,18 @@ def syncs(directory: Path, seconds: float) -> float:
 
 
 def sqlite_alone(
-    directory: Path, group: int, seconds: float, environment: Mapping[str, str]
+    directory: Path, group: int, clients: int, count: int, environment: Mapping[str, str]
 ) -> float:
-    """Events a second when only the statements of the ledger are run, *group* events a commit."""
+    """
+    Events a second when only the statements of the ledger are run.
+
+    :param group: events a commit.
+    :param clients: that log side by side.
+    :param count: events.
+    """
     command = [sys.executable, "-m", "benchmarks.lbproxy_limit"]
     done = subprocess.run(
-        [*command, directory, str(group), str(seconds)],
+        [*command, directory, str(group), str(clients), str(count)],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
         check=True,
@@ -174,7 +184,8 @@ def _events(
             halves.append(found["p50"])
             tails.append(found["p99"])
             group = max(1, round(groups[-1]))
-            limits.append(sqlite_alone(directory, group, options.seconds, environment))
+            count = int(found["events"])
+            limits.append(sqlite_alone(directory, group, clients, count, environment))
     name = f"durable events, {clients} client{'s' if clients > 1 else ''}"
     if words:
         name += ", a connection each"

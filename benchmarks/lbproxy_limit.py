@@ -2,8 +2,9 @@
 SQLite itself doing what the LB proxy has it do, in a process of its own.
 
 Run by :mod:`benchmarks.bench_lbproxy`: ``python -m benchmarks.lbproxy_limit DIRECTORY GROUP
-SECONDS`` prints events a second.  The statements are those that the ledger issues for the same
-events in groups of that size, made beforehand.
+CLIENTS EVENTS`` prints events a second.  The statements are those that the ledger issues for that
+many events of that many clients in groups of that size, made beforehand.  The file grows to as
+many rows as the service's and has as many checkpoints.
 """
 
 from __future__ import annotations
@@ -38,22 +39,27 @@ class _Recorder:
         return self._connection.execute(sql, parameters)
 
 
-def _parsed(count: int) -> list[events.Event]:
-    """*count* events of jobs that go on side by side, as many clients log them."""
+def _parsed(count: int, clients: int) -> list[events.Event]:
+    """*count* events of jobs that go on side by side, as so many *clients* log them."""
     lines = small_job()
     uniques = unique_parts("limit-")
     found: list[events.Event] = []
     while len(found) < count:
-        together = [next(uniques) for _ in range(64)]
+        together = [next(uniques) for _ in range(clients)]
         for line in lines:
             found += [events.parse(line.replace(PLACEHOLDER, unique)) for unique in together]
     return found[:count]
 
 
-def run(directory: Path, group: int, seconds: float) -> float:
-    """Events a second when only the statements of the ledger are run, *group* events a commit."""
-    count = max(group * 4, min(20_000, int(group * 400 * seconds)))
-    ordered = _parsed(count)
+def run(directory: Path, group: int, clients: int, count: int) -> float:
+    """
+    Events a second when only the statements of the ledger are run.
+
+    :param group: events a commit.
+    :param clients: that log side by side.
+    :param count: events.
+    """
+    ordered = _parsed(count, clients)
     with closing(_open(directory / "recorded.sqlite")) as connection:
         recorder = _Recorder(connection)
         ledger = Ledger(recorder, LedgerRules())  # type: ignore[arg-type]
@@ -78,7 +84,8 @@ def _open(path: Path) -> sqlite3.Connection:
 
 def main() -> int:
     """Run, and print the rate."""
-    print(run(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))
+    directory, group, clients, count = sys.argv[1:]
+    print(run(Path(directory), int(group), int(clients), int(count)))
     return 0
 
 

@@ -7,9 +7,13 @@ from datetime import date
 from functools import lru_cache
 from time import gmtime
 
+from gridnet.lbproxy.short_cache import cached_if_short
+
 _TIME = re.compile(r"([0-9]{1,14})(?:\.([0-9]{0,6})[0-9]*)?\Z")
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
 MICROSECONDS = 1_000_000
+#: Octets of a time in full, and of its part before the point.
+_FULL, _WHOLE = 21, 14
 
 
 @lru_cache(maxsize=256)
@@ -22,6 +26,16 @@ def _day_seconds(day: str) -> int:
     return (date(year, month, 1).toordinal() - _EPOCH_DAY + number - 1) * 86_400
 
 
+@cached_if_short(256)
+def _seconds(digits: str) -> int:
+    """Seconds since the epoch of a time without its fraction, or -1."""
+    seconds = _day_seconds(digits[:8])
+    if seconds < 0:
+        return -1
+    hours, minutes = int(digits[8:10] or 0), int(digits[10:12] or 0)
+    return seconds + hours * 3600 + minutes * 60 + int(digits[12:] or 0)
+
+
 def parse_time(text: str) -> int:
     """
     Microseconds since the epoch; 0 when *text* is no time.
@@ -29,15 +43,20 @@ def parse_time(text: str) -> int:
     Missing digits at the end are read as the earliest time that begins so; a number that is too
     high runs over into the next unit.  A fraction of fewer than six digits is a decimal fraction.
     """
-    match = _TIME.match(text)
-    if match is None:
-        return 0
-    digits, fraction = match.groups()
-    seconds = _day_seconds(digits[:8])
-    if seconds < 0:
-        return 0
-    seconds += int(digits[8:10] or 0) * 3600 + int(digits[10:12] or 0) * 60 + int(digits[12:] or 0)
-    return seconds * MICROSECONDS + (int(fraction.ljust(6, "0")) if fraction else 0)
+    digits, fraction = text[:_WHOLE], text[_WHOLE + 1 :]
+    if not (
+        len(text) == _FULL
+        and text[_WHOLE] == "."
+        and text.isascii()
+        and digits.isdecimal()
+        and fraction.isdecimal()
+    ):
+        match = _TIME.match(text)
+        if match is None:
+            return 0
+        digits, fraction = match[1], (match[2] or "").ljust(6, "0")
+    seconds = _seconds(digits)
+    return 0 if seconds < 0 else seconds * MICROSECONDS + int(fraction)
 
 
 def time_text(microseconds: int) -> str:

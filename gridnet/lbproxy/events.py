@@ -8,7 +8,7 @@ The table of types is docs/protocols/lbproxy.rst, "Event types"; the checks and 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -465,6 +465,17 @@ def read_value(one: EventField, text: str) -> Any:
     if one.kind is Kind.WORD:
         return one.words.get(text.upper(), one.null)
     return _READERS[one.kind](text)
+
+
+def reader(one: EventField) -> Callable[[str], Any] | None:
+    """What reads a text that is not empty as :func:`read_value` does; None: it stays as it is."""
+    if one.kind is Kind.TEXT:
+        return None
+    if one.kind is not Kind.WORD:
+        read: Callable[[str], Any] = _READERS[one.kind]
+        return read
+    find, null = one.words.get, one.null
+    return lambda text: find(text.upper(), null)
 
 
 @cached_if_short(1024)

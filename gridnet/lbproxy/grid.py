@@ -45,6 +45,11 @@ class Branch(Enum):
     TOO_OLD = "too old"
 
 
+# Taken from their classes once: there, each costs a call with some versions of Python.
+_EFFECTIVE, _ODD = Effect.OK, Effect.ODD
+_PLAIN, _GOOD = Branch.PLAIN, Branch.GOOD
+
+
 @define(slots=True, eq=False)
 class _Step:
     """One event on its way through the machine."""
@@ -59,11 +64,11 @@ class _Step:
 
     @property
     def ok(self) -> bool:
-        return self.effect is Effect.OK
+        return self.effect is _EFFECTIVE
 
     @property
     def branch_counts(self) -> bool:
-        return self.branch is Branch.PLAIN or self.branch is Branch.GOOD
+        return self.branch is _PLAIN or self.branch is _GOOD
 
     def late_while_running(self) -> bool:
         """The guard L: an event of the way there is late once the job has arrived."""
@@ -96,9 +101,9 @@ def apply_grid(job: JobRecord, event: Event) -> Effect:
     if handler is None:
         return Effect.ODD
     handler(step)
-    if step.effect is Effect.ODD:
-        return Effect.ODD
-    if step.ok:
+    if step.effect is _ODD:
+        return _ODD
+    if step.effect is _EFFECTIVE:
         _close(step)
     if event.source == NETWORK_SERVER and "network_server" not in job.values:
         job.set("network_server", f"{event.host}:{event.src_instance}")
@@ -158,7 +163,7 @@ def _close(step: _Step) -> None:
     if job.state != states.RUNNING and not _SUSPENSION.isdisjoint(job.values):
         job.set("suspended", 0)
         job.set("suspend_reason", "")
-    if step.branch is Branch.GOOD:
+    if step.branch is _GOOD:
         job.last_branch_code = event.seqcode
 
 

@@ -24,6 +24,7 @@ from gridnet.lbproxy.statements import (
     INSERT_SPOOL,
     SET_PARTS,
     UPDATE_JOBS,
+    UPDATE_STATES,
 )
 
 #: A job with more events than this asks the table for duplicates instead of remembering them.
@@ -58,6 +59,8 @@ class HeldJob:
     parent: str  #: unique part; empty: none
     fingerprints: set[int] | None  #: of its events; None: too many, ask the table
     due_at: float | None = None
+    #: parent and due_at as they are in its row
+    indexed: tuple[str, float | None] = ("", None)
     is_new: bool = False
     dirty: bool = False
     octets: int = _ENTRY_OCTETS  #: at least what it takes, as far as that is known
@@ -171,6 +174,7 @@ class HeldJobs:
         ).fetchall()
         known = {mark for (mark,) in marks} if len(marks) <= _REMEMBERED_FINGERPRINTS else None
         entry = HeldJob(number, record, str(record.job_id), parent or "", known, due_at)
+        entry.indexed = entry.parent, due_at
         self._cache[unique] = entry
         self._cached_octets += entry.octets
         self._weigh(entry)
@@ -197,10 +201,12 @@ class HeldJobs:
     def _flush_jobs(self) -> None:
         inserts: list[tuple[Any, ...]] = []
         updates: list[tuple[Any, ...]] = []
+        states: list[tuple[Any, ...]] = []
         parts: list[tuple[Any, ...]] = []
         for entry in self._dirty:
             record = entry.record
             core = rows.dump(record.core())
+            indexed = entry.parent, entry.due_at
             if entry.is_new:
                 inserts.append(
                     (
@@ -220,18 +226,19 @@ class HeldJobs:
                 )
                 entry.is_new = False
             else:
-                updates.append(
-                    (
-                        record.job_type,
-                        record.state,
-                        entry.parent or None,
-                        record.entered_at,
-                        record.updated_at,
-                        entry.due_at,
-                        core,
-                        entry.id,
-                    )
+                row = (
+                    record.job_type,
+                    record.state,
+                    record.entered_at,
+                    record.updated_at,
+                    core,
+                    entry.id,
                 )
+                if indexed == entry.indexed:
+                    states.append(row)
+                else:
+                    updates.append((*row, entry.parent or None, entry.due_at))
+            entry.indexed = indexed
             entry.dirty = False
             if record.touched:
                 self._flush_parts(entry, parts)
@@ -239,6 +246,8 @@ class HeldJobs:
         self._dirty.clear()
         if inserts:
             INSERT_JOBS.write(self._db, inserts)
+        if states:
+            UPDATE_STATES.write(self._db, states)
         if updates:
             UPDATE_JOBS.write(self._db, updates)
         if parts:
@@ -250,11 +259,11 @@ class HeldJobs:
 
     def _flush_parts(self, entry: HeldJob, parts: list[tuple[Any, ...]]) -> None:
         record = entry.record
-        for part, key in record.touched:
-            if key is None:
-                self._db.execute(
-                    "DELETE FROM parts WHERE job = ? AND part = ?", (entry.id, part.value)
-                )
+        job = entry.id
+        octets = 0
+        # Whole parts go before rows are put in.
+        for part in [part for part, key in record.touched if key is None]:
+            self._db.execute("DELETE FROM parts WHERE job = ? AND part = ?", (job, str(part)))
         for part, key in record.touched:
             if key is None:
                 continue
@@ -262,12 +271,13 @@ class HeldJobs:
             if value is None:
                 self._db.execute(
                     "DELETE FROM parts WHERE job = ? AND part = ? AND key = ?",
-                    (entry.id, part.value, key),
+                    (job, str(part), key),
                 )
             else:
                 text = rows.dump(value)
-                parts.append((entry.id, part.value, key, text))
-                self._grow(entry, len(text) + _PART_OCTETS)
+                parts.append((job, str(part), key, text))
+                octets += len(text) + _PART_OCTETS
+        self._grow(entry, octets)
         record.touched.clear()
 
     def _grow(self, entry: HeldJob, octets: int) -> None:

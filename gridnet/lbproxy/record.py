@@ -215,6 +215,10 @@ class Part(StrEnum):
     BRANCH = "branch"  #: a row of the branch table; key: the branch number
 
 
+# Taken from their class once: there, each costs a call with some versions of Python.
+_LONG, _TAG, _DESTINATION, _NODE, _FAILURE, _BRANCH = Part
+
+
 @define(slots=True)
 class Tag:
     """A user tag."""
@@ -277,7 +281,7 @@ class JobRecord:
         else:
             self.values[name] = value
         if name in LONG_FIELDS:
-            self.touched.add((Part.LONG, name))
+            self.touched.add((_LONG, name))
 
     def set_if_given(self, name: str, value: str) -> None:
         """Set a public text field unless *value* is empty."""
@@ -291,26 +295,26 @@ class JobRecord:
             self.tags[name] = Tag(value, code, len(self.tags))
         else:
             tag.value, tag.code = value, code
-        self.touched.add((Part.TAG, name))
+        self.touched.add((_TAG, name))
 
     def add_destination(self, destination: str) -> None:
         """Append to ``possible_destinations``."""
-        self.touched.add((Part.DESTINATION, len(self.destinations)))
+        self.touched.add((_DESTINATION, len(self.destinations)))
         self.destinations.append(destination)
 
     def add_node(self, node: str) -> None:
         """Append to ``possible_ce_nodes``."""
-        self.touched.add((Part.NODE, len(self.nodes)))
+        self.touched.add((_NODE, len(self.nodes)))
         self.nodes.append(node)
 
     def add_failure(self, text: str) -> None:
         """Append a line to ``failure_reasons``."""
-        self.touched.add((Part.FAILURE, len(self.failures)))
+        self.touched.add((_FAILURE, len(self.failures)))
         self.failures.append(text)
 
     def forget_failures(self) -> None:
         """Empty ``failure_reasons``."""
-        self._forget(Part.FAILURE)
+        self._forget(_FAILURE)
         self.failures.clear()
 
     def set_branch(
@@ -323,11 +327,11 @@ class JobRecord:
         row.destination = destination or row.destination
         row.node = node or row.node
         row.jdl = jdl or row.jdl
-        self.touched.add((Part.BRANCH, number))
+        self.touched.add((_BRANCH, number))
 
     def forget_branches(self) -> None:
         """Empty the branch table and the lists of possible destinations and nodes."""
-        for part in (Part.BRANCH, Part.DESTINATION, Part.NODE):
+        for part in (_BRANCH, _DESTINATION, _NODE):
             self._forget(part)
         self.branches.clear()
         self.destinations.clear()
@@ -341,26 +345,29 @@ class JobRecord:
         """
         What the store keeps under (*part*, *key*), as a JSON value; None when it is gone.
         """
-        if part is Part.LONG:
+        if part is _LONG:
             return self.values.get(str(key))
-        if part is Part.TAG:
+        if part is _TAG:
             tag = self.tags[str(key)]
             return [tag.value, tag.code, tag.place]
-        if part is Part.BRANCH:
+        if part is _BRANCH:
             row = self.branches[int(key)]
             return [row.destination, row.node, row.jdl]
         place = int(key)
-        if part is Part.DESTINATION:
+        if part is _DESTINATION:
             return self.destinations[place]
-        if part is Part.NODE:
+        if part is _NODE:
             return self.nodes[place]
         return self.failures[place]
 
     def core(self) -> list[Any]:
         """What is not in parts nor in :attr:`state` and its neighbours, as a JSON value."""
         values = self.values
-        if not LONG_FIELDS.isdisjoint(values):
-            values = {name: value for name, value in values.items() if name not in LONG_FIELDS}
+        described = LONG_FIELDS.intersection(values)
+        if described:
+            values = values.copy()
+            for name in described:
+                del values[name]
         return [
             values,
             self.entered_times,
@@ -392,15 +399,15 @@ class JobRecord:
 
     def load_part(self, part: Part, key: str, value: Any) -> None:
         """Take over one part; those of a list come in the order of their places."""
-        if part is Part.LONG:
+        if part is _LONG:
             self.values[key] = value
-        elif part is Part.TAG:
+        elif part is _TAG:
             self.tags[key] = Tag(*value)
-        elif part is Part.BRANCH:
+        elif part is _BRANCH:
             self.branches[int(key)] = BranchRow(*value)
-        elif part is Part.DESTINATION:
+        elif part is _DESTINATION:
             self.destinations.append(value)
-        elif part is Part.NODE:
+        elif part is _NODE:
             self.nodes.append(value)
         else:
             self.failures.append(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from gridnet.lbproxy import ulm
@@ -17,10 +17,9 @@ JOB_COLUMNS = "j.id, j.job_id, j.owner, j.state, j.job_type, j.entered_at, j.upd
 
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 #: What the encoder makes itself anew each time it is used, where Python has it.
+_quoted: Callable[[str], str] = json.encoder.encode_basestring
 _make = getattr(json.encoder, "c_make_encoder", None)
-_encode = _make and _make(
-    None, _encoder.default, json.encoder.encode_basestring, None, ":", ",", False, False, False
-)
+_encode = _make and _make(None, _encoder.default, _quoted, None, ":", ",", False, False, False)
 
 
 def dump(value: Any) -> str:
@@ -29,6 +28,8 @@ def dump(value: Any) -> str:
 
     Texts are Latin-1 decoded octets, so they hold no more than 255; JSON need not escape them.
     """
+    if type(value) is str:
+        return _quoted(value)
     return "".join(_encode(value, 0)) if _encode else _encoder.encode(value)
 
 

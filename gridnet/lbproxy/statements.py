@@ -56,12 +56,19 @@ INSERT_JOBS = ManyRows("INSERT INTO jobs VALUES {rows}", 12)
 INSERT_NEW_JOBS = ManyRows(
     "INSERT INTO jobs VALUES {rows} ON CONFLICT (unique_part) DO NOTHING", 12
 )
-#: job type, state, parent, entered at, updated at, due at, record, id
+#: job type, state, entered at, updated at, record, id, parent, due at
 UPDATE_JOBS = ManyRows(
-    "UPDATE jobs SET job_type = v.column1, state = v.column2, parent = v.column3,"
-    " entered_at = v.column4, updated_at = v.column5, due_at = v.column6, record = v.column7"
-    " FROM (VALUES {rows}) AS v WHERE jobs.id = v.column8",
+    "UPDATE jobs SET job_type = v.column1, state = v.column2, entered_at = v.column3,"
+    " updated_at = v.column4, record = v.column5, parent = v.column7, due_at = v.column8"
+    " FROM (VALUES {rows}) AS v WHERE jobs.id = v.column6",
     8,
+)
+#: The same without the last two, which have indexes and seldom change.
+UPDATE_STATES = ManyRows(
+    "UPDATE jobs SET job_type = v.column1, state = v.column2, entered_at = v.column3,"
+    " updated_at = v.column4, record = v.column5"
+    " FROM (VALUES {rows}) AS v WHERE jobs.id = v.column6",
+    6,
 )
 INSERT_EVENTS = ManyRows("INSERT INTO events VALUES {rows}", 11)
 INSERT_SPOOL = ManyRows("INSERT INTO spool VALUES {rows}", 3)

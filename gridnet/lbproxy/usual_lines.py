@@ -10,14 +10,13 @@ the cost.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from attrs import define, frozen
 
 from gridnet.lbproxy import events, ulm
 from gridnet.lbproxy.calendar import parse_time
-from gridnet.lbproxy.events import EVENT_TYPES, Event, EventType, Kind
+from gridnet.lbproxy.events import EVENT_TYPES, Event, EventType
 from gridnet.lbproxy.jobid import JobIdError
 from gridnet.lbproxy.jobid import parse as parse_job_id
 from gridnet.lbproxy.short_cache import cached_if_short
@@ -86,8 +85,7 @@ def _plan(form: _Form, name: str) -> _TypePlan | None:
     fields = []
     for key, one in kind.keys.items():
         if key in form.places:
-            read = None if one.kind is Kind.TEXT else partial(events.read_value, one)
-            fields.append((form.places[key], one.element, read, one.null))
+            fields.append((form.places[key], one.element, events.reader(one), one.null))
     plan = _TypePlan(kind, tuple(fields), tuple(element for _, element in kind.required))
     form.plans[name] = plan
     return plan

@@ -261,6 +261,12 @@ class TimeTests(SynchronousTestCase):
         """What is no time, or before the epoch, is 0."""
         for text in ("", "x", "19691231235959", "0", ".5", "2026-01-01", "20260101000000.5x"):
             self.assertEqual(parse_time(text), 0, text)
+        for text in (
+            "20261122012209.05099\xb2",
+            "2026112201220\xb9.050992",
+            "2026112.012209.050992",
+        ):
+            self.assertEqual(parse_time(text), 0, text)
 
     @given(st.integers(1, 253_402_300_799_999_999))
     @examples(200)

@@ -375,6 +375,26 @@ class LeavingTests(LedgerTestCase):
         self.assertEqual(self.ledger.sweep(NOW + 699, 10), 0)
         self.assertEqual(self.ledger.sweep(NOW + 700, 10), 1)
 
+    def test_the_time_of_leaving_is_written(self) -> None:
+        """The row has it as soon as it changes, and keeps it when only other things do."""
+
+        def due() -> object:
+            return self.connection.execute("SELECT due_at FROM jobs").fetchone()[0]
+
+        self.keep(600)
+        self.register("a")
+        self.assertIsNone(due())
+        self.log("a", "Done", DONE_OK, source="LogMonitor", seqcode="UI2")
+        self.assertEqual(due(), NOW + 600)
+        self.now += 100
+        self.log("a", "UserTag", {"NAME": "n", "VALUE": "v"}, seqcode="UI2")
+        self.assertEqual(due(), NOW + 600)
+        self.reopen(self.rules)
+        self.log("a", "UserTag", {"NAME": "m", "VALUE": "v"}, seqcode="UI2")
+        self.assertEqual(due(), NOW + 600)
+        self.log("a", "Match", {"DEST_ID": "ce"}, source="WorkloadManager", seqcode="UI2 WM2")
+        self.assertIsNone(due())
+
     def test_families_leave_together(self) -> None:
         """No subjob leaves before its parent, nor the parent before its subjobs."""
         for keep in (0.0, 600.0):

@@ -246,6 +246,9 @@ class LimitTests(SocketTestCase):
             for connection in held:
                 connection.transport.loseConnection()
                 await connection.lost
+            # The service may hear of a new connection before it hears that those have gone.
+            while self.proxy.service._store_factory.connections:
+                await self.pause()
             await self.check_lives()
 
         return self.run_async(work())
