@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode
 from binascii import Error as Base64Error
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
 from secrets import token_hex
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -117,12 +117,29 @@ class RpcListener:
     def request(self, connection: RpcConnection, request: Request) -> None:
         """Answer *request* on *connection*, now or later."""
         self.running += 1
-        Deferred.fromCoroutine(self._answer(connection, request)).addBoth(self._answered)
+        self._go_on(None, self._answer(connection, request))
 
-    def _answered(self, result: object) -> None:
-        self.running -= 1
-        if isinstance(result, Failure):
-            self._log.failure("{listener}: no answer", result, listener=self.name)
+    def _go_on(self, result: object, course: Coroutine[Deferred[Any], object, None]) -> None:
+        """
+        Let an answer go on until it waits again.
+
+        As ``Deferred.fromCoroutine`` would, without what it does for who may cancel, at a third
+        of its time.
+
+        :param result: of what it waited for.
+        """
+        try:
+            if isinstance(result, Failure):
+                waiting = result.throwExceptionIntoGenerator(course)
+            else:
+                waiting = course.send(result)
+        except StopIteration:
+            self.running -= 1
+        except Exception:
+            self.running -= 1
+            self._log.failure("{listener}: no answer", listener=self.name)
+        else:
+            waiting.addBoth(self._go_on, course)
 
     async def _answer(self, connection: RpcConnection, request: Request) -> None:
         started = perf_counter()

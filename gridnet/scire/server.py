@@ -77,12 +77,17 @@ class JobServer:
         self.config = config
         self.name = name
         self.reactor = reactor
+        self._clock = IReactorTime(reactor)
         self.database = database
         self.signer = signer
         self.pusher = pusher
         self.metrics = metrics
         self._counter = cache(metrics.calls.labels)
         self._seconds = cache(metrics.call_seconds.labels)
+        self._events = cache(metrics.events.labels)
+        self._ended = cache(metrics.ended.labels)
+        # Twisted makes a logger whenever the class's is asked for.
+        self._call_log = self.log
         self.chance = chance
         self.jobs = JobCache(config.limits.max_jobs_in_memory)
         self.rights = Rights()
@@ -138,7 +143,7 @@ class JobServer:
 
     def seconds(self) -> float:
         """The reactor's clock."""
-        return IReactorTime(self.reactor).seconds()
+        return self._clock.seconds()
 
     # -- what calls use
 
@@ -226,7 +231,7 @@ class JobServer:
             return
         peer, digest, milliseconds = call.address, call.digest[:16], round(seconds * 1000, 1)
         # The fields are for who reads events; Twisted takes 10 us for each that it puts in a text.
-        self.log.info(
+        self._call_log.info(
             "{line}",
             line=f"{listener}: {method} of {peer} {digest}: {result}, {milliseconds} ms",
             listener=listener,
@@ -274,11 +279,11 @@ class JobServer:
         if event.kind == "run":
             self.run_list.note(event.facts["run"])
             return
-        self.metrics.events.labels(event.kind).inc()
+        self._events(event.kind).inc()
         if event.kind == "push_wanted":
             self.pusher.want(event.facts["client"])
         elif event.kind == "ended":
-            self.metrics.ended.labels(event.facts["state"]).inc()
+            self._ended(event.facts["state"]).inc()
         elif event.kind in _NEWSWORTHY:
             self.log.warn("{event}: {facts}", event=event.kind, facts=dict(event.facts))
             if self.config.notify_command:

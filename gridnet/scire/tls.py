@@ -23,10 +23,14 @@ from twisted.internet.ssl import (
     optionsForClientTLS,
     trustRootFromCertificates,
 )
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
 
 from gridnet.errors import ConfigError, Fault
 
+_APPLICATION_DATA = 23  # type of a TLS record (RFC 8446, 5.1)
+_MAX_RECORD = 16384  # octets in one
 _EXPIRED = 10  # X509_V_ERR_CERT_HAS_EXPIRED
 
 
@@ -114,6 +118,29 @@ def client_options(name: str, own: PrivateCertificate, authorities: list[Certifi
     )
 
 
+class Records:
+    """
+    Where the records of a TLS stream end (RFC 8446, 5.1).
+
+    :ivar whole: no record is under way.
+    """
+
+    def __init__(self) -> None:
+        self.whole = True
+        self._head = b""  # of the next record, less than its five octets
+        self._missing = 0  # octets of the one under way
+
+    def receive(self, data: bytes) -> None:
+        """Follow what comes, however it is cut."""
+        data = self._head + data
+        position = self._missing
+        while position + 5 <= len(data):
+            position += 5 + int.from_bytes(data[position + 3 : position + 5], "big")
+        self._missing = max(0, position - len(data))
+        self._head = data[position:]
+        self.whole = not self._head and not self._missing
+
+
 class _PromptServer(tcp.Server):
     """
     A TCP connection that sends at once what it is given, as far as that goes.
@@ -152,14 +179,46 @@ class _Paced(TLSMemoryBIOProtocol):
     """
 
     factory: PacedTlsFactory
+    _records: Records
 
     def makeConnection(self, transport: Any) -> None:
         """Called by Twisted."""
+        self._records = Records()
         super().makeConnection(transport)
         delay = self.factory.turn()
         if delay > 0:
             transport.pauseProducing()
             self.factory.later(delay, transport)
+
+    def dataReceived(self, data: bytes) -> None:
+        """
+        Called by Twisted.
+
+        One whole record of the application is nearly always what comes.  There is nothing behind
+        it, and nothing that it makes TLS send: neither is asked for.
+        """
+        alone = self._records.whole
+        self._records.receive(data)
+        if (
+            not (alone and self._records.whole and data[0] == _APPLICATION_DATA)
+            or len(data) != 5 + int.from_bytes(data[3:5], "big")
+            or not self._handshakeDone
+            or self._appSendBuffer
+            or self._lostTLSConnection
+            or self._aborted
+        ):
+            super().dataReceived(data)
+            return
+        self._tlsConnection.bio_write(data)
+        try:
+            octets = self._tlsConnection.recv(_MAX_RECORD)
+        except (SSL.WantReadError, SSL.ZeroReturnError):
+            # It was about the connection, after all.
+            self._flushReceiveBIO()
+        except SSL.Error:
+            self._tlsShutdownFinished(Failure())
+        else:
+            ProtocolWrapper.dataReceived(self, octets)
 
 
 class PacedTlsFactory(TLSMemoryBIOFactory):
