@@ -126,12 +126,31 @@ def _octets(value: Any) -> str:
 _FORMS = {INT: _number, REAL: _real, TEXT: _quoted, OCTETS: _octets}
 
 
+def _column(kind: str, values: Sequence[Any]) -> str:
+    """
+    One column as the text of an array.
+
+    Most have no NULL and no text that needs escapes, and are made without a call for each value.
+    """
+    if kind == TEXT:
+        try:
+            joined = '","'.join(values)
+        except TypeError:  # NULL, or what is yet to be text
+            pass
+        else:
+            if "\\" not in joined and joined.count('"') == 2 * (len(values) - 1):
+                return f'{{"{joined}"}}'
+    elif kind == INT and None not in values:
+        # That of int itself: values may be true, false and members of enumerations.
+        return f"{{{','.join(map(int.__repr__, values))}}}"
+    elif kind == REAL and None not in values:
+        return f"{{{','.join(map(float.__repr__, map(float, values)))}}}"
+    return f"{{{','.join(map(_FORMS[kind], values))}}}"
+
+
 def arrays(types: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     """The parameters of a :class:`SetForm`: the columns of *rows*, as texts of arrays."""
-    return [
-        f"{{{','.join(map(_FORMS[kind], column))}}}"
-        for kind, column in zip(types, zip(*rows, strict=True), strict=True)
-    ]
+    return list(map(_column, types, zip(*rows, strict=True)))
 
 
 def rows_in_sets(into: str, *types: str) -> str:
