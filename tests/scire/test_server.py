@@ -265,9 +265,11 @@ class LogTests(SqliteMixin, ServerCase):
     def test_polls_have_a_line_when_they_are_to(self) -> None:
         machine = self.one.machine("noisy.example.org")
         with machine.proxy(self.one) as proxy:
+            self.root.admin.job_create(script_job())
             proxy.scire.hello(HELLO)
-            proxy.scire.next_job("")
-        for method in ("scire.hello", "scire.next_job"):
+            run = proxy.scire.next_job("")["run"]
+            proxy.scire.job_status(status(run, 1, "succeeded", exit_code=0))
+        for method in ("scire.hello", "scire.next_job", "scire.job_status"):
             line = f"work: {method} of 127.0.0.1 "
             wait_until(partial(self.has_logged, line), line)
 
