@@ -136,6 +136,7 @@ class RpcListener:
         except StopIteration:
             self.running -= 1
         except Exception:
+            # Whatever kept the answer from its connection: the next call is not to suffer.
             self.running -= 1
             self._log.failure("{listener}: no answer", listener=self.name)
         else:

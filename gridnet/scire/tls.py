@@ -200,7 +200,8 @@ class _Paced(TLSMemoryBIOProtocol):
         alone = self._records.whole
         self._records.receive(data)
         if (
-            not (alone and self._records.whole and data[0] == _APPLICATION_DATA)
+            not alone
+            or data[0] != _APPLICATION_DATA
             or len(data) != 5 + int.from_bytes(data[3:5], "big")
             or not self._handshakeDone
             or self._appSendBuffer

@@ -10,18 +10,14 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from operator import attrgetter
 from typing import TypeAlias
 
 from gridnet.lbsmd.gossip.messages import Address, Entry, Standing
 from gridnet.lbsmd.gossip.records import HostRecords
-from gridnet.lbsmd.gossip.roster import PARTS, HostState, part_at
+from gridnet.lbsmd.gossip.roster import PARTS, HostState, by_place, part_at
 
 _Change: TypeAlias = tuple[int, int, Standing, Address, bytes]
 _Content: TypeAlias = tuple[str, Address, int, Standing, bytes, bytes, int]
-
-
-_place = attrgetter("place")
 
 
 class CommonKnowledge:
@@ -44,7 +40,7 @@ class CommonKnowledge:
         self.hosts[state.name] = state
         self.order.append(state)
         part = part_at(state.place)
-        insort(self.parts[part], state, key=_place)
+        insort(self.parts[part], state, key=by_place)
         self.prints[part] ^= state.mark
         self.fingerprint ^= state.mark
 
@@ -105,7 +101,7 @@ class CommonKnowledge:
 
 def _put(state: HostState, states: list[HostState]) -> None:
     """Put *state* where it belongs by its place, instead of another of the same host."""
-    index = bisect_left(states, state.place, key=_place)
+    index = bisect_left(states, state.place, key=by_place)
     while index < len(states) and states[index].place == state.place:
         if states[index].name == state.name:
             states[index] = state

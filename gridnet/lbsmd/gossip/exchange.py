@@ -133,11 +133,11 @@ class Exchange:
 
     def _states(self, first: int, last: int) -> Sequence[HostState]:
         """The hosts from one place to another."""
-        number = part_at(first)
-        states = self._roster.part(number)
-        while number < part_at(last):
-            number += 1
-            states = [*states, *self._roster.part(number)]
+        begun, ended = part_at(first), part_at(last)
+        states = self._roster.part(begun)
+        if begun < ended:
+            parts = range(begun, ended + 1)
+            states = [state for number in parts for state in self._roster.part(number)]
         return between(states, first, last)
 
     def _answer_digest(self, theirs: Digest, states: Sequence[HostState]) -> Iterator[Message]:

@@ -92,12 +92,14 @@ class HostState:
         self.mark = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-_place = attrgetter("place")
+by_place = attrgetter("place")  #: the key of their order
 
 
 def between(states: Sequence[HostState], first: int, last: int) -> Sequence[HostState]:
     """Those of *states*, which lie in the order of their places, from one place to another."""
-    return states[bisect_left(states, first, key=_place) : bisect_right(states, last, key=_place)]
+    return states[
+        bisect_left(states, first, key=by_place) : bisect_right(states, last, key=by_place)
+    ]
 
 
 class Roster(Protocol):
@@ -176,7 +178,7 @@ class OwnRoster:
         self._hosts[state.name] = state
         self._order.append(state)
         part = part_at(state.place)
-        insort(self._parts[part], state, key=_place)
+        insort(self._parts[part], state, key=by_place)
         self.prints[part] ^= state.mark
         self.fingerprint ^= state.mark
         self.up += state.is_up

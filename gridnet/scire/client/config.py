@@ -12,6 +12,9 @@ from attrs import field, frozen
 from gridnet.config import at_least, between, more_than, structure
 from gridnet.errors import ConfigError, Fault
 
+#: Octets of an answer, unless something else is configured.
+MAX_ANSWER = 8 * 1048576
+
 
 class Mode(StrEnum):
     """How long the client stays."""
@@ -56,7 +59,7 @@ class ClientConfig:
     doubt_seconds: float = field(default=1.5, validator=at_least(0))
     #: octets of an answer: seven times the servers' *max_script*, which markup can make of it,
     #: and 1 MB for what else a job has
-    max_answer: int = field(default=8 * 1048576, validator=at_least(1048576))
+    max_answer: int = field(default=MAX_ANSWER, validator=at_least(1048576))
     failback_seconds: float = field(default=900.0, validator=more_than(0))  #: with an alternate
     #: Ed25519 public key (PEM, relative to *directory*) of whoever signs jobs; "": none
     job_key: str = ""

@@ -19,9 +19,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gridnet.scire import wire
+from gridnet.scire.client.config import MAX_ANSWER
 from gridnet.scire.faults import TRY_ANOTHER_SERVER, FaultCode, ScireFault
 
-MAX_ANSWER = 8 * 1048576  #: octets of an answer, unless something else is configured
 #: Between two questions whether a server that takes long is still there, seconds.
 _ASK_AGAIN_SECONDS = 5.0
 
