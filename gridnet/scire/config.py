@@ -74,7 +74,7 @@ class LimitsConfig:
     max_runs_per_job: int = field(default=100_000, validator=at_least(1))  #: of one occurrence
     max_page: int = field(default=1000, validator=at_least(1))  #: rows of one list answer
     #: octets of a job's script; clients get it in one answer, so that their *max_answer* has to
-    #: be seven times as much, and 1 MB more
+    #: be twice as much, and 6 MB more
     max_script: int = field(default=1048576, validator=at_least(1))
     max_file: int = field(default=1024 * 1048576, validator=at_least(1))  #: octets, an attachment
     #: octets of what one run writes to one stream, beyond the tail in its status file

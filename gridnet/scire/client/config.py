@@ -57,8 +57,8 @@ class ClientConfig:
     #: server is there at all, and leaves it when that is not answered in *connect_seconds* either;
     #: 0: it waits for the whole of *call_seconds*
     doubt_seconds: float = field(default=1.5, validator=at_least(0))
-    #: octets of an answer: seven times the servers' *max_script*, which markup can make of it,
-    #: and 1 MB for what else a job has
+    #: octets of an answer: at least twice the servers' *max_script*, which it takes in base64,
+    #: and 6 MB for what else a job can have
     max_answer: int = field(default=MAX_ANSWER, validator=at_least(1048576))
     failback_seconds: float = field(default=900.0, validator=more_than(0))  #: with an alternate
     #: Ed25519 public key (PEM, relative to *directory*) of whoever signs jobs; "": none
