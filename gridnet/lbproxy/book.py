@@ -20,6 +20,7 @@ from gridnet.lbproxy.events import Event
 from gridnet.lbproxy.frames import Reply
 from gridnet.lbproxy.held_jobs import JobChanges
 from gridnet.lbproxy.ledger import Ledger, LedgerRules
+from gridnet.lbproxy.pace import Pace
 from gridnet.lbproxy.store import QueryTimeout, Readers, Snapshot, StoreFile
 from gridnet.lbproxy.stream import Page
 from gridnet.lbproxy.subscriptions import Hub
@@ -79,6 +80,7 @@ class JobBook:
             changed=lambda changes: self.on_jobs_changed(changes),
             is_list_followed=lambda: self.is_list_followed(),
             is_awaited=lambda: self._hub.followers > 0 or self.is_list_followed(),
+            pace=Pace(config.look_out_seconds, config.max_gather_seconds),
         )
 
     def start(self) -> None:

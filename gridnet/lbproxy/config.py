@@ -148,6 +148,11 @@ class LbproxyConfig:
     check_at_start: str = field(default="quick", validator=_one_of("quick", "full", "none"))
     busy_seconds: float = field(default=5.0, validator=at_least(0))  #: wait for another's lock
     max_group_events: int = field(default=512, validator=at_least(1))  #: of one commit
+    #: where commits take long, the longest that one waits for those who were answered together
+    max_gather_seconds: float = field(default=0.002, validator=at_least(0))
+    #: how long the next event is looked for, awake, before going to sleep; given up for a while
+    #: where none comes in that time
+    look_out_seconds: float = field(default=0.0001, validator=at_least(0))
     cache_octets: int = field(default=64 << 20, validator=at_least(0))  #: of jobs in memory
     max_subjobs: int = field(default=100_000, validator=at_least(0))  #: of one registration
 

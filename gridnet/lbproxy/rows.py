@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+import msgspec
 
 from gridnet.lbproxy import ulm
 from gridnet.lbproxy.jobid import parse as parse_job_id
@@ -15,29 +16,20 @@ from gridnet.lbproxy.short_cache import cached_if_short
 #: Columns that :func:`record_from` wants, in its order.
 JOB_COLUMNS = "j.id, j.job_id, j.owner, j.state, j.job_type, j.entered_at, j.updated_at, j.record"
 
-_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-#: What the encoder makes itself anew each time it is used, where Python has it.
-_quoted: Callable[[str], str] = json.encoder.encode_basestring
-_make = getattr(json.encoder, "c_make_encoder", None)
-_encode = _make and _make(None, _encoder.default, _quoted, None, ":", ",", False, False, False)
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
 
 
 def dump(value: Any) -> str:
-    """
-    *value* as JSON.
-
-    Texts are Latin-1 decoded octets, so they hold no more than 255; JSON need not escape them.
-    """
-    if type(value) is str:
-        return _quoted(value)
-    return "".join(_encode(value, 0)) if _encode else _encoder.encode(value)
+    """*value* as JSON, as the store keeps it."""
+    return _encode(value).decode()
 
 
 def record_from(row: tuple[Any, ...]) -> JobRecord:
     """A record without its parts, of a row of :data:`JOB_COLUMNS`."""
     _, job_id, owner, state, job_type, entered_at, updated_at, core = row
     record = JobRecord(parse_job_id(job_id), owner, state, job_type, entered_at, updated_at)
-    record.load_core(json.loads(core))
+    record.load_core(_decode(core))
     return record
 
 
@@ -53,7 +45,7 @@ def load_parts(
     if not described:
         sql += " AND NOT (part = 'long' AND key IN ('jdl', 'matched_jdl', 'condor_jdl', 'rsl'))"
     for part, key, value in connection.execute(f"{sql} ORDER BY part, key", (job,)):
-        record.load_part(Part(part), str(key), json.loads(value))
+        record.load_part(Part(part), str(key), _decode(value))
 
 
 def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -19,6 +19,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from gridnet import garbage
 from gridnet.interfaces import IJobEvents, IObjectSource
 from gridnet.lbproxy.book import JobBook
 from gridnet.lbproxy.config import LbproxyConfig
@@ -134,6 +135,7 @@ class LbproxyService(Service):
         :raises ConfigError: the store or a path cannot be used; the process ends.
         """
         super().startService()
+        garbage.search_seldom()
         _ = self._site.state_dir  # made, and closed to others
         wanted = 2 * self._config.max_connections + _SPARE_FILES
         allowed = raise_file_limit(wanted)

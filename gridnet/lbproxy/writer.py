@@ -25,6 +25,7 @@ from gridnet.lbproxy.events import Event
 from gridnet.lbproxy.frames import Major, Reply
 from gridnet.lbproxy.held_jobs import JobChanges
 from gridnet.lbproxy.ledger import GroupResult, Ledger, LedgerRules
+from gridnet.lbproxy.pace import Pace
 from gridnet.lbproxy.store import StoreFile, failure_reply
 from gridnet.lean_loop import Loop
 
@@ -121,6 +122,7 @@ class Writer:
     :param is_awaited: whether somebody there waits for what is committed; for any thread.
     :param clock: seconds since the epoch.
     :param max_group: most events in one commit.
+    :param pace: what it waits for; None: for nothing.
     :ivar backlog: events that wait, or were not told yet.
     :ivar loop: its thread reads, writes the store, and answers.
     :ivar fault: why the last attempt to write failed; empty when it did not.
@@ -140,6 +142,7 @@ class Writer:
         changed: Callable[[JobChanges], None] = lambda changes: None,
         is_list_followed: Callable[[], bool] = lambda: True,
         is_awaited: Callable[[], bool] = lambda: True,
+        pace: Pace | None = None,
     ) -> None:
         self.fault = ""
         self.counts = WriterCounts()
@@ -155,6 +158,7 @@ class Writer:
         self._is_awaited = is_awaited
         self._clock = clock
         self._max_group = max_group
+        self._pace = Pace() if pace is None else pace
         self._group: list[Event] = []
         self._dones: list[ReplyCallback | _Elsewhere] = []
         self._news: deque[Callable[[], None]] = deque()
@@ -282,24 +286,51 @@ class Writer:
             self._connection = None
 
     def _run(self) -> None:
-        turn, group, most = self.loop.turn, self._group, self._max_group
+        turn, group = self.loop.turn, self._group
         while not self._ending:
-            turn(None if self._tell_at is None else max(0.0, self._tell_at - time.monotonic()))
-            size = 0
-            while size < len(group) < most:
-                # Clients that were answered together come again one after the other: what has
-                # come while the first were read goes into the same commit.
-                size = len(group)
-                turn(0)
-            self._commit()
+            if not group:
+                turn(None if self._tell_at is None else max(0.0, self._tell_at - time.monotonic()))
+            if group:
+                self._gather()
+                size, started = len(group), time.monotonic()
+                self._commit()
+                self._pace.committed(size, time.monotonic() - started)
+                self._look_out()
             if self._tell_at is not None and time.monotonic() >= self._tell_at:
                 self._ask()
+        self._commit()  # what the look-out found
         if self._connection is not None:
             with suppress(sqlite3.Error):
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._drop_connection()
         self._ask()
         self.loop.close()
+
+    def _gather(self) -> None:
+        """
+        Read what comes while others are read: it goes into the same commit.
+
+        Clients that were answered together come again one after the other.
+        """
+        turn, group, most = self.loop.turn, self._group, self._max_group
+        size = 0
+        while size < len(group) < most:
+            size = len(group)
+            turn(0)
+            if size == len(group) and (seconds := self._pace.pause(size)):
+                time.sleep(seconds)
+                turn(0)
+
+    def _look_out(self) -> None:
+        """Look for the next event for a little: it comes sooner than sleep does."""
+        seconds = self._pace.look_out()
+        if not seconds:
+            return
+        turn, group = self.loop.turn, self._group
+        until = time.monotonic() + seconds
+        while not group and not self._ending and time.monotonic() < until:
+            turn(0)
+        self._pace.looked_out(bool(group))
 
     def _commit(self) -> None:
         """Write what was taken."""

@@ -19,6 +19,7 @@ from gridnet.lbproxy import answers, schema, writer
 from gridnet.lbproxy.events import parse
 from gridnet.lbproxy.frames import OK, Reply
 from gridnet.lbproxy.ledger import Ledger, LedgerRules
+from gridnet.lbproxy.pace import Pace
 from gridnet.lbproxy.store import QueryTimeout, Readers, StoreFile
 from gridnet.lbproxy.writer import (
     INTERNAL_ERROR,
@@ -450,6 +451,20 @@ class WriterTests(WriterTestCase):
         self.assertEqual(self.log("a", "RegJob", REGISTER), OK)
 
 
+class LookingOut(Pace):
+    """Looks out for as long as it takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[bool] = []
+
+    def look_out(self) -> float:
+        return WAIT_SECONDS
+
+    def looked_out(self, found: bool) -> None:
+        self.found.append(found)
+
+
 class OwnConnectionsTests(WriterTestCase):
     """Events that the writing thread reads itself."""
 
@@ -518,6 +533,57 @@ class OwnConnectionsTests(WriterTestCase):
         self.get(4)
         self.deliveries.get(timeout=WAIT_SECONDS)()
         self.assertFalse(self.writer.backlog.is_full)
+
+    def test_those_who_are_late(self) -> None:
+        """What comes in the pause for them goes into the same commit; then no more are awaited."""
+        case = self
+        asked: list[int] = []
+
+        class Waiting(Pace):
+            def pause(self, size: int) -> float:
+                asked.append(size)
+                if len(asked) == 1:
+                    case.send(2, "late")
+                    return 0.0001
+                return 0.0
+
+        self.writer = self.make_writer(is_awaited=lambda: False, pace=Waiting())
+        self.start()
+        self.send(3)
+        self.get(5)
+        self.writer.tell()
+        self.assertEqual(asked, [3, 5])
+        self.assertEqual([len(one.result.stored) for one in self.groups], [5])
+
+    def test_found_while_looking_out(self) -> None:
+        """An event that comes then is committed at once; what was found is noted."""
+        pace = LookingOut()
+        self.writer = self.make_writer(pace=pace)
+        self.start()
+        for number in range(3):
+            self.send(1, f"g{number}-")
+            self.get(1)
+        self.assertEqual(self.events(), 3)
+        self.stop()
+        self.assertEqual(pace.found, [True, True, False])
+
+    def test_stopped_while_looking_out(self) -> None:
+        """It does not last longer for that; what came with the end is still written."""
+        self.writer = self.make_writer(pace=LookingOut())
+
+        def answered(reply: Reply) -> None:
+            # Both are taken by the first look.
+            self.send(2, "last")
+            self.writer.stop()
+
+        def take() -> None:
+            self.writer.take(parse(line("RegJob", REGISTER, job_id=job("first"))), answered)
+
+        self.writer.loop.call(take)
+        self.start()
+        self.get(2)
+        self.writer.join()
+        self.assertEqual(self.events(), 3)
 
     def test_a_peer_that_breaks_costs_nobody_else_the_reply(self) -> None:
         """A reply that cannot be given is our fault, is told, and the next is given."""
