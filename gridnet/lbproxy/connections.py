@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from attrs import frozen
-from twisted.internet.interfaces import IConsumer, IPushProducer
+from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -27,6 +27,9 @@ from gridnet.lean_loop import Loop
 SMALL_OCTETS = 64 << 10
 _CHUNK_OCTETS = 128 << 10
 _CREDENTIALS = struct.Struct("3i")
+_UNKNOWN = _CREDENTIALS.pack(0, -1, -1)  #: of sockets that are no UNIX sockets
+#: Processes that are remembered as having connected.
+_KNOWN_PEERS = 1024
 
 
 class Budget:
@@ -70,13 +73,13 @@ class Peer:
         return f"pid={self.pid} uid={self.uid} gid={self.gid}"
 
 
-def peer_of(transport: Any) -> Peer | None:
-    """The peer of a connected UNIX socket, None for other transports."""
+def credentials_of(transport: Any) -> bytes | None:
+    """What the kernel says of the peer of a connected UNIX socket, None for other transports."""
     handle = getattr(transport, "socket", None)
-    if handle is None or getattr(handle, "family", None) != socket.AF_UNIX:
+    if handle is None:
         return None
-    octets = handle.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return Peer(*_CREDENTIALS.unpack(octets))
+    found: bytes = handle.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return None if found == _UNKNOWN else found
 
 
 class BoundedFactory(Factory):
@@ -103,6 +106,7 @@ class BoundedFactory(Factory):
         self.refused = 0
         self.timed_out = 0
         self.run: Callable[[Callable[[], None]], None] = _call
+        self._peers: dict[bytes, Peer] = {}
         self._reaper = LoopingCall(lambda: self.run(self._reap))
         self._reaper.clock = clock
 
@@ -131,6 +135,23 @@ class BoundedFactory(Factory):
         connection = self.make_connection()
         connection.factory = self
         return connection
+
+    def peer_of(self, transport: Any) -> Peer | None:
+        """
+        The peer of a connected UNIX socket, None for other transports.
+
+        It is logged with the first of its connections: many a client makes one for each event.
+        """
+        credentials = credentials_of(transport)
+        if credentials is None:
+            return None
+        peer = self._peers.get(credentials)
+        if peer is None:
+            if len(self._peers) >= _KNOWN_PEERS:
+                self._peers.clear()
+            peer = self._peers[credentials] = Peer(*_CREDENTIALS.unpack(credentials))
+            self._log.debug("connections from {peer}", peer=str(peer))
+        return peer
 
     def _reap(self) -> None:
         now = self.clock.seconds()
@@ -198,10 +219,8 @@ class BoundedConnection(Protocol):
         """Count, and see who it is (called by Twisted)."""
         self.active_at = self.factory.clock.seconds()
         self.factory.connections.add(self)
-        IConsumer(self.stream).registerProducer(self, True)
-        self.peer = peer_of(self.transport)
-        if self.peer is not None:
-            self._log.debug("connection from {peer}", peer=str(self.peer))
+        self.stream.registerProducer(self, True)
+        self.peer = self.factory.peer_of(self.transport)
 
     def connectionLost(self, reason: Any = None) -> None:
         """Uncount (called by Twisted)."""
@@ -274,7 +293,7 @@ class BoundedConnection(Protocol):
     def close(self) -> None:
         """End the connection once everything written has gone."""
         if self.transport is not None:
-            IConsumer(self.stream).unregisterProducer()
+            self.stream.unregisterProducer()
             self.stream.loseConnection()
 
     def write_body(self, octets: bytes) -> None:

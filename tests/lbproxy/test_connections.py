@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from attrs import evolve
@@ -13,11 +15,13 @@ from prometheus_client import generate_latest
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock, deferLater
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import TestCase
 
 from gridnet.errors import ConfigError
 from gridnet.lbproxy import connections, frames, http
 from gridnet.lbproxy.config import ForwardConfig
+from gridnet.lbproxy.connections import BoundedFactory, Peer
 from tests.lbproxy.ledgers import REGISTER, job
 from tests.lbproxy.running import RunningProxy, SocketTestCase, replies_in
 from tests.lbproxy.vectors import line
@@ -128,6 +132,60 @@ class TimeoutTests(SocketTestCase):
             await self.check_lives()
 
         return self.run_async(work())
+
+
+class PeerTests(TestCase):
+    """Who the kernel says is there."""
+
+    def setUp(self) -> None:
+        self.factory = BoundedFactory(Clock(), 10, 1.0, 1.0)
+        self.lines: list[str] = []
+
+        def note(event: LogEvent) -> None:
+            if event["log_namespace"].endswith("BoundedFactory"):
+                self.lines.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(note)
+        self.addCleanup(globalLogPublisher.removeObserver, note)
+
+    def pair(self, family: int) -> Any:
+        """One end of a connection, as a transport has it."""
+        with socket.socket(family) as listening:
+            if family == socket.AF_UNIX:
+                listening.bind(self.mktemp())
+            listening.listen()
+            client = socket.socket(family)
+            self.addCleanup(client.close)
+            client.connect(listening.getsockname())
+            accepted, _ = listening.accept()
+        self.addCleanup(accepted.close)
+        return SimpleNamespace(socket=accepted)
+
+    def test_each_process_is_logged_once(self) -> None:
+        """However many connections it makes."""
+        ends = [self.pair(socket.AF_UNIX) for _ in range(3)]
+        peers = [self.factory.peer_of(end) for end in ends]
+        me = Peer(os.getpid(), os.geteuid(), os.getegid())
+        self.assertEqual(peers, [me] * 3)
+        self.assertEqual(self.lines, [f"connections from {me}"])
+
+    def test_no_more_are_remembered_than_that(self) -> None:
+        """With one more, all are new again."""
+        self.patch(connections, "_KNOWN_PEERS", 2)
+        for pid in (1, 2, 1, 3, 1):
+            octets = struct.pack("3i", pid, 5, 6)
+            handle = SimpleNamespace(getsockopt=lambda *_, octets=octets: octets)
+            peer = self.factory.peer_of(SimpleNamespace(socket=handle))
+            self.assertEqual(peer, Peer(pid, 5, 6))
+        self.assertEqual(
+            [text.split()[2] for text in self.lines], ["pid=1", "pid=2", "pid=3", "pid=1"]
+        )
+
+    def test_others_have_none(self) -> None:
+        """A TCP connection, and one without a socket."""
+        self.assertIsNone(self.factory.peer_of(self.pair(socket.AF_INET)))
+        self.assertIsNone(self.factory.peer_of(object()))
+        self.assertEqual(self.lines, [])
 
 
 class StartTests(TestCase):
