@@ -12,8 +12,9 @@ from gridnet.lbproxy.short_cache import cached_if_short
 _TIME = re.compile(r"([0-9]{1,14})(?:\.([0-9]{0,6})[0-9]*)?\Z")
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
 MICROSECONDS = 1_000_000
-#: Octets of a time in full, and of its part before the point.
-_FULL, _WHOLE = 21, 14
+_FULL_SECONDS = re.compile(r"[0-9]{14}\.")
+#: Octets of a time in full.
+FULL_TIME = 21
 
 
 @lru_cache(maxsize=256)
@@ -26,7 +27,6 @@ def _day_seconds(day: str) -> int:
     return (date(year, month, 1).toordinal() - _EPOCH_DAY + number - 1) * 86_400
 
 
-@cached_if_short(256)
 def _seconds(digits: str) -> int:
     """Seconds since the epoch of a time without its fraction, or -1."""
     seconds = _day_seconds(digits[:8])
@@ -36,6 +36,12 @@ def _seconds(digits: str) -> int:
     return seconds + hours * 3600 + minutes * 60 + int(digits[12:] or 0)
 
 
+@cached_if_short(256)
+def _full_seconds(text: str) -> int:
+    """The same of the fourteen digits and the point that a time in full begins with."""
+    return _seconds(text[:-1]) if _FULL_SECONDS.fullmatch(text) is not None else -1
+
+
 def parse_time(text: str) -> int:
     """
     Microseconds since the epoch; 0 when *text* is no time.
@@ -43,20 +49,16 @@ def parse_time(text: str) -> int:
     Missing digits at the end are read as the earliest time that begins so; a number that is too
     high runs over into the next unit.  A fraction of fewer than six digits is a decimal fraction.
     """
-    digits, fraction = text[:_WHOLE], text[_WHOLE + 1 :]
-    if not (
-        len(text) == _FULL
-        and text[_WHOLE] == "."
-        and text.isascii()
-        and digits.isdecimal()
-        and fraction.isdecimal()
-    ):
-        match = _TIME.match(text)
-        if match is None:
-            return 0
-        digits, fraction = match[1], (match[2] or "").ljust(6, "0")
-    seconds = _seconds(digits)
-    return 0 if seconds < 0 else seconds * MICROSECONDS + int(fraction)
+    fraction = text[FULL_TIME - 6 :]
+    if len(text) == FULL_TIME and fraction.isdecimal() and fraction.isascii():
+        seconds = _full_seconds(text[: FULL_TIME - 6])
+        if seconds >= 0:
+            return seconds * MICROSECONDS + int(fraction)
+    match = _TIME.match(text)
+    if match is None:
+        return 0
+    seconds = _seconds(match[1])
+    return 0 if seconds < 0 else seconds * MICROSECONDS + int((match[2] or "").ljust(6, "0"))
 
 
 def time_text(microseconds: int) -> str:

@@ -446,11 +446,11 @@ def _nothing(_: str) -> int:
 
 
 _READERS: Mapping[Kind, Any] = {
-    Kind.INT: leading_int,
+    Kind.INT: cached_if_short(1024)(leading_int),
     Kind.REAL: _leading_real,
     Kind.PORT: _port,
     Kind.TIME: parse_time,
-    Kind.SOURCE: source_number,
+    Kind.SOURCE: cached_if_short(64)(source_number),
     Kind.JOB_ID: _job_id,
     Kind.NOTIFICATION_ID: _nothing,
 }
@@ -475,11 +475,17 @@ def reader(one: EventField) -> Callable[[str], Any] | None:
         read: Callable[[str], Any] = _READERS[one.kind]
         return read
     find, null = one.words.get, one.null
-    return lambda text: find(text.upper(), null)
+
+    @cached_if_short(32)
+    def number(word: str) -> object:
+        return find(word.upper(), null)
+
+    return number
 
 
 @cached_if_short(1024)
-def _priority(text: str) -> int:
+def priority_number(text: str) -> int:
+    """The flags that *text* says, -1 when it says nothing."""
     return leading_int(text) if text else -1
 
 
@@ -522,7 +528,7 @@ def parse(line: bytes) -> Event:
     host = get("HOST")
     if not host:
         raise _missing("HOST")
-    priority = _priority(get("DG.PRIORITY", ""))
+    priority = priority_number(get("DG.PRIORITY", ""))
     if priority == -1:
         raise _missing("DG.PRIORITY")
     source = _SOURCE_NUMBERS.get(get("DG.SOURCE", "").upper())

@@ -27,6 +27,8 @@ _PAIR = re.compile(
 #: A line with more equals signs than this is not taken apart as a whole.
 _MANY = 1000
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+#: The rest of a value with escapes in it, and its closing quote.
+_ESCAPED_VALUE = re.compile(r'([^"\\]*+(?:\\.[^"\\]*+)++)"', re.DOTALL)
 
 # What stands around quoted values in the lines of the known clients, see _parse_usual.
 #: Before the first of them: one bare pair, a key.
@@ -78,27 +80,36 @@ def gaps(text: str) -> tuple[list[str], list[tuple[int, tuple[str, str]]]] | Non
     return (keys, bare) if place <= MAX_PAIRS else None
 
 
-def cut(line: str) -> list[str] | None:
+def cut(line: str, first: int = 1) -> list[str] | None:
     """
     The pieces of *line* between the quotes around its values: every second one is a value.
 
-    :returns: escapes are undone in values, and stay visible as control characters elsewhere; None
-        for a line that can hardly be one of the known clients'.
+    :param first: place of the first value: 0 in what follows the quote before it.
+    :returns: escapes are undone in values; None for a line that is none of the known clients'.
     """
     if "\0" in line:
         return None
     if "\\" not in line:
         return line.split('"')
-    if "\1" in line:  # both stand for escapes below
-        return None
-    pieces = line.replace("\\\\", "\0").replace('\\"', "\1").split('"')
-    for place in range(1, len(pieces), 2):
-        value = pieces[place]
-        if "\1" in value or "\0" in value or "\\" in value:
-            if "\\" in value:
-                value = _ESCAPED.sub(_unescaped, value)
-            pieces[place] = value.replace("\1", '"').replace("\0", "\\")
+    pieces: list[str] = []
+    start = 0
+    while (escape := line.find("\\", start)) >= 0:
+        pieces += line[start:escape].split('"')
+        if len(pieces) % 2 == first:  # it is not in a value
+            return None
+        value = _ESCAPED_VALUE.match(line, escape - len(pieces[-1]))
+        if value is None:
+            return None
+        pieces[-1] = _undone(value[1])
+        start = value.end()
+    pieces += line[start:].split('"')
     return pieces
+
+
+def _undone(value: str) -> str:
+    """*value* without its escapes."""
+    undone = value.replace('\\"', '"')
+    return _ESCAPED.sub(_unescaped, value) if "\\" in undone else undone
 
 
 def _parse_usual(line: str) -> list[tuple[str, str]] | None:
@@ -157,7 +168,7 @@ def _parse_any(line: str) -> list[tuple[str, str]]:
         raise UlmError("ULM parse error")
     if "\\" in line:
         pairs = [
-            (key.upper(), bare or (_ESCAPED.sub(_unescaped, quoted) if "\\" in quoted else quoted))
+            (key.upper(), bare or (_undone(quoted) if "\\" in quoted else quoted))
             for key, quoted, bare, _ in found
         ]
     else:

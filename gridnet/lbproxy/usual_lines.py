@@ -1,143 +1,167 @@
 """
 Event lines as the known clients write them, read quickly.
 
-Such lines differ in little but their quoted values: what stands between those says which value is
-which, and is looked up.  Whatever is not as usual, be it good or bad, is left to
-:func:`gridnet.lbproxy.events.parse`, which says the same of every line that is read here, at twice
-the cost.
+Such a line has three parts.  What stands before the job identifier, but for the time, says where
+the event comes from and of what type it is: few such texts exist, and each is read once.  What
+stands between the quoted values after it says which value is which: few such texts exist, too.
+The values are left.  Whatever is not as usual, be it good or bad, is left to
+:func:`gridnet.lbproxy.events.parse`, which says the same of every line that is read here, at three
+times the cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from attrs import define, frozen
+from attrs import frozen
 
 from gridnet.lbproxy import events, ulm
-from gridnet.lbproxy.calendar import parse_time
+from gridnet.lbproxy.calendar import FULL_TIME, parse_time
 from gridnet.lbproxy.events import EVENT_TYPES, Event, EventType
 from gridnet.lbproxy.jobid import JobIdError
 from gridnet.lbproxy.jobid import parse as parse_job_id
 from gridnet.lbproxy.short_cache import cached_if_short
 
-_DATE, _HOST = "DATE=", " HOST="
-#: Keys whose values may stand without quotes.
-_BARE = frozenset({"PROG", "LVL", "DG.PRIORITY"})
-_QUOTED = ("DG.EVNT", "DG.SOURCE", "DG.SRC_INSTANCE", "DG.JOBID", "DG.SEQCODE", "DG.USER")
+_DATE = "DATE="
+_DATE_END = len(_DATE) + FULL_TIME
+_JOB_ID = ' DG.JOBID="'
+#: What may stand before the job identifier.
+_ORIGIN_KEYS = frozenset(
+    {"DATE", "HOST", "PROG", "LVL", "DG.PRIORITY", "DG.SOURCE", "DG.SRC_INSTANCE", "DG.EVNT"}
+)
+#: What may stand after it, besides the fields of the type.
+_OTHER_KEYS = frozenset({"DG.SEQCODE", "DG.USER", "DG.ARRIVED", "ARR_DATE", "DG.TYPE"})
 
 
 @frozen(slots=True)
-class _TypePlan:
-    """Where the lines of one form and type have what."""
+class _Form:
+    """Which value after the job identifier is which, by its place."""
+
+    code: int
+    user: int
+    #: place, element, how to read it (None: as it is), null, whether it must be there
+    fields: tuple[tuple[int, str, Callable[[str], Any] | None, object, bool], ...]
+
+
+@frozen(slots=True)
+class _Origin:
+    """What stands before the job identifier, but for the time."""
 
     kind: EventType
-    #: place, element, how to read it (None: as it is), null
-    fields: tuple[tuple[int, str, Callable[[str], Any] | None, object], ...]
-    required: tuple[str, ...]  #: elements
-
-
-@define(slots=True)
-class _Form:
-    """What stands between the values of a line."""
-
-    size: int  #: pieces of the line
-    places: dict[str, int]  #: key -> piece that is its value
+    host: str
     level: int
     priority: int
-    common: tuple[int, ...]  #: places of the values that every event has
-    plans: dict[str, _TypePlan | None]  #: by the name of the type
+    source: int
+    instance: str
+    #: what stands between the values after the job identifier -> their form; None: not as usual
+    form: Callable[[str], _Form | None]
 
 
-@cached_if_short(256)
-def _form(text: str) -> _Form | None:
-    """The form of a line with *text* between its values; None when it is not as usual."""
-    found = ulm.gaps(text)
-    if found is None:
+def _form(kind: EventType, text: str) -> _Form | None:
+    """The form of lines of *kind* with *text* between and after their values."""
+    between, _, end = text.rpartition('"')
+    found = ulm.gaps(between)
+    if found is None or end.strip(" \t\n"):
         return None
     keys, bare = found
-    places = {key: 2 * number + 3 for number, key in enumerate(keys)}
-    constants = {key: value for _, (key, value) in bare}
-    all_keys = {"DATE", "HOST", *places, *constants}
-    if len(all_keys) != 2 + len(keys) + len(bare) or not constants.keys() <= _BARE:
+    places = {key: 2 * number for number, key in enumerate(keys, 1)}
+    if bare or len(places) != len(keys) or not places.keys() <= _OTHER_KEYS.union(kind.keys):
         return None
-    priority = events.leading_int(constants.get("DG.PRIORITY", "-1"))
-    if priority == -1 or not places.keys() >= set(_QUOTED) or not _BARE.isdisjoint(places):
+    if "DG.SEQCODE" not in places or "DG.USER" not in places:
+        return None
+    if any(key not in places for key, _ in kind.required):
         return None
     return _Form(
-        size=2 * len(keys) + 3,
-        places=places,
-        level=events.level_number(constants.get("LVL", "")),
-        priority=priority,
-        common=tuple(places[key] for key in _QUOTED),
-        plans={},
+        places["DG.SEQCODE"],
+        places["DG.USER"],
+        tuple(
+            (places[key], one.element, events.reader(one), one.null, one.required)
+            for key, one in kind.keys.items()
+            if key in places
+        ),
     )
 
 
-def _plan(form: _Form, name: str) -> _TypePlan | None:
-    """How to read lines of *form* of the type *name*; None: not here."""
-    kind = EVENT_TYPES.get(name)  # in its own spelling: there are few of them to remember
-    if kind is None:
+_FORMS: Mapping[str, Callable[[str], _Form | None]] = {
+    kind.name: cached_if_short(16)(partial(_form, kind)) for kind in EVENT_TYPES.values()
+}
+
+
+@cached_if_short(4096)
+def _origin(text: str) -> _Origin | None:
+    """What *text* says, from after the time to the job identifier; None: not as usual."""
+    if not text.startswith(" ") or not text.endswith('"'):
         return None
-    if not form.places.keys() <= kind.usual_keys:
-        form.plans[name] = None
+    try:
+        pairs = ulm.parse("DATE=0" + text)
+    except ulm.UlmError:
         return None
-    fields = []
-    for key, one in kind.keys.items():
-        if key in form.places:
-            fields.append((form.places[key], one.element, events.reader(one), one.null))
-    plan = _TypePlan(kind, tuple(fields), tuple(element for _, element in kind.required))
-    form.plans[name] = plan
-    return plan
+    values = dict(pairs)
+    if len(values) != len(pairs) or not values.keys() <= _ORIGIN_KEYS:
+        return None
+    kind = events.event_type(values.get("DG.EVNT", ""))
+    host = values.get("HOST")
+    priority = events.priority_number(values.get("DG.PRIORITY", ""))
+    source = events.source_number(values.get("DG.SOURCE", ""))
+    if kind is None or not host or priority == -1 or not source:
+        return None
+    return _Origin(
+        kind,
+        host,
+        events.level_number(values.get("LVL", "")),
+        priority,
+        source,
+        values.get("DG.SRC_INSTANCE", ""),
+        _FORMS[kind.name],
+    )
 
 
 def _parse(line: bytes) -> Event | None:
     """The event of a usual line without a fault; None: not here."""
-    pieces = ulm.cut(line.decode("latin-1"))
-    if pieces is None:
+    head, _, rest = line.decode("latin-1").partition(_JOB_ID)
+    if not rest or not head.startswith(_DATE):
         return None
-    form = _form('"'.join(pieces[2:-1:2]))
-    if form is None or form.size != len(pieces) or pieces[-1].strip(" \t\n"):
+    origin = _origin(head[_DATE_END:])
+    pieces = ulm.cut(rest, 0)
+    if origin is None or pieces is None:
         return None
-    at_name, at_source, at_instance, at_job, at_code, at_user = form.common
-    name = pieces[at_name]
-    plan = form.plans.get(name) or _plan(form, name)
-    if plan is None:
+    form = origin.form('"'.join(pieces[1::2]))
+    if form is None:
         return None
-    head = pieces[0]
-    if not head.startswith(_DATE) or not head.endswith(_HOST):
-        return None
-    timestamp = parse_time(head[len(_DATE) : -len(_HOST)])
-    host, code = pieces[1], pieces[at_code]
-    source = events.source_number(pieces[at_source])
-    if not timestamp or not host or not code or not source:
+    timestamp = parse_time(head[len(_DATE) : _DATE_END])
+    code = pieces[form.code]
+    if not timestamp or not code:
         return None
     try:
-        job_id = parse_job_id(pieces[at_job])
+        job_id = parse_job_id(pieces[0])
     except JobIdError:
         return None
     fields: dict[str, Any] = {}
-    for place, element, read, null in plan.fields:
-        value = pieces[place]
+    for place, element, read, null, is_required in form.fields:
+        value: Any = pieces[place]
         if value:
             if read is None:
                 fields[element] = value
-            elif (found := read(value)) != null:
-                fields[element] = found
-    for element in plan.required:
-        if element not in fields:
+                continue
+            value = read(value)
+            if value != null:
+                fields[element] = value
+                continue
+        if is_required:
             return None
     return Event(
-        plan.kind,
+        origin.kind,
         timestamp,
-        host,
-        form.level,
-        form.priority,
-        source,
-        pieces[at_instance],
+        origin.host,
+        origin.level,
+        origin.priority,
+        origin.source,
+        origin.instance,
         job_id,
         code,
-        pieces[at_user],
+        pieces[form.user],
         fields,
         line,
     )
