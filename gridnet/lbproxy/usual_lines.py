@@ -39,6 +39,7 @@ _OTHER_KEYS = frozenset({"DG.SEQCODE", "DG.USER", "DG.ARRIVED", "ARR_DATE", "DG.
 class _Form:
     """Which value after the job identifier is which, by its place."""
 
+    size: int  #: pieces: values and what follows each
     code: int
     user: int
     #: place, element, how to read it (None: as it is), null, whether it must be there
@@ -74,6 +75,7 @@ def _form(kind: EventType, text: str) -> _Form | None:
     if any(key not in places for key, _ in kind.required):
         return None
     return _Form(
+        2 * len(keys) + 2,
         places["DG.SEQCODE"],
         places["DG.USER"],
         tuple(
@@ -128,7 +130,7 @@ def _parse(line: bytes) -> Event | None:
     if origin is None or pieces is None:
         return None
     form = origin.form('"'.join(pieces[1::2]))
-    if form is None:
+    if form is None or form.size != len(pieces):
         return None
     timestamp = parse_time(head[len(_DATE) : _DATE_END])
     code = pieces[form.code]

@@ -20,6 +20,7 @@ TEXTS = st.text(st.characters(max_codepoint=255, exclude_characters="\0"), max_s
 DAMAGE = (
     *(b"", b"", b'"', b"\\", b" ", b"=", b"\t", b"\n", b"\0", b"\1", b"x", b"\xe4"),
     *(b" A=1", b' A="1"', b" LVL=DEBUG", b' DG.USER="x"', b" DG.DONE.REASON=x", b'\\"'),
+    *(b' DG.JOBID="', b' HOST="h"', b' DG.SEQCODE="x"', b' LVL="DEBUG"', b" \n", b"\\n"),
 )
 _KINDS: dict[Kind, st.SearchStrategy[str]] = {
     Kind.INT: st.sampled_from(("1", "-1", "0", "07x")),
@@ -76,6 +77,15 @@ class UsualLineTests(SynchronousTestCase):
         """Whatever a line is, whole or damaged, the verdict and the event are the same."""
         text = text[:place] + inserted + text[place + removed :]
         self.assertEqual(read(usual_lines.parse, text), read(events.parse, text))
+
+    def test_reads_the_same_wherever_damaged(self) -> None:
+        """Each kind of damage, at each place of a line with few fields."""
+        whole = line("Pending", {"REASON": 'no "resources"'}, user="u")
+        for inserted in sorted(set(DAMAGE)):
+            for place in range(len(whole) + 1):
+                for removed in (0, 1):
+                    text = whole[:place] + inserted + whole[place + removed :]
+                    self.assertEqual(read(usual_lines.parse, text), read(events.parse, text), text)
 
     def test_is_taken(self) -> None:
         """Recorded lines, with and without escapes, are read here and not left to the other."""
