@@ -45,6 +45,10 @@ class Branch(Enum):
     TOO_OLD = "too old"
 
 
+_ENDED = frozenset({states.CANCELLED, states.CLEARED, states.ABORTED})
+_ARRIVED = frozenset({states.RUNNING, states.DONE})
+_ON_ITS_WAY = frozenset({states.WAITING, states.READY, states.SCHEDULED})
+
 # Taken from their classes once: there, each costs a call with some versions of Python.
 _EFFECTIVE, _ODD = Effect.OK, Effect.ODD
 _PLAIN, _GOOD = Branch.PLAIN, Branch.GOOD
@@ -72,7 +76,7 @@ class _Step:
 
     def late_while_running(self) -> bool:
         """The guard L: an event of the way there is late once the job has arrived."""
-        if self.old_state in (states.RUNNING, states.DONE):
+        if self.old_state in _ARRIVED:
             self.effect = Effect.LATE
             return True
         return False
@@ -85,9 +89,6 @@ class _Step:
         """Set the location to the event's source."""
         self.locate(source_name(self.event.source))
 
-
-#: Fields that say whether a job is suspended, and why.
-_SUSPENSION = frozenset({"suspended", "suspend_reason"})
 
 _Handler = Callable[[_Step], None]
 
@@ -115,9 +116,7 @@ def _judge(job: JobRecord, event: Event) -> _Step:
     step = _Step(job, event, job.state)
     code = event.seqcode
     name = event.type.name
-    if job.state in (states.CANCELLED, states.CLEARED) or (
-        job.state == states.ABORTED and name != "CollectionState"
-    ):
+    if job.state in _ENDED and (job.state != states.ABORTED or name != "CollectionState"):
         step.effect = Effect.LATE
     if job.last_code and name != "Cancel" and _came_in_anew(code, job.last_code):
         job.branch_tag = job.deep_code = job.last_branch_code = ""
@@ -149,18 +148,19 @@ def _came_in_anew(code: str, last: str) -> bool:
 def _close(step: _Step) -> None:
     """What every effective event does at the end ("Effective events")."""
     job, event = step.job, step.event
+    values = job.values
     job.updated_at = event.timestamp
     if job.state != step.old_state:
         note_entry(job, event.timestamp)
-        if job.state in (states.WAITING, states.READY, states.SCHEDULED):
+        if job.state in _ON_ITS_WAY:
             job.set("jw_status", states.JW_UNKNOWN)
     if event.type.name == "Cancel":
         job.last_cancel_code = event.seqcode
     elif step.drops_lm:
-        job.last_code = seqcode.with_component(event.seqcode, LOG_MONITOR, 0)
+        job.last_code = seqcode.without_log_monitor(event.seqcode)
     elif not step.keeps_code:
         job.last_code = event.seqcode
-    if job.state != states.RUNNING and not _SUSPENSION.isdisjoint(job.values):
+    if job.state != states.RUNNING and ("suspended" in values or "suspend_reason" in values):
         job.set("suspended", 0)
         job.set("suspend_reason", "")
     if step.branch is _GOOD:

@@ -143,15 +143,12 @@ def compare(first: str, second: str) -> int:
     """
     if "SMOM=" in first and "SMOM=" in second:
         return compare_pbs(first, second)
+    left, right = components(first), components(second)
+    if left is not None and right is not None:
+        return (left > right) - (left < right)
     if first.startswith("TIMESTAMP=") and second.startswith("TIMESTAMP="):
         return compare_condor(first, second)
-    left = components(first)
-    if left is None:
-        return -1
-    right = components(second)
-    if right is None:
-        return 1
-    return _order(left, right)
+    return -1 if left is None else 1
 
 
 #: For ``sorted``: codes in order; those that cannot be read have no place of their own.
@@ -181,6 +178,12 @@ def with_component(code: str, source: int, count: int) -> str:
         return code
     place = _PBS_PLACES[source]
     return _write(_PBS_PARTS, (*pbs[:place], count, *pbs[place + 1 :]))
+
+
+@cached_if_short(1024)
+def without_log_monitor(code: str) -> str:
+    """*code* with the LogMonitor's count set to 0, as :func:`with_component`."""
+    return with_component(code, LOG_MONITOR, 0)
 
 
 def increment(code: str, source: int) -> str:
