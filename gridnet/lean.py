@@ -244,11 +244,16 @@ class LeanTransport:
                 self._read()
             elif events & _BROKEN:
                 self._end(_LOST)
-            if events & _WRITABLE and self._pending:
-                self._flush()
+            if events != _READABLE:
+                self._happened_besides(events)
         except Exception:
             self._log.failure("an event of a connection was not taken well")
             self.abortConnection()
+
+    def _happened_besides(self, events: int) -> None:
+        """Deal with what is not to be read."""
+        if events & _WRITABLE and self._pending:
+            self._flush()
 
     def _read(self) -> None:
         try:
@@ -464,8 +469,8 @@ class LeanUnixTransport(LeanTransport):
 
     __slots__ = ()
 
-    def _happened(self, events: int) -> None:
-        super()._happened(events)
+    def _happened_besides(self, events: int) -> None:
+        super()._happened_besides(events)
         if events & select.EPOLLHUP and self._at_end:
             self._end(_LOST)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import re
 from enum import IntEnum
+from functools import lru_cache
 
 from attrs import define, field, frozen
 
@@ -113,6 +114,21 @@ def encode_reply(reply: Reply) -> bytes:
 OK_FRAME = encode_reply(OK)
 
 
+@lru_cache(maxsize=1024)
+def _usual_beginning(size: int) -> bytes | None:
+    """
+    What stands before the line in a message of *size* octets by :func:`encode_message`.
+
+    :returns: None: it makes no message of that size.
+    """
+    body = size - HEADER_OCTETS
+    for digits in range(1, _USUAL_DIGITS + 1):
+        count = body - len(_MAGIC_STRING) - digits - len(" \n")
+        if count >= 0 and len(str(count)) == digits:
+            return b"%16d\n%s%d " % (body, _MAGIC_STRING, count)
+    return None
+
+
 def _take_counted(body: bytes, start: int) -> tuple[bytes, int]:
     match = _COUNT.match(body, start)
     if match is None:
@@ -132,15 +148,8 @@ def event_line(body: bytes) -> bytes:
 
     :raises BodyError: no such strings.
     """
-    start = len(_MAGIC_STRING)
     if body.startswith(_MAGIC_STRING):
-        blank = body.find(b" ", start, start + _USUAL_DIGITS + 1)
-        count = body[start:blank]
-        if blank > 0 and count.isdigit():
-            end = blank + 1 + int(count)
-            if body[end : end + 1] == b"\n":
-                return body[blank + 1 : end]
-        return _take_counted(body, start)[0]
+        return _take_counted(body, len(_MAGIC_STRING))[0]
     first, end = _take_counted(body, 0)
     if first == MAGIC:
         return _take_counted(body, end)[0]
@@ -201,6 +210,20 @@ class FrameReader:
     def in_frame(self) -> bool:
         """Whether part of a frame has come."""
         return self._wanted is not None or bool(self._buffer)
+
+    def usual_line(self, data: bytes) -> bytes | None:
+        """
+        The event line in *data* where that is one whole message as the released clients write it.
+
+        :returns: None: it is something else, and nothing was taken; see :meth:`receive`.
+        """
+        size = len(data)
+        if size - HEADER_OCTETS > self.max_octets or self.in_frame or self.fault is not None:
+            return None
+        beginning = _usual_beginning(size)
+        if beginning is None or not data.startswith(beginning) or not data.endswith(b"\n"):
+            return None
+        return data[len(beginning) : -1]
 
     def receive(self, data: bytes) -> list[bytes]:
         """Take *data*; give the bodies of the frames that it completes, up to a :attr:`fault`."""

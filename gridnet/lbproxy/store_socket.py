@@ -164,9 +164,26 @@ class StoreConnection(BoundedConnection):
         reader = self._reader
         if reader is None or self._ending:
             return
-        bodies = reader.receive(data)
-        for body in bodies:
-            self._take(body)
+        line = reader.usual_line(data)
+        if line is not None:
+            # Nothing of a message is waiting before or after it.
+            self._take(line)
+        elif not self._receive(reader, data):
+            return
+        factory = self.factory
+        is_full = factory.backlog.is_full
+        if is_full or len(self._slots) >= factory.max_pipelined:
+            self._hold(is_full)
+
+    def _receive(self, reader: FrameReader, data: bytes) -> bool:
+        """Take what *data* completes; whether to go on with the connection."""
+        for body in reader.receive(data):
+            try:
+                line = frames.event_line(body)
+            except BodyError:
+                self._next_slot().answer(frames.UNREADABLE)
+            else:
+                self._take(line)
         if reader.fault is not None:
             self._log.warn(
                 "{peer}: {reason}; connection closed",
@@ -174,22 +191,18 @@ class StoreConnection(BoundedConnection):
                 reason=str(reader.fault),
             )
             self.end()
-            return
-        if not self.note_progress(reader.held_octets, reader.in_frame):
-            return
-        factory = self.factory
-        is_full = factory.backlog.is_full
-        if is_full or len(self._slots) >= factory.max_pipelined:
-            self._hold(is_full)
+            return False
+        return self.note_progress(reader.held_octets, reader.in_frame)
 
-    def _take(self, body: bytes) -> None:
+    def _next_slot(self) -> _Slot:
         slot = _Slot(self)
         self._slots.append(slot)
+        return slot
+
+    def _take(self, line: bytes) -> None:
+        slot = self._next_slot()
         try:
-            event = usual_lines.parse(frames.event_line(body))
-        except BodyError:
-            slot.answer(frames.UNREADABLE)
-            return
+            event = usual_lines.parse(line)
         except EventError as error:
             slot.answer(Reply(Major.PROTOCOL, error.number, str(error)))
             return

@@ -96,6 +96,37 @@ class FrameTests(SynchronousTestCase):
         self.assertEqual(frames.event_line(b"06 michal\n3 abc\n"), b"abc")
         self.assertEqual(frames.event_line(b"6 michal\n0 \n"), b"")
 
+    @given(st.binary(max_size=60), st.integers(0, 60), st.binary(max_size=2))
+    @examples(200)
+    def test_whole_messages(self, line: bytes, place: int, put: bytes) -> None:
+        """A usual message gives its line at once; one that is damaged gives none or the same."""
+        message = frames.encode_message(line)
+        self.assertEqual(FrameReader(1000).usual_line(message), line)
+        damaged = message[:place] + put + message[place + len(put) :]
+        found = FrameReader(1000).usual_line(damaged)
+        if found is not None:
+            bodies, is_bad = self.read(damaged)
+            self.assertEqual([frames.event_line(body) for body in bodies], [found])
+            self.assertFalse(is_bad)
+
+    def test_whole_messages_of_any_size(self) -> None:
+        """Where the count gets one digit more, and at the limit."""
+        for size in (0, 1, 9, 10, 99, 100, 999, 1000, 99_999, 100_000):
+            message = frames.encode_message(b"x" * size)
+            limit = len(message) - frames.HEADER_OCTETS
+            self.assertEqual(FrameReader(limit).usual_line(message), b"x" * size)
+            self.assertIsNone(FrameReader(limit - 1).usual_line(message))
+            for other in (message[:-1], message + b"\n", message * 2):
+                self.assertIsNone(FrameReader(1 << 20).usual_line(other))
+
+    def test_no_whole_message_within_another_or_after_a_fault(self) -> None:
+        """What has come before is not forgotten."""
+        message = frames.encode_message(b"x")
+        for before in (message[:3], message[:20], b"x" * 17):
+            reader = FrameReader(1000)
+            reader.receive(before)
+            self.assertIsNone(reader.usual_line(message))
+
     def test_the_older_form(self) -> None:
         """A body that is one counted string alone is an event line too."""
         self.assertEqual(frames.event_line(b"7 a=1 b=2\n"), b"a=1 b=2")
