@@ -19,6 +19,9 @@ from gridnet.lbproxy.frames import BodyError, FrameReader, Major, Reply
 from gridnet.lbproxy.identity import comparison_key
 from gridnet.lbproxy.writer import Backlog, ReplyCallback
 
+#: Octets read at once: room for many events, and little enough that memory for them costs little.
+_READ_OCTETS = 8 << 10
+
 OTHER_USER = Reply(Major.PERMISSION, 0, "DG.USER is not a name of the user at the socket")
 
 
@@ -157,6 +160,7 @@ class StoreConnection(BoundedConnection):
     def connectionMade(self) -> None:
         """Start (called by Twisted)."""
         super().connectionMade()
+        self.stream.bufferSize = _READ_OCTETS
         self._reader = FrameReader(self.factory.max_message_octets)
 
     def dataReceived(self, data: bytes) -> None:
