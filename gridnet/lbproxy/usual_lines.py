@@ -1,12 +1,11 @@
 """
 Event lines as the known clients write them, read quickly.
 
-Such a line has three parts.  What stands before the job identifier, but for the time, says where
-the event comes from and of what type it is: few such texts exist, and each is read once.  What
-stands between the quoted values after it says which value is which: few such texts exist, too.
-The values are left.  Whatever is not as usual, be it good or bad, is left to
-:func:`gridnet.lbproxy.events.parse`, which says the same of every line that is read here, at three
-times the cost.
+What stands before the job identifier in such a line, but for the time, says where the event comes
+from and of what type it is: few such texts exist, and each is read once.  What stands between the
+quoted values after it says which value is which: few such texts exist, too.  The values are left.
+Whatever is not as usual, be it good or bad, is left to :func:`gridnet.lbproxy.events.parse`, which
+says the same of every line that is read here, at twice the cost.
 """
 
 from __future__ import annotations
@@ -24,9 +23,8 @@ from gridnet.lbproxy.jobid import JobIdError
 from gridnet.lbproxy.jobid import parse as parse_job_id
 from gridnet.lbproxy.short_cache import cached_if_short
 
-_DATE = "DATE="
+_DATE, _HOST, _JOB_ID = "DATE=", ' HOST="', ' DG.JOBID="'
 _DATE_END = len(_DATE) + FULL_TIME
-_JOB_ID = ' DG.JOBID="'
 #: What may stand before the job identifier.
 _ORIGIN_KEYS = frozenset(
     {"DATE", "HOST", "PROG", "LVL", "DG.PRIORITY", "DG.SOURCE", "DG.SRC_INSTANCE", "DG.EVNT"}
@@ -47,14 +45,13 @@ class _Form:
 
 
 @frozen(slots=True)
-class _Origin:
-    """What stands before the job identifier, but for the time."""
+class _Source:
+    """What stands between host and job identifier."""
 
     kind: EventType
-    host: str
     level: int
     priority: int
-    source: int
+    number: int
     instance: str
     #: what stands between the values after the job identifier -> their form; None: not as usual
     form: Callable[[str], _Form | None]
@@ -91,33 +88,43 @@ _FORMS: Mapping[str, Callable[[str], _Form | None]] = {
 }
 
 
-@cached_if_short(4096)
-def _origin(text: str) -> _Origin | None:
-    """What *text* says, from after the time to the job identifier; None: not as usual."""
-    if not text.startswith(" ") or not text.endswith('"'):
+@cached_if_short(1024)
+def _source(text: str) -> _Source | None:
+    """What *text* says, from after the host to the job identifier; None: not as usual."""
+    if not text.endswith('"'):
         return None
     try:
-        pairs = ulm.parse("DATE=0" + text)
+        pairs = ulm.parse('DATE=0 HOST="h"' + text)
     except ulm.UlmError:
         return None
     values = dict(pairs)
     if len(values) != len(pairs) or not values.keys() <= _ORIGIN_KEYS:
         return None
     kind = events.event_type(values.get("DG.EVNT", ""))
-    host = values.get("HOST")
     priority = events.priority_number(values.get("DG.PRIORITY", ""))
-    source = events.source_number(values.get("DG.SOURCE", ""))
-    if kind is None or not host or priority == -1 or not source:
+    number = events.source_number(values.get("DG.SOURCE", ""))
+    if kind is None or priority == -1 or not number:
         return None
-    return _Origin(
+    return _Source(
         kind,
-        host,
         events.level_number(values.get("LVL", "")),
         priority,
-        source,
+        number,
         values.get("DG.SRC_INSTANCE", ""),
         _FORMS[kind.name],
     )
+
+
+@cached_if_short(4096)
+def _origin(text: str) -> tuple[str, _Source] | None:
+    """Host and source that *text* says, from after the time to the job identifier."""
+    if not text.startswith(_HOST):
+        return None
+    host, _, rest = text[len(_HOST) :].partition('"')
+    source = _source(rest)  # hosts can be many: what else they say is the same
+    if source is None or not host or "\\" in host or "\0" in host:
+        return None
+    return host, source
 
 
 def _parse(line: bytes) -> Event | None:
@@ -129,7 +136,8 @@ def _parse(line: bytes) -> Event | None:
     pieces = ulm.cut(rest, 0)
     if origin is None or pieces is None:
         return None
-    form = origin.form('"'.join(pieces[1::2]))
+    host, source = origin
+    form = source.form('"'.join(pieces[1::2]))
     if form is None or form.size != len(pieces):
         return None
     timestamp = parse_time(head[len(_DATE) : _DATE_END])
@@ -154,13 +162,13 @@ def _parse(line: bytes) -> Event | None:
         if is_required:
             return None
     return Event(
-        origin.kind,
+        source.kind,
         timestamp,
-        origin.host,
-        origin.level,
-        origin.priority,
-        origin.source,
-        origin.instance,
+        host,
+        source.level,
+        source.priority,
+        source.number,
+        source.instance,
         job_id,
         code,
         pieces[form.user],
