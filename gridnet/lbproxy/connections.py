@@ -22,6 +22,7 @@ from zope.interface import implementer
 from gridnet import lean, lean_loop
 from gridnet.errors import ConfigError, Fault
 from gridnet.lean_loop import Loop
+from gridnet.time_outs import look_seconds
 
 #: Messages below this are not worth counting against the common buffer.
 SMALL_OCTETS = 64 << 10
@@ -84,7 +85,7 @@ def credentials_of(transport: Any) -> bytes | None:
 
 class BoundedFactory(Factory):
     """
-    Makes connections up to a number, and looks after their time-outs once a second.
+    Makes connections up to a number, and looks after their time-outs.
 
     It is started and stopped by the reactor's thread; its connections may live in another.
 
@@ -113,7 +114,7 @@ class BoundedFactory(Factory):
     def startFactory(self) -> None:
         """Start looking after time-outs (called by Twisted with the first listener)."""
         if not self._reaper.running:
-            self._reaper.start(min(1.0, self.idle_seconds / 2), now=False)
+            self._reaper.start(look_seconds(self.idle_seconds, self.request_seconds), now=False)
 
     def stopFactory(self) -> None:
         """Stop looking after time-outs (called by Twisted with the last listener)."""

@@ -2,7 +2,7 @@
 HTTP/1.x as far as XML-RPC needs it: POST with a known length, one call at a time, keep-alive.
 
 The head is judged before any of the body is kept, so a request that is too large costs its head.
-Nobody has a timer of his own: :meth:`RpcFactory.sweep` looks at every connection once a second.
+Nobody has a timer of his own: :meth:`RpcFactory.sweep` looks at every connection now and then.
 """
 
 from __future__ import annotations
@@ -339,7 +339,11 @@ class RpcFactory(Factory):
         self.sweep()
 
     def sweep(self) -> None:
-        """Look at every connection's time; call this once a second."""
+        """
+        Look at every connection's time.
+
+        To be called several times in the shortest of their time-outs: the clock stands in between.
+        """
         self.now = self._reactor.seconds()
         self.date = formatdate(self.now, usegmt=True).encode("ascii")
         for connection in [c for c in self.connections if c.deadline <= self.now]:

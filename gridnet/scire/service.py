@@ -49,6 +49,7 @@ from gridnet.scire.upkeep import say_where
 from gridnet.site import Site
 from gridnet.table.model import Entry
 from gridnet.table.server_info import ServerInfo, ServerType
+from gridnet.time_outs import look_seconds
 
 _TCP_PORT = re.compile(r"tcp6?:(?:port=)?(\d+)")
 _ADMIN = (admin_clients, admin_jobs, admin_people, admin_runs, admin_servers)
@@ -148,7 +149,10 @@ class ScireService(MultiService):
         await self.server.recover()
         if self._stopping:
             return
-        self._sweep.start(1.0)
+        limits = self.config.limits
+        self._sweep.start(
+            look_seconds(limits.handshake_seconds, limits.request_seconds, limits.idle_seconds)
+        )
         for front in self._fronts.values():
             # Its parent runs, so that this binds it now.
             front.service.setServiceParent(self)
