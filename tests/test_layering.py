@@ -24,6 +24,7 @@ PURE = (
     "interfaces.py",
     "quick_machine.py",
     "blake2.py",
+    "time_outs.py",
     "unloaded.py",
     "table/__init__.py",
     "table/address.py",
@@ -104,6 +105,7 @@ PURE = (
     "lbproxy/http.py",
     "lbproxy/identity.py",
     "lbproxy/jobid.py",
+    "lbproxy/pace.py",
     "lbproxy/paths.py",
     "lbproxy/query.py",
     "lbproxy/record.py",
@@ -162,6 +164,7 @@ SHARED = {
     "interfaces",
     "lean",
     "lean_loop",
+    "garbage",
     "listener",
     "open_files",
     "port_posts",
@@ -174,6 +177,7 @@ SHARED = {
     "table",
     "tap",
     "testing",
+    "time_outs",
     "time_share",
 }
 
