@@ -15,6 +15,7 @@ def counters(factory: FirewallFactory) -> Mapping[str, int]:
     """What only grows."""
     tally, counts = factory.office.tally, factory.counts
     up, down = factory.octets_up, factory.octets_down
+    pump = factory.pump
     for session in factory.sessions:
         more_up, more_down = session.octets()
         up, down = up + more_up, down + more_down
@@ -33,6 +34,8 @@ def counters(factory: FirewallFactory) -> Mapping[str, int]:
         "servers_unreached": counts["unreached"],
         "octets_to_servers": up,
         "octets_to_clients": down,
+        "looks": pump.looks if pump is not None else 0,
+        "looks_answered": pump.looks_answered if pump is not None else 0,
     }
 
 

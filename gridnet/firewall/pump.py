@@ -123,6 +123,8 @@ class Pump:
     :ivar scratch: where small reads go, one after the other.
     :ivar conversing: a small message has just been passed on that is not its sender's first, so an
         answer may come at once.
+    :ivar looks: how often an answer was looked for.
+    :ivar looks_answered: how often one came meanwhile.
     :param look_seconds: how long to look for such an answer without going to sleep.
     """
 
@@ -134,6 +136,7 @@ class Pump:
         self.pool = pool
         self.bulk_octets = bulk_octets
         self.conversing = False
+        self.looks = self.looks_answered = 0
         self._look_seconds = look_seconds
         #: messages that go without a look after one in vain
         self._pause = 0
@@ -249,6 +252,7 @@ class Pump:
         if self._unlooked or not self._look_seconds:
             self._unlooked = max(0, self._unlooked - 1)
             return []
+        self.looks += 1
         poll = self._epoll.poll
         until = monotonic() + self._look_seconds
         while monotonic() < until:
@@ -256,6 +260,7 @@ class Pump:
             os.sched_yield()
             events = poll(0, _EVENTS_A_TURN)
             if events:
+                self.looks_answered += 1
                 self._pause >>= 1
                 return events
         self._pause = self._unlooked = min(2 * self._pause + 1, _MAX_UNLOOKED)

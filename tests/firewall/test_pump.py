@@ -64,6 +64,21 @@ class LookTests(SynchronousTestCase):
         self.assertGreaterEqual(len(self.heard), 3)
         self.assertEqual({b"again"}, set(self.heard))
 
+    def test_looks_and_answers_are_counted(self) -> None:
+        pump, partner = self.watched(1.5, conversing=1)
+        answers = [b"!"]
+
+        def monotonic() -> float:
+            while answers:
+                partner.send(answers.pop())
+            return 0.0
+
+        self.patch(pump_module, "monotonic", monotonic)
+        partner.send(b"?")
+        pump.doRead()
+        self.assertEqual([b"?", b"!"], self.heard)
+        self.assertEqual((1, 1), (pump.looks, pump.looks_answered))
+
     def looks_after(self, messages: int, look_seconds: float, conversing: int) -> list[int]:
         """Which of the messages of a partner that never answers have been followed by a look."""
         clock = Clock()
@@ -82,6 +97,7 @@ class LookTests(SynchronousTestCase):
             if clock.seconds() > before:
                 found.append(number)
         self.assertEqual([b"?"] * messages, self.heard)
+        self.assertEqual((len(found), 0), (pump.looks, pump.looks_answered))
         return found
 
     def test_looks_in_vain_become_rare(self) -> None:

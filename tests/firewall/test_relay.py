@@ -14,6 +14,7 @@ from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from gridnet.firewall.config import FirewallConfig
+from gridnet.firewall.metrics import facts
 from gridnet.firewall.movers import CopyMover, SpliceMover
 from gridnet.firewall.wire import reject_text
 from tests.firewall.fixture import (
@@ -279,6 +280,13 @@ class BothPaths:
                 await server.hears(64 * turn)
                 server.transport.write(b"q" * 64)
                 await client.hears(64 * turn)
+            shown = facts(self.relay.factory)
+            self.assertEqual(
+                (shown["octets_to_servers"], shown["octets_to_clients"]), (12736, 12736)
+            )
+            pump = self.relay.factory.pump
+            looks = (pump.looks, pump.looks_answered) if pump is not None else (0, 0)
+            self.assertEqual((shown["looks"], shown["looks_answered"]), looks)
 
         return Deferred.fromCoroutine(scenario())
 
