@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from twisted.application.service import Service
@@ -107,12 +108,33 @@ def listener(
     return Listener(place, factory)
 
 
-class _NegotiatingReactor:
+def serve_offers(context: Any, spoken: Iterable[bytes]) -> None:
     """
-    A reactor as stream endpoints see it, which serves TLS clients that offer protocols (ALPN).
+    Serve TLS clients that offer protocols (ALPN, RFC 7301) whatever they offer.
 
     Twisted breaks TLS off with those (curl, browsers and most HTTP libraries) where the factory
     names none of the offered protocols.  Here no protocol is chosen then, and TLS goes on.
+
+    :param context: :class:`OpenSSL.SSL.Context` of the listener.
+    :param spoken: what may be chosen, the best first.
+    """
+    from OpenSSL.SSL import NO_OVERLAPPING_PROTOCOLS
+
+    ranking = tuple(spoken)
+
+    def chosen(connection: object, offered: list[bytes]) -> Any:
+        for protocol in ranking:
+            if protocol in offered:
+                return protocol
+        return NO_OVERLAPPING_PROTOCOLS
+
+    context.set_alpn_select_callback(chosen)
+
+
+class _NegotiatingReactor:
+    """
+    A reactor as stream endpoints see it, which serves TLS clients that offer protocols (ALPN):
+    see :func:`serve_offers`.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -130,16 +152,9 @@ class _NegotiatingReactor:
         interface: str = "",
     ) -> IListeningPort:
         """Called by endpoints; see :class:`twisted.internet.interfaces.IReactorSSL`."""
-        from OpenSSL.SSL import NO_OVERLAPPING_PROTOCOLS
-
-        def chosen(connection: object, offered: list[bytes]) -> Any:
-            spoken = IProtocolNegotiationFactory(factory, None)
-            for protocol in () if spoken is None else spoken.acceptableProtocols():
-                if protocol in offered:
-                    return protocol
-            return NO_OVERLAPPING_PROTOCOLS
-
-        contextFactory.getContext().set_alpn_select_callback(chosen)
+        named = IProtocolNegotiationFactory(factory, None)
+        spoken = () if named is None else named.acceptableProtocols()
+        serve_offers(contextFactory.getContext(), spoken)
         port_: IListeningPort = self._reactor.listenSSL(
             port, factory, contextFactory, backlog, interface
         )

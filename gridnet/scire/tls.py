@@ -28,6 +28,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 
 from gridnet.errors import ConfigError, Fault
+from gridnet.listener import serve_offers
 
 _APPLICATION_DATA = 23  # type of a TLS record (RFC 8446, 5.1)
 _MAX_RECORD = 16384  # octets in one
@@ -86,7 +87,7 @@ def server_options(
     # Nothing of one connection is to stand for the certificate of another.
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_options(SSL.OP_NO_TICKET)
-    context.set_alpn_select_callback(_choose_protocol)
+    serve_offers(context, (b"http/1.1",))
     if authorities is not None:
 
         def verified(
@@ -97,15 +98,6 @@ def server_options(
 
         context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, verified)
     return options
-
-
-def _choose_protocol(connection: SSL.Connection, offered: list[bytes]) -> Any:
-    """
-    What is spoken with a client that offers protocols, as web clients do.
-
-    Twisted would break the handshake off, as no protocol is named where it looks for one.
-    """
-    return b"http/1.1" if b"http/1.1" in offered else SSL.NO_OVERLAPPING_PROTOCOLS
 
 
 def client_options(name: str, own: PrivateCertificate, authorities: list[Certificate]) -> Any:
