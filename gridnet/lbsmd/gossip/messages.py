@@ -31,10 +31,21 @@ def _text(text: str) -> int:
     return 1 + len(text.encode())
 
 
-def _counted_once() -> int:
-    # News are passed on many times: how large they are is found out at the first.
-    octets: int = field(default=0, init=False, eq=False, repr=False)
-    return octets
+@frozen
+class _Counted:
+    """News are passed on many times: how large they are is found out at the first."""
+
+    _octets: int = field(default=0, init=False, eq=False, repr=False)
+
+    def octets(self) -> int:
+        octets = self._octets
+        if not octets:
+            octets = self._count()
+            object.__setattr__(self, "_octets", octets)
+        return octets
+
+    def _count(self) -> int:
+        raise NotImplementedError  # pragma: no cover - every one of them has it
 
 
 @frozen
@@ -86,7 +97,7 @@ class Nack:
 
 
 @frozen
-class Belief:
+class Belief(_Counted):
     """
     What *accuser* holds of *host*.
 
@@ -101,19 +112,14 @@ class Belief:
     accuser: str
     key: bytes = _NO_KEY  #: of *host*
     signature: bytes = _UNSIGNED  #: of *host*
-    _octets: int = _counted_once()
 
-    def octets(self) -> int:
-        octets = self._octets
-        if not octets:
-            texts = _text(self.host) + _text(self.address[0]) + _text(self.accuser)
-            octets = 12 + IDENTITY_OCTETS + SIGNATURE_OCTETS + texts
-            object.__setattr__(self, "_octets", octets)
-        return octets
+    def _count(self) -> int:
+        texts = _text(self.host) + _text(self.address[0]) + _text(self.accuser)
+        return 12 + IDENTITY_OCTETS + SIGNATURE_OCTETS + texts
 
 
 @frozen
-class Entry:
+class Entry(_Counted):
     """One published value of *owner*; None: withdrawn.  The higher version wins."""
 
     owner: str
@@ -122,7 +128,6 @@ class Entry:
     value: bytes | None
     is_load: bool = False  #: gives way to everything else when room is short
     signature: bytes = _UNSIGNED  #: of *owner*
-    _octets: int = _counted_once()
     #: What it is about: made once, since it is looked up whenever the entry is heard.
     matter: tuple[str, str] = field(
         init=False,
@@ -131,13 +136,9 @@ class Entry:
         default=Factory(lambda entry: (entry.owner, entry.key), takes_self=True),
     )
 
-    def octets(self) -> int:
-        octets = self._octets
-        if not octets:
-            texts = _text(self.owner) + _text(self.key)
-            octets = 12 + SIGNATURE_OCTETS + texts + len(self.value or b"")
-            object.__setattr__(self, "_octets", octets)
-        return octets
+    def _count(self) -> int:
+        texts = _text(self.owner) + _text(self.key)
+        return 12 + SIGNATURE_OCTETS + texts + len(self.value or b"")
 
 
 @frozen
@@ -155,7 +156,7 @@ class Overview:
 
 
 @frozen
-class DigestLine:
+class DigestLine(_Counted):
     """The state of one host in brief."""
 
     host: str
@@ -163,18 +164,13 @@ class DigestLine:
     standing: Standing
     newest: int  #: highest version among its entries
     fingerprint: int  #: of its entries, 64 bits
-    _octets: int = _counted_once()
 
-    def octets(self) -> int:
-        octets = self._octets
-        if not octets:
-            octets = 25 + _text(self.host)
-            object.__setattr__(self, "_octets", octets)
-        return octets
+    def _count(self) -> int:
+        return 25 + _text(self.host)
 
 
 @frozen
-class Digest:
+class Digest(_Counted):
     """
     All hosts I know whose places (:func:`.roster.place_of`) lie from *first* to *last*.
 
@@ -185,14 +181,9 @@ class Digest:
     last: int
     is_answer: bool
     lines: tuple[DigestLine, ...]
-    _octets: int = _counted_once()
 
-    def octets(self) -> int:
-        octets = self._octets
-        if not octets:
-            octets = 12 + sum(line.octets() for line in self.lines)
-            object.__setattr__(self, "_octets", octets)
-        return octets
+    def _count(self) -> int:
+        return 12 + sum(line.octets() for line in self.lines)
 
 
 @frozen
