@@ -101,7 +101,7 @@ class CaptureTests(SynchronousTestCase):
             wanted = parse_request(method, target, headers)
             chance.shuffle(headers)
             got = parse_request(method, target, headers)
-            for attribute in wanted.__attrs_attrs__:  # type: ignore[attr-defined]
+            for attribute in wanted.__attrs_attrs__:
                 self.assertEqual(
                     getattr(got, attribute.name), getattr(wanted, attribute.name), path.name
                 )

@@ -122,6 +122,8 @@ class Talker(Protocol):
     :ivar over: fires with the reason once the connection is gone.
     """
 
+    transport: Any
+
     def __init__(
         self,
         say: bytes = b"",
@@ -143,7 +145,7 @@ class Talker(Protocol):
         self.until: list[tuple[int, Deferred[None]]] = []
 
     def connectionMade(self) -> None:
-        self.transport.registerProducer(self, False)  # type: ignore[union-attr]
+        self.transport.registerProducer(self, False)
         self.made.callback(self)
 
     def resumeProducing(self) -> None:
@@ -151,9 +153,9 @@ class Talker(Protocol):
             size = self._pieces.pop(0) if len(self._pieces) > 1 else self._pieces[0]
             piece = self._say[self._at : self._at + size]
             self._at += size
-            self.transport.write(piece)  # type: ignore[union-attr]
+            self.transport.write(piece)
             return
-        self.transport.unregisterProducer()  # type: ignore[union-attr]
+        self.transport.unregisterProducer()
         if not self._stay and (self._peer_ended or not self._end_after_peer):
             self.end()
         else:
@@ -173,7 +175,7 @@ class Talker(Protocol):
     def end(self) -> None:
         if not self._ended:
             self._ended = True
-            self.transport.loseWriteConnection()  # type: ignore[union-attr]
+            self.transport.loseWriteConnection()
 
     def dataReceived(self, data: bytes) -> None:
         self.heard += data
@@ -197,11 +199,11 @@ class Talker(Protocol):
         if self._waits and not self._stay:
             self.end()
         if self._ended:
-            self.transport.loseConnection()  # type: ignore[union-attr]
+            self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
         if self._peer_ended:
-            self.transport.loseConnection()  # type: ignore[union-attr]
+            self.transport.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         for _, waiting in self.until:

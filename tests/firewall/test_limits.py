@@ -49,7 +49,7 @@ class BothPaths:
     async def goes(self, relay: Relay, client: Talker) -> None:
         """*client* leaves, and the relay has noticed."""
         before = len(relay.factory.legs)
-        client.transport.abortConnection()  # type: ignore[union-attr]
+        client.transport.abortConnection()
         while len(relay.factory.legs) == before:
             await deferLater(reactor, 0.01, lambda: None)
 

@@ -77,7 +77,7 @@ class OperatorTests(SiteTestCase):
             self.assertEqual(status, 0)
             self.assertIn(name, text)
             self.assertIn("1 tickets wait to be presented", text)
-            talker.transport.abortConnection()  # type: ignore[union-attr]
+            talker.transport.abortConnection()
             await talker.over
 
         return Deferred.fromCoroutine(scenario())
@@ -99,7 +99,7 @@ class OperatorTests(SiteTestCase):
             stop()
             other, _ = await self.connected()
             self.assertEqual(len(told), 2)
-            other.transport.abortConnection()  # type: ignore[union-attr]
+            other.transport.abortConnection()
             await other.over
 
         return Deferred.fromCoroutine(scenario())
@@ -115,7 +115,7 @@ class OperatorTests(SiteTestCase):
             self.assertEqual(len((await self.json("list"))["sessions"]), 1)
             _, text = await self.order("revoke", name)
             self.assertIn("no such session", text)
-            other.transport.abortConnection()  # type: ignore[union-attr]
+            other.transport.abortConnection()
             await other.over
 
         return Deferred.fromCoroutine(scenario())
@@ -129,7 +129,7 @@ class OperatorTests(SiteTestCase):
             await dial(point.port, talker)
             await talker.peer_end
             self.assertTrue(talker.heard.startswith(b"NCBI Firewall Daemon:  Invalid ticket."))
-            talker.transport.abortConnection()  # type: ignore[union-attr]
+            talker.transport.abortConnection()
             await talker.over
 
         return Deferred.fromCoroutine(scenario())

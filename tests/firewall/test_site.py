@@ -139,7 +139,7 @@ class SiteTestCase(TestCase):
         talker = Talker(point.ticket.to_bytes(4, "big") + said, stay=True)
         await dial(point.port, talker)
         await talker.hears(len(said))
-        talker.transport.abortConnection()  # type: ignore[union-attr]
+        talker.transport.abortConnection()
         await talker.over
         return bytes(talker.heard)
 
@@ -331,7 +331,7 @@ class ConnectionCheckerTests(SiteTestCase):
             await talker.peer_end
             self.assertTrue(talker.heard.startswith(b"HTTP/1.0 200 OK\r\n"))
             self.assertIn(b"Access-Control-Allow-Origin: *", talker.heard)
-            talker.transport.abortConnection()  # type: ignore[union-attr]
+            talker.transport.abortConnection()
             await talker.over
 
         return Deferred.fromCoroutine(scenario())
@@ -384,7 +384,7 @@ class OfficeTests(SiteTestCase):
             await dial(point.port, talker)
             await talker.hears(4)
             self.assertEqual(talker.heard, b"ABCD")
-            talker.transport.abortConnection()  # type: ignore[union-attr]
+            talker.transport.abortConnection()
             await talker.over
 
         return Deferred.fromCoroutine(scenario())
@@ -480,7 +480,7 @@ class AskingTests(SiteTestCase):
             await dial(point.port, talker)
             await talker.hears(4)
             self.assertEqual(talker.heard, b"1234")
-            talker.transport.abortConnection()  # type: ignore[union-attr]
+            talker.transport.abortConnection()
             await talker.over
 
         return Deferred.fromCoroutine(scenario())
@@ -506,7 +506,7 @@ class AskingTests(SiteTestCase):
             await talker.hears(132)
             self.assertEqual(talker.heard[8:12], bytes(4))
             self.assertEqual(talker.heard[128:], b"more")
-            talker.transport.abortConnection()  # type: ignore[union-attr]
+            talker.transport.abortConnection()
             await talker.over
             # Without it: a ticket, and the connection closed right behind the record.
             ticketed = Talker(record[:11] + b"\1" + record[12:], stay=True)
@@ -514,7 +514,7 @@ class AskingTests(SiteTestCase):
             await ticketed.peer_end
             self.assertEqual(len(ticketed.heard), 16)
             self.assertNotEqual(ticketed.heard[8:12], bytes(4))
-            ticketed.transport.abortConnection()  # type: ignore[union-attr]
+            ticketed.transport.abortConnection()
             await ticketed.over
 
         return Deferred.fromCoroutine(scenario())
@@ -538,7 +538,7 @@ class AskingTests(SiteTestCase):
                     self.assertNotEqual(port, bytes(2))
                 else:
                     self.assertEqual((port, flags), (bytes(2), bytes([0, code])), text)
-                talker.transport.abortConnection()  # type: ignore[union-attr]
+                talker.transport.abortConnection()
                 await talker.over
 
         return Deferred.fromCoroutine(scenario())
@@ -549,13 +549,13 @@ class DistrustTests(SiteTestCase):
 
     def test_zeros_are_rejected(self) -> Deferred[None]:
         async def scenario() -> None:
-            factory = self.service.getServiceNamed("firewall").factory  # type: ignore[attr-defined]
+            factory = self.service.getServiceNamed("firewall").factory
             factory.is_trusted = lambda peer: False
             talker = Talker(bytes(4) + bytes(20), stay=True)
             await dial(self.firewall[0], talker)
             await talker.peer_end
             self.assertEqual(talker.heard, reject_text())
-            talker.transport.abortConnection()  # type: ignore[union-attr]
+            talker.transport.abortConnection()
             await talker.over
 
         return Deferred.fromCoroutine(scenario())

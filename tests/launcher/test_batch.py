@@ -274,7 +274,7 @@ class LifeTests(BatchTestCase):
             self.assertEqual(await running.ended, 0)
             self.assertIn(b"clients are cut off", running.said)
             await client.peer_end
-            client.transport.abortConnection()  # type: ignore[union-attr]
+            client.transport.abortConnection()
             await client.over
 
         return Deferred.fromCoroutine(scenario())

@@ -30,6 +30,8 @@ from tests.lbproxy.vectors import line
 class Collector(Protocol):
     """Collects octets, and fires when enough of them are there or the connection ends."""
 
+    transport: Any
+
     def __init__(self) -> None:
         self.octets = b""
         self.lost: Deferred[bytes] = Deferred()

@@ -181,6 +181,7 @@ class _FakeServer(Protocol):
     """Answers store messages as it is told to."""
 
     factory: _FakeServerFactory
+    transport: Any
 
     def connectionMade(self) -> None:
         self.reader = FrameReader(1 << 20)

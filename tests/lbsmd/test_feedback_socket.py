@@ -122,7 +122,7 @@ class DaemonCase(TestCase):
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait for what comes without an answer."""
         while not holds():
-            await deferLater(reactor, 0.01)  # type: ignore[arg-type]
+            await deferLater(reactor, 0.01)
 
     def logged(self, text: str) -> bool:
         """Whether some event says so."""

@@ -111,7 +111,7 @@ class LoadServiceTests(SynchronousTestCase):
             self.local,
             self.sampler,
             formula,
-            self.clock,  # type: ignore[arg-type]
+            self.clock,
             own,
             LoadBounds(**{"look_seconds": 1.0, **bounds}),
             lambda: self.ports,

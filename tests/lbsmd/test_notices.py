@@ -209,7 +209,7 @@ class Mailbox:
         return lambda: Received(self.arrived)
 
 
-class Conversation(ESMTP):  # type: ignore[misc]
+class Conversation(ESMTP):
     """One client, until it has gone."""
 
     def connectionLost(self, reason: Any) -> None:
@@ -218,7 +218,7 @@ class Conversation(ESMTP):  # type: ignore[misc]
         self.delivery.gone.callback(None)
 
 
-class MailHost(SMTPFactory):  # type: ignore[misc]
+class MailHost(SMTPFactory):
     """An SMTP server of our own."""
 
     protocol = Conversation
@@ -242,7 +242,7 @@ class SmtpTests(TestCase):
     def test_a_message_arrives_whole(self) -> None:
         """Envelope, headers, and a line that begins with a dot."""
         mailbox = Mailbox()
-        port = reactor.listenTCP(0, MailHost(mailbox), interface="127.0.0.1")  # type: ignore[attr-defined]
+        port = reactor.listenTCP(0, MailHost(mailbox), interface="127.0.0.1")
         self.addCleanup(port.stopListening)
         send = smtp_sender(reactor, "127.0.0.1", port.getHost().port, "lbsmd@a.b", 60.0)
 
@@ -258,7 +258,7 @@ class SmtpTests(TestCase):
     def test_a_server_that_dies_is_mailed(self) -> Deferred[None]:
         """From a daemon that checks it to the contact's mail host."""
         mailbox = Mailbox()
-        port = reactor.listenTCP(0, MailHost(mailbox), interface="127.0.0.1")  # type: ignore[attr-defined]
+        port = reactor.listenTCP(0, MailHost(mailbox), interface="127.0.0.1")
         self.addCleanup(port.stopListening)
         directory = Path(self.mktemp()).absolute()
         directory.mkdir()
@@ -283,14 +283,14 @@ class SmtpTests(TestCase):
             await mailbox.gone
             self.assertEqual(mailbox.envelope, ["lbsmd@a.b", "ops@a.b"])
             message = message_from_bytes(received, policy=policy.default)
-            text = message.get_content()  # type: ignore[attr-defined]
+            text = message.get_content()
             self.assertIn(f"Blast STANDALONE 127.0.0.1:{dead} is down now: connecting", text)
 
         return Deferred.fromCoroutine(drive())
 
     def test_no_mail_host_is_an_error(self) -> None:
         """The postman hears of it."""
-        port = reactor.listenTCP(0, SMTPFactory(), interface="127.0.0.1")  # type: ignore[attr-defined]
+        port = reactor.listenTCP(0, SMTPFactory(), interface="127.0.0.1")
         number = port.getHost().port
         send = smtp_sender(reactor, "127.0.0.1", number, "lbsmd@a.b", 60.0)
 

@@ -117,7 +117,7 @@ class PenaltyCase(SynchronousTestCase):
 
     def make(self, store: PenaltyStore | None = None) -> Penalties:
         """What keeps penalties, running."""
-        penalties = Penalties(self.local, self.authority, self.clock, store)  # type: ignore[arg-type]
+        penalties = Penalties(self.local, self.authority, self.clock, store)
         penalties.restore()
         penalties.startService()
         self.addCleanup(penalties.stopService)
@@ -508,7 +508,7 @@ class RoutingTests(PenaltyCase):
             self.resolve,
             maybeDeferred,
             self.clock,
-            max_orders=2,  # type: ignore[arg-type]
+            max_orders=2,
         )
         info = self.entry("Alpha", 80).info
         self.table.put_host(Host("10.0.0.2"))
@@ -592,7 +592,7 @@ class RoutingTests(PenaltyCase):
             self.carrier,
             self.resolve,
             later,
-            self.clock,  # type: ignore[arg-type]
+            self.clock,
             max_orders,
         )
         return asked

@@ -105,7 +105,7 @@ class CapacityCase(SynchronousTestCase):
         self.table = ServiceTable()
         self.local = LocalServices(self.table, "10.0.0.1")
         self.local.load(loaded(DEFINITIONS))
-        self.capacity = PortCapacity(self.local, self.clock, 60.0)  # type: ignore[arg-type]
+        self.capacity = PortCapacity(self.local, self.clock, 60.0)
         self.capacity.startService()
         self.addCleanup(self.capacity.stopService)
 
@@ -201,7 +201,7 @@ class SocketTests(TestCase):
         self.table = ServiceTable()
         self.local = LocalServices(self.table, "10.0.0.1")
         self.local.load(loaded(DEFINITIONS))
-        self.capacity = PortCapacity(self.local, reactor)  # type: ignore[arg-type]
+        self.capacity = PortCapacity(self.local, reactor)
         self.listening: set[tuple[int, int]] = set()
         self.socket = self.make()
         for each in (self.capacity, self.socket):

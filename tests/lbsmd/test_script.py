@@ -253,12 +253,12 @@ class ScriptTests(ScriptCase):
             )
             assert isinstance(run, ScriptRun)
             while not note.exists():
-                await deferLater(reactor, 0.01)  # type: ignore[arg-type]
+                await deferLater(reactor, 0.01)
             child = int(note.read_text())
             run.kill()
             self.assertIsNone(await run.ended)
             while _is_running(child):
-                await deferLater(reactor, 0.01)  # type: ignore[arg-type]
+                await deferLater(reactor, 0.01)
 
         return Deferred.fromCoroutine(drive())
 
@@ -305,7 +305,7 @@ class RealCheckTests(ScriptCase):
         script = self.script("sleep 0.01; exit 60")
         table = ServiceTable()
         local = LocalServices(table, "127.0.0.1")
-        postman = Postman(None, reactor, "", "", 1.0, 1, 1)  # type: ignore[arg-type]
+        postman = Postman(None, reactor, "", "", 1.0, 1, 1)
         bounds = CheckBounds(spread_seconds=0.0, jitter=0.0)
         checks = Checks(local, table, postman, reactor, self.directory, bounds)
         local.load(
@@ -323,10 +323,10 @@ class RealCheckTests(ScriptCase):
         async def drive() -> None:
             checks.startService()
             while (rate("x"), rate("y")) != (1000.0, 400.0):
-                await deferLater(reactor, 0.01)  # type: ignore[arg-type]
+                await deferLater(reactor, 0.01)
             await port.stopListening()
             while rate("x"):
-                await deferLater(reactor, 0.01)  # type: ignore[arg-type]
+                await deferLater(reactor, 0.01)
             stopped = checks.stopService()
             if stopped is not None:
                 await stopped

@@ -229,7 +229,7 @@ class KillTests(ClientCase):
             client.start("run", "--mode", "normal")
             return client.wait(60)
         finally:
-            del client.command  # type: ignore[attr-defined]
+            del client.command
 
     def test_every_run_ends_and_none_is_executed_twice(self) -> None:
         client = self.enrolled()

@@ -399,7 +399,7 @@ class DeliveryCase(FleetCase):
             self.report(self.alice, run, 2, state, started=moment, finished=moment)
             row = self.time.do(
                 lambda tx, run=run: tx.one("SELECT * FROM runs WHERE id = ?", (run,))
-            )  # type: ignore[misc]
+            )
             assert row is not None
             for name in ("started_at", "ended_at"):
                 self.assertTrue(row["occurrence"] <= row[name] <= self.time.now, (name, row[name]))

@@ -161,7 +161,7 @@ class DaemonProcessTests(TestCase):
         arguments = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
         arguments += ["--nodaemon", "--pidfile=", "gridnet-lbsmd", "--config", str(site)]
         root = str(Path(gridnet.__file__).parent.parent)
-        process = reactor.spawnProcess(  # type: ignore[attr-defined]
+        process = reactor.spawnProcess(
             output, sys.executable, arguments, {**os.environ, "PYTHONPATH": root}, str(directory)
         )
 

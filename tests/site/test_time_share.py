@@ -16,7 +16,7 @@ class TimeShareTests(SynchronousTestCase):
         self.done: list[str] = []
         self.worked = 0.0
         self.share = TimeShare(
-            self.clock,  # type: ignore[arg-type]
+            self.clock,
             lambda: self.worked,
             0.25,
             3,

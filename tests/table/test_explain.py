@@ -91,7 +91,7 @@ class ExplainTests(SynchronousTestCase):
             ),
             (entry("STANDALONE 10.0.0.1:1 R=5"), {}, ""),
         ):
-            (found,) = self.explain(server, **keys)  # type: ignore[arg-type]
+            (found,) = self.explain(server, **keys)
             self.assertIn(reason, found.ruled_out)
             self.assertEqual(bool(found.ruled_out), bool(reason), found)
 
