@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable
 from attrs import evolve
 
 from benchmarks.common import REPOSITORY, Figure, Options, say
-from gridnet.table.heap import VALIDITY_SECONDS, HeapBuilder
+from gridnet.table.heap import HeapBuilder
+from gridnet.table.heap_layout import VALIDITY_SECONDS
 from gridnet.table.heap_segment import HeapKeys, HeapPublisher, HeapReader
 from gridnet.table.model import Entry, Host, ServiceTable
 from gridnet.table.selection import Candidate, Lottery, status

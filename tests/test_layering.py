@@ -32,6 +32,8 @@ PURE = (
     "table/affinity.py",
     "table/explain.py",
     "table/heap.py",
+    "table/heap_image.py",
+    "table/heap_layout.py",
     "table/model.py",
     "table/selection.py",
     "table/server_info.py",
@@ -269,7 +271,7 @@ class ComponentBoundaryTests(SynchronousTestCase):
             *("http", "gettext", "pdb", "zipfile", "subprocess", "unittest", "automat"),
             "twisted.protocols.tls",
             # What is for a configuration that is not this one.
-            *("gridnet.table.heap", "gridnet.table.heap_segment"),
+            *("gridnet.table.heap", "gridnet.table.heap_image", "gridnet.table.heap_segment"),
         }
         self.assertEqual(unwanted & loaded, set())
 

@@ -27,7 +27,7 @@ def make_shared_table(config: LbsmdConfig, site: Site, source: Source) -> HeapSe
     """
     What publishes the table of *site* in shared memory.
 
-    :raises gridnet.table.heap.HeapError: this system has no such shared memory.
+    :raises gridnet.table.heap_layout.HeapError: this system has no such shared memory.
     """
     keys = keys_of(config.shared_memory)
     publisher = HeapPublisher(keys, config.reader_wait_seconds, config.stuck_reader_seconds)

@@ -1,57 +1,47 @@
-"""
-The shared-memory layout in which local clients read the table (docs/protocols/shared-memory.rst).
-
-An image is a row of blocks: one that tells version and validity, hosts, services, and the path of
-the configuration, which fills what is left.  Numbers are in the machine's byte order, addresses
-in the network's.  The layout is that of heap version 1.3 of the NCBI C++ Toolkit
-(``ncbi_lbsm.h``, ``ncbi_heapmgr.c``).
-"""
+"""Makes images of the table in the layout that local clients read (:mod:`.heap_layout`)."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from zlib import adler32
+from collections.abc import Callable, Sequence
 
-from attrs import field, frozen
+from attrs import frozen
 
-from gridnet.errors import TableError
-from gridnet.table.address import address_number, address_text, quad
-from gridnet.table.descriptor_words import CONTENT_ENCODINGS, CONTENT_SUBTYPES, CONTENT_TYPES
+from gridnet.table.address import address_number
+from gridnet.table.descriptor_words import CONTENT_SUBTYPES, CONTENT_TYPES
+from gridnet.table.heap_layout import (
+    ALIGNMENT,
+    CHECKSUM_OFFSET,
+    CONFIG,
+    ENTRY,
+    GOOD_OFFSET,
+    HOST,
+    HOST_BLOCK,
+    INTERZONE,
+    LAST,
+    LOCAL,
+    MAPPED,
+    MAX_U16,
+    MAX_U32,
+    NO_IPV4,
+    PAGE_OCTETS,
+    PRIVATE,
+    SECURE,
+    SERVICE,
+    SERVICE_BLOCK,
+    STATEFUL,
+    U32,
+    USED,
+    VERSION,
+    VERSION_BLOCK,
+    HeapError,
+    checksum,
+)
 from gridnet.table.heap_version import HEAP_VERSION
-from gridnet.table.model import DEFAULT_TIME_SECONDS, Change, Entry, Host, HostFacts, ServiceTable
+from gridnet.table.model import DEFAULT_TIME_SECONDS, Change, Entry, Host, ServiceTable
 from gridnet.table.numbers import STANDBY_RATE
 from gridnet.table.selection import NORMAL_STATUS
-from gridnet.table.server_info import KEYWORDS, Algorithm, ServerInfo, ServerType, is_http
-
-#: How long what does not expire is good, counted from the making of an image.
-VALIDITY_SECONDS = 30
-#: Blocks are multiples of this.
-ALIGNMENT = 16
-#: Images are multiples of this, as the original daemon's are.
-PAGE_OCTETS = 4096
-MAX_U16 = 0xFFFF
-MAX_U32 = 0xFFFFFFFF
-
-_HOST, _SERVICE, _VERSION, _PENDING, _CONFIG = 1, 2, 3, 4, 5
-_USED, _LAST = 1, 2
-
-_ENTRY = struct.Struct("=IIII")  # flags, size, type, good
-_VERSION_BLOCK = struct.Struct("=IIIIHHII4sIIHH4x")
-_HOST_BLOCK = struct.Struct("=IIII4sdddd6I4H4BHHIIIHHHHIHHIH2x")
-_SERVICE_BLOCK = struct.Struct("=IIIIId4sI4sHBBIddiiiB16sBH")
-_U32 = struct.Struct("=I")
-_GOOD_OFFSET = 12
-_CHECKSUM_OFFSET = 24
-
-_STATEFUL, _SECURE = 1, 2
-_LOCAL, _PRIVATE, _INTERZONE = 1, 2, 4
-_NO_IPV4 = b"\xff\xff\xff\xff"
-_MAPPED = bytes(10) + b"\xff\xff"
-
-
-class HeapError(TableError):
-    """An image cannot be used, or a table does not fit into one."""
+from gridnet.table.server_info import Algorithm, ServerType, is_http
 
 
 def _bounded(value: float, most: int) -> int:
@@ -66,7 +56,7 @@ def _version_code(version: tuple[int, int, int]) -> int:
 def _padded(block: bytearray) -> bytearray:
     """*block* with its size, a multiple of the alignment, in its head."""
     block.extend(bytes(-len(block) % ALIGNMENT))
-    _U32.pack_into(block, 4, len(block))
+    U32.pack_into(block, 4, len(block))
     return block
 
 
@@ -96,10 +86,10 @@ def _pack_host(host: Host) -> bytearray | None:
     ports += [(0, 0)] * (4 - len(ports))
     major, minor, patch = facts.kernel
     block = bytearray(
-        _HOST_BLOCK.pack(
-            _USED,
+        HOST_BLOCK.pack(
+            USED,
             0,
-            _HOST,
+            HOST,
             0,
             address,
             facts.load,
@@ -126,7 +116,7 @@ def _pack_host(host: Host) -> bytearray | None:
             _bounded(facts.joined_at, MAX_U32),
             _bounded(facts.hosts_seen, MAX_U16),
             _bounded(facts.hosts_known, MAX_U16),
-            _HOST_BLOCK.size if environment else 0,
+            HOST_BLOCK.size if environment else 0,
             host.zone & MAX_U16,
         )
     )
@@ -160,10 +150,10 @@ def _pack_service(entry: Entry, host: str, host_status: float | None) -> bytearr
     if number is None:
         return None
     version, value = number
-    ipv4 = value.to_bytes(4, "big") if version == 4 else _NO_IPV4
+    ipv4 = value.to_bytes(4, "big") if version == 4 else NO_IPV4
     if ipv4 == bytes(4):
         return None
-    address = _MAPPED + ipv4 if version == 4 else value.to_bytes(16, "big")
+    address = MAPPED + ipv4 if version == 4 else value.to_bytes(16, "big")
     rate = abs(info.rate)
     static = entry.static
     if host_status is not None and not static:
@@ -186,21 +176,21 @@ def _pack_service(entry: Entry, host: str, host_status: float | None) -> bytearr
         rest += vhost + b"\0"
     kind, subtype, encoding = _content_type_numbers(info.content_type)
     block = bytearray(
-        _SERVICE_BLOCK.pack(
-            _USED,
+        SERVICE_BLOCK.pack(
+            USED,
             0,
-            _SERVICE,
+            SERVICE,
             0,
-            _SERVICE_BLOCK.size + len(rest),
+            SERVICE_BLOCK.size + len(rest),
             min(max(entry.penalty, 0.0), 100.0),
             _ipv4(entry.owner) or bytes(4),
             info.type.value,
             ipv4,
             info.port,
-            (_STATEFUL if info.stateful else 0) | (_SECURE if info.secure else 0),
-            (_LOCAL if info.local else 0)
-            | (_PRIVATE if info.private else 0)
-            | (_INTERZONE if info.interzone else 0),
+            (STATEFUL if info.stateful else 0) | (SECURE if info.secure else 0),
+            (LOCAL if info.local else 0)
+            | (PRIVATE if info.private else 0)
+            | (INTERZONE if info.interzone else 0),
             info.time or DEFAULT_TIME_SECONDS,
             info.bonus,
             -rate if static and rate else rate,
@@ -334,7 +324,7 @@ class HeapBuilder:
         :raises HeapError: it would be longer.
         """
         pieces: list[bytearray] = []
-        length = _VERSION_BLOCK.size
+        length = VERSION_BLOCK.size
         earliest = int(now)
         lasting = min(max(int(valid_through), earliest), MAX_U32)
         present: set[str] = set()
@@ -348,7 +338,7 @@ class HeapBuilder:
             if self._dated(piece, earliest, lasting):
                 pieces.append(piece.block)
         length += sum(map(len, pieces))
-        least = length + _ENTRY.size + len(self._config) + 1
+        least = length + ENTRY.size + len(self._config) + 1
         total = octets
         if least > octets or octets > 8 * max(least, PAGE_OCTETS):
             total = min(least + least // 8, most)
@@ -356,10 +346,10 @@ class HeapBuilder:
         if least > most:
             raise HeapError(f"the table takes {least} octets, more than the {most} allowed")
         version = bytearray(
-            _VERSION_BLOCK.pack(
-                _USED,
-                _VERSION_BLOCK.size,
-                _VERSION,
+            VERSION_BLOCK.pack(
+                USED,
+                VERSION_BLOCK.size,
+                VERSION,
                 lasting,
                 *HEAP_VERSION,
                 serial & MAX_U32,
@@ -374,10 +364,10 @@ class HeapBuilder:
         self.used_octets = least
         # The last block has to reach the end of the segment.
         rest = total - length
-        config = _ENTRY.pack(_USED | _LAST, rest, _CONFIG, lasting)
+        config = ENTRY.pack(USED | LAST, rest, CONFIG, lasting)
         config += self._config + bytes(rest - len(config) - len(self._config))
         image = bytearray().join((version, *pieces, config))
-        _U32.pack_into(image, _CHECKSUM_OFFSET, checksum(image))
+        U32.pack_into(image, CHECKSUM_OFFSET, checksum(image))
         return bytes(image)
 
     @staticmethod
@@ -386,285 +376,5 @@ class HeapBuilder:
         good = min(piece.expires_at, lasting)
         if good < earliest:
             return False
-        _U32.pack_into(piece.block, _GOOD_OFFSET, int(good))
+        U32.pack_into(piece.block, GOOD_OFFSET, int(good))
         return True
-
-
-def checksum(image: bytes | bytearray | memoryview) -> int:
-    """Adler-32 of *image* with the octets of the checksum itself taken as zero."""
-    view = memoryview(image)
-    value = adler32(view[:_CHECKSUM_OFFSET])
-    value = adler32(bytes(4), value)
-    return adler32(view[_CHECKSUM_OFFSET + 4 :], value)
-
-
-@frozen
-class HeapStamp:
-    """What tells one image from another, and whether it may be used."""
-
-    good: int  #: seconds since the epoch until when it may be used
-    version: tuple[int, int]
-    serial: int
-    checksum: int
-    local: str  #: address of the host; ``0.0.0.0``: not told
-    started_at: int  #: of the daemon, seconds since the epoch
-
-
-def read_stamp(image: bytes | memoryview) -> HeapStamp:
-    """
-    Read the first block of *image*.
-
-    :raises HeapError: there is no version, or one that clients refuse.
-    """
-    if len(image) < _VERSION_BLOCK.size:
-        raise HeapError("image too short for a version")
-    flags, size, kind, good, major, minor, serial, cksum, local, start, _, _, _ = (
-        _VERSION_BLOCK.unpack_from(image)
-    )
-    if kind != _VERSION or not flags & _USED or size < _VERSION_BLOCK.size - 4:
-        raise HeapError("no version in the first block")
-    if (major, minor) < HEAP_VERSION:
-        raise HeapError(f"version {major}.{minor}, expected 1.3 or later")
-    return HeapStamp(good, (major, minor), serial, cksum, quad(int.from_bytes(local, "big")), start)
-
-
-def _string(image: bytes, start: int, end: int) -> str:
-    stop = image.find(b"\0", start, end)
-    if stop < 0:
-        raise HeapError(f"text without an end at {start}")
-    return image[start:stop].decode("latin-1")
-
-
-@frozen
-class HeapImage:
-    """
-    An image as a reader sees it; made by :func:`read_image`.
-
-    Look-ups go through an index of names; what is asked for is decoded once, then kept.
-    """
-
-    stamp: HeapStamp
-    config: str  #: path of the daemon's configuration; empty: not told
-    _image: bytes = field(repr=False)
-    _services: Mapping[str, tuple[int, ...]] = field(repr=False)
-    _hosts: Mapping[str, int] = field(repr=False)
-    _known_entries: dict[str, Sequence[Entry]] = field(init=False, repr=False, factory=dict)
-    _known_hosts: dict[str, Host] = field(init=False, repr=False, factory=dict)
-
-    def __len__(self) -> int:
-        """How many services it holds."""
-        return sum(map(len, self._services.values()))
-
-    def entries(self, service: str) -> Sequence[Entry]:
-        """The entries of *service*, in any case, in order."""
-        name = service.lower()
-        known = self._known_entries.get(name)
-        if known is None:
-            offsets = self._services.get(name)
-            if offsets is None:
-                return ()
-            known = tuple(_read_service(self._image, offset) for offset in offsets)
-            self._known_entries[name] = known
-        return known
-
-    def all_entries(self) -> Iterator[Entry]:
-        """Every entry."""
-        for name in self._services:
-            yield from self.entries(name)
-
-    def host(self, address: str) -> Host | None:
-        """The host of that address."""
-        known = self._known_hosts.get(address)
-        if known is None:
-            offset = self._hosts.get(address)
-            if offset is None:
-                return None
-            known = self._known_hosts[address] = _read_host(self._image, offset)
-        return known
-
-    def hosts(self) -> Sequence[Host]:
-        """Every host, in order."""
-        return [host for host in map(self.host, self._hosts) if host is not None]
-
-
-def read_image(image: bytes) -> HeapImage:
-    """
-    Read a whole *image*, with all the checks that a debugging client makes, and bounds.
-
-    :raises HeapError: it is damaged, or of a version that clients refuse.
-    """
-    stamp = read_stamp(image)
-    if stamp.checksum != checksum(image):
-        raise HeapError("the checksum is wrong")
-    services: dict[str, list[int]] = {}
-    hosts: dict[str, int] = {}
-    config = ""
-    offset = 0
-    while True:
-        if offset + _ENTRY.size > len(image):
-            raise HeapError("no last block")
-        flags, size, kind, _ = _ENTRY.unpack_from(image, offset)
-        end = offset + size
-        if size < _ENTRY.size or size % ALIGNMENT or end > len(image):
-            raise HeapError(f"block of {size} octets at {offset}")
-        if flags & _USED:
-            if kind == _SERVICE:
-                if size < _SERVICE_BLOCK.size:
-                    raise HeapError(f"service of {size} octets at {offset}")
-                name_offset = _U32.unpack_from(image, offset + 16)[0]
-                if not _SERVICE_BLOCK.size <= name_offset < size:
-                    raise HeapError(f"service name outside its block at {offset}")
-                name = _string(image, offset + name_offset, end)
-                services.setdefault(name.lower(), []).append(offset)
-            elif kind == _HOST:
-                if size < _HOST_BLOCK.size:
-                    raise HeapError(f"host of {size} octets at {offset}")
-                address = int.from_bytes(image[offset + 16 : offset + 20], "big")
-                hosts[quad(address)] = offset
-            elif kind == _CONFIG:
-                config = _string(image, offset + _ENTRY.size, end)
-            elif kind not in (_VERSION, _PENDING):
-                raise HeapError(f"block of type {kind} at {offset}")
-        offset = end
-        if flags & _LAST:
-            break
-    if offset != len(image):
-        raise HeapError(f"the last block ends at {offset} of {len(image)}")
-    index = {name: tuple(offsets) for name, offsets in services.items()}
-    return HeapImage(stamp, config, image, index, hosts)
-
-
-def _read_host(image: bytes, offset: int) -> Host:
-    values = _HOST_BLOCK.unpack_from(image, offset)
-    size, good, address = values[1], values[3], values[4]
-    load, load_instant, status, status_blast = values[5:9]
-    ram, cache, free, swap, free_swap, tasks = values[9:15]
-    ports, used = values[15:19], values[19:23]
-    daemon, machine, booted, started, kernel, pages, clock, processors = values[23:31]
-    alerts, joined, seen, known, environment_offset, zone = values[31:37]
-    environment: list[tuple[str, str]] = []
-    if environment_offset:
-        if not _HOST_BLOCK.size - 2 <= environment_offset < size:
-            raise HeapError(f"environment outside its block at {offset}")
-        text = _string(image, offset + environment_offset, offset + size)
-        for line in text.split("\n"):
-            name, _, value = line.partition("=")
-            environment.append((name, value))
-    facts = HostFacts(
-        load,
-        load_instant,
-        ram,
-        cache,
-        free,
-        swap,
-        free_swap,
-        tasks,
-        tuple((port, share / 200) for port, share in zip(ports, used, strict=True) if port),
-        (daemon >> 8 & 15, daemon >> 4 & 15, daemon & 15),
-        machine,
-        float(booted),
-        float(started),
-        (kernel >> 24, kernel >> 16 & 255, kernel & 0x7FFF),
-        pages * 1024,
-        clock / 128,
-        processors & 255,
-        processors >> 8,
-        alerts,
-        float(joined),
-        seen,
-        known,
-    )
-    return Host(
-        quad(int.from_bytes(address, "big")),
-        status,
-        status_blast,
-        tuple(environment),
-        zone,
-        float(good),
-        facts,
-    )
-
-
-def _read_service(image: bytes, offset: int) -> Entry:
-    (
-        _,
-        size,
-        _,
-        good,
-        name_offset,
-        fine,
-        owner,
-        type_bits,
-        ipv4,
-        port,
-        mode,
-        site,
-        time,
-        bonus,
-        rate,
-        kind,
-        subtype,
-        encoding,
-        algorithm,
-        address,
-        vhost_octets,
-        _,
-    ) = _SERVICE_BLOCK.unpack_from(image, offset)
-    end = offset + size
-    union = offset + _SERVICE_BLOCK.size
-    try:
-        server_type = ServerType(type_bits)
-        KEYWORDS[server_type]
-        arguments, rest = _read_arguments(image, server_type, union, end)
-        vhost = _string(image, rest, end) if vhost_octets else ""
-        content_type = ""
-        if kind >= 0:
-            content_type = f"{CONTENT_TYPES[kind]}/{CONTENT_SUBTYPES[subtype]}"
-            if CONTENT_ENCODINGS[encoding]:
-                content_type += f"-{CONTENT_ENCODINGS[encoding]}"
-        info = ServerInfo(
-            type=server_type,
-            host=address_text(int.from_bytes(address, "big"), 6)
-            if ipv4 == _NO_IPV4
-            else quad(int.from_bytes(ipv4, "big")),
-            port=port,
-            arguments=arguments,
-            algorithm=Algorithm(algorithm),
-            bonus=bonus,
-            content_type=content_type,
-            vhost=vhost,
-            local=bool(site & _LOCAL),
-            private=bool(site & _PRIVATE),
-            stateful=bool(mode & _STATEFUL),
-            secure=bool(mode & _SECURE),
-            interzone=bool(site & _INTERZONE),
-            rate=abs(rate),
-            time=time,
-        )
-    except (ValueError, KeyError, IndexError, struct.error) as error:
-        raise HeapError(f"service at {offset}: {error}") from None
-    return Entry(
-        service=_string(image, offset + name_offset, end),
-        info=info,
-        owner="" if owner == bytes(4) else quad(int.from_bytes(owner, "big")),
-        static=rate < 0,
-        penalty=fine,
-        expires_at=float(good),
-    )
-
-
-def _read_arguments(image: bytes, kind: ServerType, union: int, end: int) -> tuple[str, int]:
-    """The parameter after the fixed part, and where the strings after it begin."""
-    if kind is ServerType.NCBID:
-        start = union + _U32.unpack_from(image, union)[0]
-        text = _string(image, start, end)
-        return text, start + len(text) + 1
-    if not is_http(kind):
-        return "", union + 1
-    path_offset, query_offset = struct.unpack_from("=II", image, union)
-    path = _string(image, union + path_offset, end)
-    after = union + path_offset + len(path)
-    if union + query_offset == after:
-        return path, after + 1
-    query = _string(image, union + query_offset, end)
-    return f"{path}?{query}", union + query_offset + len(query) + 1

@@ -20,7 +20,8 @@ from collections.abc import Callable
 
 from attrs import frozen
 
-from gridnet.table.heap import PAGE_OCTETS, HeapError, HeapImage, HeapStamp, read_image, read_stamp
+from gridnet.table.heap_image import HeapImage, HeapStamp, read_image, read_stamp
+from gridnet.table.heap_layout import PAGE_OCTETS, HeapError
 
 # Semaphores of the array.
 _DAEMON = 0  #: above 0 while a daemon lives

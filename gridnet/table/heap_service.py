@@ -9,7 +9,8 @@ from twisted.application.service import Service
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from gridnet.table.heap import VALIDITY_SECONDS, HeapBuilder, HeapError
+from gridnet.table.heap import HeapBuilder
+from gridnet.table.heap_layout import VALIDITY_SECONDS, HeapError
 from gridnet.table.heap_segment import HeapPublisher
 from gridnet.table.model import ServiceTable
 

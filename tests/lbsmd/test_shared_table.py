@@ -18,7 +18,7 @@ from gridnet.lbsmd.demo import section
 from gridnet.lbsmd.service import Daemon, make_lbsmd
 from gridnet.lbsmd.shared_table import keys_of
 from gridnet.site import Site
-from gridnet.table.heap import HeapError
+from gridnet.table.heap_layout import HeapError
 from gridnet.table.heap_segment import PUBLIC_KEYS, HeapReader
 
 

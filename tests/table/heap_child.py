@@ -11,7 +11,9 @@ import errno
 import sys
 import time
 
-from gridnet.table.heap import HeapBuilder, HeapError, HeapImage
+from gridnet.table.heap import HeapBuilder
+from gridnet.table.heap_image import HeapImage
+from gridnet.table.heap_layout import HeapError
 from gridnet.table.heap_segment import _PENDING, _READERS, HeapKeys, HeapPublisher, HeapReader
 from gridnet.table.model import Host, ServiceTable
 from tests.table.support import entry, server

@@ -11,15 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from gridnet.table.heap import (
-    PAGE_OCTETS,
-    HeapBuilder,
-    HeapError,
-    HeapImage,
-    checksum,
-    read_image,
-    read_stamp,
-)
+from gridnet.table.heap import HeapBuilder
+from gridnet.table.heap_image import HeapImage, read_image, read_stamp
+from gridnet.table.heap_layout import PAGE_OCTETS, HeapError, checksum
 from gridnet.table.model import Entry, Host, HostFacts, ServiceTable
 from gridnet.table.server_info import ServerType, parse
 from gridnet.table.server_text import write

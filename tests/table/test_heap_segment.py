@@ -14,7 +14,7 @@ from pathlib import Path
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 import gridnet
-from gridnet.table.heap import PAGE_OCTETS, HeapError
+from gridnet.table.heap_layout import PAGE_OCTETS, HeapError
 from gridnet.table.heap_segment import (
     _READERS,
     PUBLIC_KEYS,

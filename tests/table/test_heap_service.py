@@ -8,7 +8,9 @@ from attrs import evolve
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from gridnet.table.heap import HeapBuilder, HeapError, HeapImage, read_image
+from gridnet.table.heap import HeapBuilder
+from gridnet.table.heap_image import HeapImage, read_image
+from gridnet.table.heap_layout import HeapError
 from gridnet.table.heap_segment import HeapInUse, HeapKeys, HeapPublisher
 from gridnet.table.heap_service import HeapService
 from gridnet.table.model import Host, ServiceTable
