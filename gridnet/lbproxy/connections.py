@@ -318,6 +318,9 @@ class BoundedConnection(Protocol):
 
     def pauseProducing(self) -> None:
         """The peer does not take what it was given (called by the transport)."""
+        if not self.is_clogged:
+            # Its time runs from here: a follower may have come and been silent long ago.
+            self.active_at = self.factory.clock.seconds()
         self.is_clogged = True
 
     def resumeProducing(self) -> None:

@@ -52,7 +52,10 @@ def append_line(prefix: str, unique: str, line: bytes) -> int:
     :returns: the offset at which the line begins.
     :raises OSError: it cannot be written.
     """
-    path = f"{prefix}.{unique}"
+    # The octets of the job id: what the daemon looks for, and never longer than a name may be.
+    path = b"%s.%s" % (os.fsencode(prefix), unique.encode("latin-1"))
+    if not line.endswith(b"\n"):
+        line += b"\n"  # without one, the next line would be part of this
     while True:
         number = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:

@@ -51,6 +51,26 @@ class TimeoutTests(SocketTestCase):
             self.clock.advance(1.0)
             await self.pause()
 
+    def test_a_follower_of_long_standing(self) -> Deferred[None]:
+        """One that takes nothing for a moment is not closed for the time before it."""
+
+        async def work() -> None:
+            follower = await self.proxy.connect(self.proxy.serve)
+            follower.transport.write(
+                b"GET /gridnet/events HTTP/1.1\r\nAccept: text/event-stream\r\n\r\n"
+            )
+            await follower.until(lambda got: b"id: " in got)
+            (connection,) = self.proxy.service._serve_factory.connections
+            self.clock.advance(100.0)
+            connection.pauseProducing()
+            self.assertFalse(connection.is_overdue(self.clock.seconds() + 1.0))
+            self.assertTrue(connection.is_overdue(self.clock.seconds() + 5.0))
+            connection.resumeProducing()
+            follower.transport.loseConnection()
+            await follower.lost
+
+        return self.run_async(work())
+
     def test_time_outs(self) -> Deferred[None]:
         """Idle and half-sent ones are closed, on both sockets; the service lives."""
 

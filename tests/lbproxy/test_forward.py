@@ -653,6 +653,19 @@ class DaemonTests(TestCase):
         self.assertEqual(append_line(prefix, "u", b"three\n"), 0)
         self.assertEqual(Path(f"{prefix}.u").read_bytes(), b"three\n")
 
+    def test_any_unique_part(self) -> None:
+        """A file's name has the octets of the job id, so the longest of them fits too."""
+        prefix, unique = self.mktemp(), "\xe9" * 200
+        self.assertEqual(append_line(prefix, unique, b"one\n"), 0)
+        self.assertTrue(os.path.exists(os.fsencode(prefix) + b"." + b"\xe9" * 200))
+
+    def test_a_line_without_its_end(self) -> None:
+        """It gets one in the file, so that the next line stands alone."""
+        prefix = self.mktemp()
+        append_line(prefix, "u", b"one")
+        self.assertEqual(append_line(prefix, "u", b"two\n"), 4)
+        self.assertEqual(Path(f"{prefix}.u").read_bytes(), b"one\ntwo\n")
+
     def test_nobody_to_tell(self) -> None:
         """A notice that nobody hears is no fault."""
         self.assertFalse(send_notice(self.notices + "x", 0, b"line"))
