@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -107,10 +108,11 @@ class JobEvent:
         }
 
 
-def parse_result(status: int, body: bytes) -> Element:
+def parse_result(status: int, body: bytes, *, partly: bool = False) -> Element:
     """
     The root of a reply.
 
+    :param partly: the first results will do when there are more than the limit.
     :raises LbError: the reply tells one, or cannot be read.
     """
     if status in (400, 405, 415, 500) or not body:
@@ -121,6 +123,8 @@ def parse_result(status: int, body: bytes) -> Element:
         raise LbError(BAD_ANSWER, str(error)) from None
     code = root.attributes.get("code", "0")
     if code.isdecimal() and int(code):
+        if partly and int(code) == errno.E2BIG and root.children:
+            return root
         raise LbError(int(code), root.attributes.get("desc", ""))
     if status not in (200, 202):
         raise LbError(BAD_ANSWER, f"the service answered with HTTP status {status}")

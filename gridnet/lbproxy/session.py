@@ -382,7 +382,9 @@ class Session:
         asked = JobsQuery(_groups(conditions), _flags(flags), Limit(limit, mode))
         body = self._body(request_xml.write_jobs_query, asked)
         ((status, answer),) = yield [ServeExchange("/queryJobs", body)]
-        return results.parse_jobs(results.parse_result(status, answer))
+        return results.parse_jobs(
+            results.parse_result(status, answer, partly=mode is ResultMode.LIMITED)
+        )
 
     def job_status(self, job_id: str | JobId, flags: Iterable[str] = ()) -> Call[JobStatus]:
         """``JobStatusProxy``"""
@@ -407,7 +409,9 @@ class Session:
         asked = EventsQuery(_groups(jobs), _groups(event_conditions), Limit(limit, mode))
         body = self._body(request_xml.write_events_query, asked)
         ((status, answer),) = yield [ServeExchange("/queryEvents", body)]
-        return results.parse_events(results.parse_result(status, answer))
+        return results.parse_events(
+            results.parse_result(status, answer, partly=mode is ResultMode.LIMITED)
+        )
 
     def job_log(self, job_id: str | JobId, level: str = "SYSTEM") -> Call[list[JobEvent]]:
         """``JobLogProxy``: events up to and with *level*."""

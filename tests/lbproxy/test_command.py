@@ -64,6 +64,9 @@ class CommandTests(ChildTestCase):
         self.assertEqual(out.splitlines()[1].split()[:2], [name, "Running"])
         out = self.lb("jobs", "--tag", "tag=a=b", "--json", "--limit", "1")[1]
         self.assertEqual(json.loads(out)["job"], name)
+        self.register("--user", "/CN=cli")  # one more than the limit
+        out = self.lb("jobs", "--owner", "/CN=cli", "--json", "--limit", "1")[1]
+        self.assertEqual(len(out.splitlines()), 1)
         self.assertEqual(self.lb("jobs", "--owner", "/CN=none")[1].split()[0], "JOB")
         _, out, _ = self.lb("watch", name, "--after", "0", "--count", "2")
         self.assertEqual([row.split()[3] for row in out.splitlines()], ["RegJob", "Running"])
