@@ -104,7 +104,11 @@ class JobBook:
                 raise self.store.fault(f"cannot be written: {error}") from None
             raise
         with self._readers.reading(self.config.query_seconds) as connection:
-            (newest,) = connection.execute("SELECT ifnull(max(position), 0) FROM events").fetchone()
+            (newest,) = connection.execute(
+                # The newest may have gone with its job: who has had it is not behind.
+                "SELECT max((SELECT ifnull(max(position), 0) FROM events),"
+                " (SELECT ifnull(max(value), 0) FROM marks WHERE name = 'trimmed'))"
+            ).fetchone()
         self._hub.start(newest)
         self._pool.start()
         self._slow_pool.start()

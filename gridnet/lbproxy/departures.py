@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from gridnet.lbproxy import ulm
 from gridnet.lbproxy.calendar import MICROSECONDS, time_text
 from gridnet.lbproxy.held_jobs import HeldJobs
 
@@ -253,6 +254,6 @@ class Departures:
                     )
                     for arrived, line in lines:
                         stamp = time_text(arrived * MICROSECONDS).encode("ascii")
-                        file.write(b"DG.ARRIVED=%s %s\n" % (stamp, line.rstrip(b"\n")))
+                        file.write(b"DG.ARRIVED=%s %s" % (stamp, ulm.single_line(line)))
             file.flush()
             os.fsync(file.fileno())

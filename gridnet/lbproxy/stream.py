@@ -302,4 +302,6 @@ def _page(
         if octets > most[1]:
             return Page(tuple(events), through, False, trimmed)
     is_last = count < most[0]
-    return Page(tuple(events), max(through, newest) if is_last else through, is_last, trimmed)
+    if is_last:  # what is not there up to here has gone: nobody has to ask for it again
+        through = max(through, newest, trimmed)
+    return Page(tuple(events), through, is_last, trimmed)

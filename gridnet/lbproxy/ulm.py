@@ -189,6 +189,20 @@ def quote(value: str) -> str:
     return f'"{_TO_ESCAPE.sub(_escaped, value)}"'
 
 
+_LINE_FEED = re.compile(rb"\\[^\n]|\\?\n")
+
+
+def single_line(line: bytes) -> bytes:
+    """
+    *line* with one line feed, at its end, for files whose records are lines.
+
+    One that stands in a value, where it may, becomes its escape; the values stay what they are.
+    """
+    if b"\n" in (line := line.rstrip(b" \t\n")):
+        line = _LINE_FEED.sub(lambda met: b"\\n" if met[0].endswith(b"\n") else met[0], line)
+    return line + b" \n"
+
+
 def write(bare: Iterable[tuple[str, str]], quoted: Iterable[tuple[str, str]]) -> str:
     """
     A line of *bare* pairs, then *quoted* ones, as the original client ends it: blank, line feed.

@@ -351,6 +351,19 @@ class HubTests(LedgerTestCase):
         self.assertIn("stopping", other.failed)
         self.assertEqual(self.hub.followers, 0)
 
+    def test_everything_has_gone(self) -> None:
+        """Whoever asks then is up to date at once, and gets what comes."""
+        self.happen(3)
+        first, newest = self.positions()[0], self.positions()[-1]
+        self.hub.newest = self.hub._floor = newest
+        self.hub._recent.clear()
+        self.ledger.purge(["a"], NOW)
+        self.assertEqual(self.positions(), [])
+        for after in (0, first):
+            subscription, sink = self.follow(after)
+            self.assertTrue(subscription.is_live)
+            self.assertEqual(sink.positions, [])
+
     def test_trimmed(self) -> None:
         """A follower that comes back too late is told what it may miss."""
         self.happen(3)

@@ -131,3 +131,15 @@ class UlmTests(SynchronousTestCase):
         """What no line can carry is our caller's mistake."""
         with self.assertRaises(ValueError):
             ulm.quote("a\0b")
+
+
+class SingleLineTests(SynchronousTestCase):
+    """Lines for files whose records are lines."""
+
+    def test_line_feeds_in_values(self) -> None:
+        """They become escapes, and the line says the same."""
+        for line in (b'A=1 B="b\nc"', b'A=1 B="b\\\nc"', b'A=1 B="b\\\\\nc\\"\n" \n', b'A="\\n"\n'):
+            made = ulm.single_line(line)
+            self.assertEqual(made.count(b"\n"), 1)
+            self.assertTrue(made.endswith(b"\n"))
+            self.assertEqual(ulm.parse(made.decode()), ulm.parse(line.decode()))
