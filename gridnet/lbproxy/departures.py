@@ -18,6 +18,7 @@ from gridnet.lbproxy.held_jobs import HeldJobs
 
 #: Parents of parents that are followed; nobody nests collections deeper.
 MAX_GENERATIONS = 8
+_BEFORE_ALL = (float("-inf"), 0)
 
 
 class Departures:
@@ -40,6 +41,7 @@ class Departures:
         self._jobs = jobs
         self._stream_keep_seconds = stream_keep_seconds
         self._next_serial = next_serial
+        self._looked_at = _BEFORE_ALL  # by :meth:`trim`: time of the purge, job
 
     def family_of(self, root: str) -> list[tuple[int, str, str, str, int, int, float | None]]:
         """
@@ -138,13 +140,16 @@ class Departures:
         :param remember_seconds: how long a purged id is told from an unknown one.
         :returns: how many jobs' events went.
         """
+        # On from the last look: those that wait for a server that is away must not stand before
+        # the others.
         found = self._db.execute(
-            "SELECT job FROM purged WHERE keeps_events AND purged_at <= ?"
-            " ORDER BY purged_at LIMIT ?",
-            (now - self._stream_keep_seconds, most),
+            "SELECT purged_at, job FROM purged WHERE keeps_events AND purged_at <= ?"
+            " AND (purged_at, job) > (?, ?) ORDER BY purged_at, job LIMIT ?",
+            (now - self._stream_keep_seconds, *self._looked_at, most),
         ).fetchall()
+        self._looked_at = found[-1] if len(found) == most else _BEFORE_ALL
         dropped = 0
-        for (job,) in found:
+        for _, job in found:
             if not self._is_spooled(job):
                 self._delete_events(job)
                 self._db.execute("UPDATE purged SET keeps_events = 0 WHERE job = ?", (job,))

@@ -24,6 +24,7 @@ from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from gridnet.lbproxy import ulm
 from gridnet.lbproxy.book import JobBook
 from gridnet.lbproxy.config import ForwardConfig
 from gridnet.lbproxy.forwarding import BackOff
@@ -44,7 +45,8 @@ class ForwardCounts:
 
 def append_line(prefix: str, unique: str, line: bytes) -> int:
     """
-    Append *line* to the spool file of a job, under its write lock, synced.
+    Append *line*, which ends with its only line feed, to the spool file of a job, under its write
+    lock, synced.
 
     The daemon removes files that it is through with; a file that goes while we wait for its lock
     is made anew.
@@ -54,8 +56,6 @@ def append_line(prefix: str, unique: str, line: bytes) -> int:
     """
     # The octets of the job id: what the daemon looks for, and never longer than a name may be.
     path = b"%s.%s" % (os.fsencode(prefix), unique.encode("latin-1"))
-    if not line.endswith(b"\n"):
-        line += b"\n"  # without one, the next line would be part of this
     while True:
         number = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
@@ -156,6 +156,8 @@ class DaemonHandover:
         self._working = False
 
     def _hand_over(self, unique: str, line: bytes) -> None:
+        if line.find(b"\n") != len(line) - 1:  # the file's records are lines
+            line = ulm.single_line(line)
         offset = append_line(self._config.spool_prefix, unique, line)
         send_notice(self._config.notice_socket, offset, line)
 

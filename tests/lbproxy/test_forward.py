@@ -625,6 +625,21 @@ class DaemonTests(TestCase):
 
         return Deferred.fromCoroutine(work())
 
+    def test_one_line_each(self) -> Deferred[None]:
+        """One that came without its end gets it; a line feed in a value becomes its escape."""
+
+        async def work() -> None:
+            first = line("RegJob", REGISTER, job_id=job("a")).rstrip(b" \n")
+            tag = {"NAME": "t", "VALUE": "one+two"}
+            second = line("UserTag", tag, job_id=job("a"), seqcode="UI2")
+            for text in (first, second.replace(b"+", b"\n")):
+                self.assertEqual(await self.proxy.log(text), OK)
+            wanted = first + b" \n" + second.replace(b"+", b"\\n")
+            path = Path(f"{self.prefix}.a")
+            await until(lambda: path.exists() and path.read_bytes() == wanted)
+
+        return Deferred.fromCoroutine(work())
+
     def test_a_directory_that_is_not_there(self) -> Deferred[None]:
         """The client does not wait; the lines are written once they can be."""
 
@@ -658,13 +673,6 @@ class DaemonTests(TestCase):
         prefix, unique = self.mktemp(), "\xe9" * 200
         self.assertEqual(append_line(prefix, unique, b"one\n"), 0)
         self.assertTrue(os.path.exists(os.fsencode(prefix) + b"." + b"\xe9" * 200))
-
-    def test_a_line_without_its_end(self) -> None:
-        """It gets one in the file, so that the next line stands alone."""
-        prefix = self.mktemp()
-        append_line(prefix, "u", b"one")
-        self.assertEqual(append_line(prefix, "u", b"two\n"), 4)
-        self.assertEqual(Path(f"{prefix}.u").read_bytes(), b"one\ntwo\n")
 
     def test_nobody_to_tell(self) -> None:
         """A notice that nobody hears is no fault."""

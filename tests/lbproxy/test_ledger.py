@@ -589,3 +589,16 @@ class SpoolTests(LedgerTestCase):
         self.ledger.forwarded([position])
         self.assertEqual(self.ledger.trim(NOW + 1, 1000, 10), 1)
         self.assertEqual(self.count("events"), 0)
+
+    def test_those_that_wait_do_not_keep_others(self) -> None:
+        """However few are looked at together; who waited longest is looked at again."""
+        for number, name in enumerate("abc"):
+            self.register(name)
+            self.ledger.purge([name], NOW + number)
+        rows = self.connection.execute("SELECT position FROM spool ORDER BY position").fetchall()
+        first, *others = [position for (position,) in rows]
+        self.ledger.forwarded(others)
+        self.assertEqual([self.ledger.trim(NOW + 9, 1000, 1) for _ in range(4)], [0, 1, 1, 0])
+        self.ledger.forwarded([first])
+        self.assertEqual(sum(self.ledger.trim(NOW + 9, 1000, 1) for _ in range(2)), 1)
+        self.assertEqual(self.count("events"), 0)

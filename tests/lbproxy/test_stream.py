@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -410,6 +411,25 @@ class ServedStreamTests(TestCase):
         for _ in range(count):
             self.number += 1
             await self.proxy.log(line("Purge", job_id=job(name), seqcode=f"UI{self.number}"))
+
+    def test_restart_when_all_have_gone(self) -> Deferred[None]:
+        """The place of who has had everything stays the newest, for those who come then, too."""
+
+        async def work() -> None:
+            await self.happen(3)
+            _, had = await self.get("/gridnet/events?after=0&wait=0")
+            newest = had["next"]
+            book = self.proxy.service.book
+            await book.change(lambda ledger: ledger.purge(["a"], time.time() - 10_000))
+            await book.change(lambda ledger: ledger.trim(time.time(), 1e6, 10))
+            await self.proxy.stop(forget=False)
+            self.proxy = RunningProxy(self.proxy.config, self.proxy.directory)
+            await self.proxy.start()
+            for after in (0, newest):
+                _, answer = await self.get(f"/gridnet/events?after={after}&wait=0")
+                self.assertEqual((answer["events"], answer["next"]), ([], newest))
+
+        return self.run_async(work())
 
     async def follow(self, target: str, last: int | None = None) -> Collector:
         head = f"GET /gridnet/events{target} HTTP/1.1\r\nAccept: text/event-stream\r\n"
