@@ -21,8 +21,30 @@ from gridnet.lbproxy.client import (
 )
 from gridnet.lbproxy.events import SOURCES
 from gridnet.lbproxy.query import ResultMode
+from gridnet.lbproxy.record import JOB_TYPES, STATES, job_type_number, state_number
 
 Emit = Callable[[str], None]
+
+
+def _count(text: str) -> int:
+    """A number of things on the command line."""
+    if not text.isascii() or not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number, 0 or more, found {text!r}")
+    return int(text)
+
+
+def _state(text: str) -> str:
+    """The name of a state on the command line."""
+    if state_number(text) is None:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(STATES)}, found {text!r}")
+    return text
+
+
+def _job_type(text: str) -> str:
+    """The name of a job type, as answers have it, on the command line."""
+    if job_type_number(text) is None:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(JOB_TYPES)}, found {text!r}")
+    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     register.add_argument("--jdl", default="", metavar="TEXT", help="job description")
     register.add_argument("--type", default="SIMPLE", metavar="WORD", help="SIMPLE, DAG, …")
     register.add_argument("--parent", default="", metavar="JOB")
-    register.add_argument("--subjobs", type=int, default=0, metavar="N")
+    register.add_argument("--subjobs", type=_count, default=0, metavar="N")
     register.add_argument("--seed", default="", metavar="TEXT")
     register.add_argument("--exclusive", action="store_true", help="fail when it is known")
 
@@ -65,20 +87,20 @@ def _parser() -> argparse.ArgumentParser:
 
     jobs = verb("jobs", "find jobs")
     jobs.add_argument("--owner", action="append", default=[], metavar="NAME")
-    jobs.add_argument("--state", action="append", default=[], metavar="STATE")
-    jobs.add_argument("--type", action="append", default=[], metavar="WORD")
+    jobs.add_argument("--state", type=_state, action="append", default=[], metavar="STATE")
+    jobs.add_argument("--type", type=_job_type, action="append", default=[], metavar="WORD")
     jobs.add_argument("--parent", action="append", default=[], metavar="JOB")
     jobs.add_argument("--tag", action="append", default=[], metavar="NAME=VALUE")
-    jobs.add_argument("--limit", type=int, default=0, metavar="N", help="the first N")
+    jobs.add_argument("--limit", type=_count, default=0, metavar="N", help="the first N")
 
     watch = verb("watch", "show events as they come")
     watch.add_argument("jobs", nargs="*", metavar="JOB", help="none: all")
     watch.add_argument("--owner", action="append", default=[], metavar="NAME")
     watch.add_argument("--event", action="append", default=[], metavar="TYPE")
     watch.add_argument("--state", action="append", default=[], metavar="STATE")
-    watch.add_argument("--after", type=int, metavar="POSITION", help="0: from the beginning")
+    watch.add_argument("--after", type=_count, metavar="POSITION", help="0: from the beginning")
     watch.add_argument("--consumer", default="", metavar="NAME", help="go on where it stopped")
-    watch.add_argument("--count", type=int, default=0, metavar="N", help="end after N events")
+    watch.add_argument("--count", type=_count, default=0, metavar="N", help="end after N events")
     watch.add_argument("--until-final", action="store_true", help="end when a job is final")
     return parser
 

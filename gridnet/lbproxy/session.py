@@ -183,6 +183,20 @@ def _flags(words: Iterable[str]) -> JobFlags:
     return flags
 
 
+_WHOLE = re.compile(r"[+-]?[0-9]+")
+#: What a number has to look like: the service reads what a text begins with, and 0 without a digit.
+_NUMBERS: Mapping[Kind, re.Pattern[str]] = {
+    Kind.INT: _WHOLE,
+    Kind.PORT: _WHOLE,
+    Kind.REAL: re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"),
+}
+
+
+def _not_latin_1(error: UnicodeEncodeError) -> LbError:
+    found = error.object[error.start : error.end]
+    return LbError(errno.EINVAL, f"expected Latin-1, found {found!r} in {error.object[:200]!r}")
+
+
 @define
 class Session:
     """
@@ -252,9 +266,12 @@ class Session:
                 raise LbError(MISSING_FIELD, f"{kind.name} has no field {name}")
             if value is None:
                 continue
-            text = f"{value:f}" if one.kind is Kind.REAL and not isinstance(value, str) else value
-            read = events.read_value(one, str(text))
-            if read == one.null and str(value):
+            is_real = one.kind is Kind.REAL and not isinstance(value, str)
+            text = f"{value:f}" if is_real else str(value)
+            read = events.read_value(one, text)
+            form = _NUMBERS.get(one.kind)
+            is_good = read != one.null and (form is None or form.fullmatch(text.strip()))
+            if text and not is_good:
                 raise LbError(MISSING_FIELD, f"{value!r} is no value of {kind.name}.{name}")
             if read != one.null:
                 values[one.element] = read
@@ -278,7 +295,9 @@ class Session:
     def _message(self, event: Event) -> bytes:
         try:
             return frames.encode_message(events.write(event))
-        except (ValueError, UnicodeEncodeError) as error:
+        except UnicodeEncodeError as error:
+            raise _not_latin_1(error) from None
+        except ValueError as error:
             raise LbError(errno.EINVAL, str(error)) from None
 
     def log_event(self, name: str, fields: Mapping[str, Any]) -> Call[None]:
@@ -473,7 +492,7 @@ class Session:
         try:
             return write(asked)
         except UnicodeEncodeError as error:
-            raise LbError(errno.EINVAL, str(error)) from None
+            raise _not_latin_1(error) from None
 
 
 def registration_fields(

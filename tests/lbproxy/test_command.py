@@ -93,11 +93,30 @@ class CommandTests(ChildTestCase):
             (("log", "nonsense", "Purge"), "not a job identifier"),
             (("log", "https://h/x", "Novel", "--seqcode", "x"), "is no event type"),
             (("log", "https://h/x", "UserTag", "name", "--seqcode", "x"), "expected FIELD=VALUE"),
+            (
+                ("log", "https://h/x", "Done", "exit_code=abc", "--seqcode", "x"),
+                "'abc' is no value",
+            ),
+            (
+                ("log", "https://h/x", "Done", "exit_code=1.5", "--seqcode", "x"),
+                "'1.5' is no value",
+            ),
+            (("log", "https://h/x", "Running", "node=Ž9", "--seqcode", "x"), "expected Latin-1"),
+            (("jobs", "--owner", "Žofie"), "expected Latin-1, found 'Ž'"),
         ):
             status, out, err = self.lb(*words)
             self.assertEqual((status, out), (1, ""), words)
             self.assertIn(text, err)
             self.assertEqual(len(err.splitlines()), 1)
+        for words, text in (
+            (("jobs", "--state", "Frob"), "expected one of Undefined, Submitted"),
+            (("jobs", "--type", "Frob"), "expected one of Simple"),
+            (("jobs", "--limit", "-1"), "expected a number, 0 or more, found '-1'"),
+            (("register", "--subjobs", "-3"), "expected a number, 0 or more, found '-3'"),
+        ):
+            status, out, err = self.lb(*words)
+            self.assertEqual((status, out), (2, ""), words)
+            self.assertIn(text, err)
         self.assertEqual(self.run_command(lb, "novel")[0], 2)
         self.assertEqual(self.run_command(lb)[0], 2)
 
