@@ -29,8 +29,6 @@ SMALL_OCTETS = 64 << 10
 _CHUNK_OCTETS = 128 << 10
 _CREDENTIALS = struct.Struct("3i")
 _UNKNOWN = _CREDENTIALS.pack(0, -1, -1)  #: of sockets that are no UNIX sockets
-#: Processes that are remembered as having connected.
-_KNOWN_PEERS = 1024
 
 
 class Budget:
@@ -141,14 +139,15 @@ class BoundedFactory(Factory):
         """
         The peer of a connected UNIX socket, None for other transports.
 
-        It is logged with the first of its connections: many a client makes one for each event.
+        A process is logged with the first of its connections: many a client makes one for each
+        event.  As many processes are remembered as may be connected.
         """
         credentials = credentials_of(transport)
         if credentials is None:
             return None
         peer = self._peers.get(credentials)
         if peer is None:
-            if len(self._peers) >= _KNOWN_PEERS:
+            if len(self._peers) >= self.max_connections:
                 self._peers.clear()
             peer = self._peers[credentials] = Peer(*_CREDENTIALS.unpack(credentials))
             self._log.debug("connections from {peer}", peer=str(peer))

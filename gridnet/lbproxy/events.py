@@ -429,6 +429,20 @@ def _leading_real(text: str) -> float:
     return float(match[1]) if match is not None else 0.0
 
 
+#: Numbers are what a text begins with.
+_LEADING: Mapping[Kind, re.Pattern[str]] = {
+    Kind.INT: _LEADING_INT,
+    Kind.PORT: _LEADING_INT,
+    Kind.REAL: _LEADING_REAL,
+}
+
+
+def is_read_whole(one: EventField, text: str) -> bool:
+    """Whether :func:`read_value` reads all of *text*, but for blanks, as a value of the field."""
+    leading = _LEADING.get(one.kind)
+    return leading is None or leading.fullmatch(text.rstrip()) is not None
+
+
 def _port(text: str) -> int:
     number = leading_int(text)
     return number if 1 <= number <= 65535 else 0

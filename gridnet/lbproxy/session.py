@@ -183,15 +183,6 @@ def _flags(words: Iterable[str]) -> JobFlags:
     return flags
 
 
-_WHOLE = re.compile(r"[+-]?[0-9]+")
-#: What a number has to look like: the service reads what a text begins with, and 0 without a digit.
-_NUMBERS: Mapping[Kind, re.Pattern[str]] = {
-    Kind.INT: _WHOLE,
-    Kind.PORT: _WHOLE,
-    Kind.REAL: re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"),
-}
-
-
 def _not_latin_1(error: UnicodeEncodeError) -> LbError:
     found = error.object[error.start : error.end]
     return LbError(errno.EINVAL, f"expected Latin-1, found {found!r} in {error.object[:200]!r}")
@@ -269,9 +260,7 @@ class Session:
             is_real = one.kind is Kind.REAL and not isinstance(value, str)
             text = f"{value:f}" if is_real else str(value)
             read = events.read_value(one, text)
-            form = _NUMBERS.get(one.kind)
-            is_good = read != one.null and (form is None or form.fullmatch(text.strip()))
-            if text and not is_good:
+            if text and (read == one.null or not events.is_read_whole(one, text)):
                 raise LbError(MISSING_FIELD, f"{value!r} is no value of {kind.name}.{name}")
             if read != one.null:
                 values[one.element] = read

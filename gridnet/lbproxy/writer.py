@@ -322,7 +322,7 @@ class Writer:
             size = len(group)
             turn(0)
             if size == len(group) and (seconds := self._pace.pause(size)):
-                time.sleep(seconds)
+                time.sleep(seconds)  # a poll set counts in milliseconds, which is too coarse
                 turn(0)
 
     def _look_out(self) -> None:

@@ -191,7 +191,7 @@ class PeerTests(TestCase):
 
     def test_no_more_are_remembered_than_that(self) -> None:
         """With one more, all are new again."""
-        self.patch(connections, "_KNOWN_PEERS", 2)
+        self.factory.max_connections = 2
         for pid in (1, 2, 1, 3, 1):
             octets = struct.pack("3i", pid, 5, 6)
             handle = SimpleNamespace(getsockopt=lambda *_, octets=octets: octets)
