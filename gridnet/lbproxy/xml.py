@@ -23,7 +23,15 @@ MAX_ELEMENTS = 200_000
 _PIECE_OCTETS = 16 << 10
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&apos;"}
-_ATTRIBUTE_ESCAPES = str.maketrans(_ENTITIES)
+_ATTRIBUTE_ESCAPES = str.maketrans(
+    {
+        # XML has no way to carry these, one of them makes the whole reply unreadable.
+        **{chr(code): f"%{code:02x}" for code in range(0x20)},
+        # As they are, these become blanks where they are read.
+        **{letter: f"&#{ord(letter)};" for letter in "\t\n\r"},
+        **_ENTITIES,
+    }
+)
 _TEXT_ESCAPES = str.maketrans(
     {
         **{chr(code): f"%{code:02x}" for code in range(256) if code & 0x7F < 0x20},
@@ -58,7 +66,12 @@ def escape(text: str) -> str:
 
 
 def escape_attribute(text: str) -> str:
-    """*text* as an attribute's value: entities only."""
+    """
+    *text* as an attribute's value: entities.
+
+    Of the controls only tab, line feed and carriage return can be read back from XML; the others
+    are shown as ``%xx``.
+    """
     return text.translate(_ATTRIBUTE_ESCAPES)
 
 

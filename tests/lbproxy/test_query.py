@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,7 +61,15 @@ class XmlTests(SynchronousTestCase):
             "back\\slash &quot;q&quot; &lt;&amp;&apos;&gt; line%0afeed tab%09end "
             "100%25%80%9f\xa0\xff",
         )
-        self.assertEqual(xml.escape_attribute('<"%\n'), "&lt;&quot;%\n")
+        self.assertEqual(xml.escape_attribute('<"%\n'), "&lt;&quot;%&#10;")
+
+    @given(LATIN)
+    @examples(120)
+    def test_attributes_survive(self, text: str) -> None:
+        """Any attribute is read back, but for controls that XML cannot carry: those are shown."""
+        root = xml.parse(f'<a name="{xml.escape_attribute(text)}"/>'.encode("latin-1"))
+        shown = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", lambda match: f"%{ord(match[0]):02x}", text)
+        self.assertEqual(root.attributes["name"], shown)
 
     @given(LATIN)
     @examples(120)
