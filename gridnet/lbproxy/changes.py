@@ -43,5 +43,6 @@ def take_family(job: JobRecord, event: Event) -> None:
     if event.fields["jobtype"] in COUNTING_TYPES:
         count = max(0, event.fields.get("nsubjobs", 0))
         job.set("children_num", count)
-        elsewhere = sum(job.class_counts) - job.class_counts[states.UNKNOWN]
-        job.class_counts[states.UNKNOWN] = max(0, count - elsewhere)
+        if count:  # otherwise those that name it as their parent are counted as they come
+            elsewhere = sum(job.class_counts) - job.class_counts[states.UNKNOWN]
+            job.class_counts[states.UNKNOWN] = max(0, count - elsewhere)

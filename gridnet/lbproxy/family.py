@@ -6,6 +6,8 @@ Source: docs/protocols/lbproxy.rst, "Collections".
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from gridnet.lbproxy import record as states
 from gridnet.lbproxy import seqcode
 from gridnet.lbproxy.events import EVENT_TYPES, LEVEL_SYSTEM, PRIORITY_INTERNAL, Event, write
@@ -22,6 +24,24 @@ def move_child(parent: JobRecord, old_class: int, new_class: int) -> None:
     counts[new_class] += 1
 
 
+def count_early(parent: JobRecord, found: Iterable[tuple[int, int | None, int]]) -> bool:
+    """
+    Count the children that were there before *parent* was registered.
+
+    :param found: state, done code and number of such children.
+    :returns: whether any has come further than being there.
+    """
+    counts = parent.class_counts
+    early = [0] * len(counts)
+    for state, done_code, number in found:
+        early[states.child_class(state, done_code)] += number
+    rest, early[states.UNKNOWN] = early[states.UNKNOWN], 0
+    announced = int(parent.get("children_num"))
+    counts[:] = early
+    counts[states.UNKNOWN] = max(0, announced - sum(early)) if announced else rest
+    return any(early)
+
+
 def computed_state(parent: JobRecord) -> int | None:
     """
     The state that the children of *parent* give it.
@@ -29,7 +49,7 @@ def computed_state(parent: JobRecord) -> int | None:
     :returns: None when *parent* is of a type whose state does not follow its children.
     """
     counts = parent.class_counts
-    total = int(parent.get("children_num"))
+    total = int(parent.get("children_num")) or sum(counts)
     running, done = counts[states.RUNNING], counts[states.DONE]
     cleared, aborted = counts[states.CLEARED], counts[states.ABORTED]
     if parent.job_type == states.COLLECTION:

@@ -191,6 +191,7 @@ class Ledger:
                 return SPOOL_FULL
             destination = ""
             self._result.not_forwarded += 1
+        is_new = entry is None
         if entry is None:
             record = JobRecord(event.job_id, normal_form(event.user))
             entry = self._jobs.add(self._next_serial(), record)
@@ -199,8 +200,11 @@ class Ledger:
             self._jobs.spool_rows.append((position, destination, entry.id))
             self.spooled += 1
             self._result.destinations.add(destination)
+        ahead = self._meet_family(entry) if is_new else ""
         if registers:
             self._make_subjobs(entry, event)
+        if ahead:
+            self._follow_children(entry, ahead, event, now)
         self._settle(entry, now)
         return frames.OK
 
@@ -276,13 +280,24 @@ class Ledger:
             self._tell_parent(entry, old_class, event, now)
         return position
 
+    def _parent_of(self, child: HeldJob) -> HeldJob | None:
+        """The compound job that *child* names as its parent, if it is in the store."""
+        parent = self._jobs.entry(child.parent) if child.parent else None
+        if parent is None or parent is child or parent.record.job_type not in COMPOUND:
+            return None
+        return parent
+
     def _tell_parent(self, child: HeldJob, old_class: int, event: Event, now: float) -> None:
         """Count a child that moved, and log the parent's new state if that changes it."""
-        parent = self._jobs.entry(child.parent)
-        if parent is None or parent is child or parent.record.job_type not in COMPOUND:
+        parent = self._parent_of(child)
+        if parent is None:
             return
         family.move_child(parent.record, old_class, child.record.child_class)
         self._jobs.soil(parent)
+        self._follow_children(parent, str(child.record.job_id), event, now)
+
+    def _follow_children(self, parent: HeldJob, child: str, event: Event, now: float) -> None:
+        """Log the state that its children give *parent*, if it is another than it has."""
         state = family.computed_state(parent.record)
         if state is None or state == parent.record.state:
             return
@@ -291,12 +306,40 @@ class Ledger:
         made = family.collection_event(
             parent.record,
             state,
-            str(child.record.job_id),
+            child,
             event.type.name,
             self.rules.host,
             int(now * MICROSECONDS),
         )
         self._happen(parent, made, fingerprint(made), now)
+
+    def _meet_family(self, entry: HeldJob) -> str:
+        """
+        Count a new job where its parent has not said how many it will have, and its children.
+
+        :returns: the id of a child that was there before it, when one of them has moved already.
+        """
+        parent = self._parent_of(entry)
+        if parent is not None and not parent.record.get("children_num"):
+            parent.record.class_counts[entry.record.child_class] += 1
+            self._jobs.soil(parent)
+        if entry.record.job_type not in COMPOUND:
+            return ""
+        self._jobs.flush()
+        found = self._db.execute(
+            "SELECT state, json_extract(record, '$[0].done_code'), count(*), max(id) FROM jobs"
+            " WHERE parent = ? AND id <> ? GROUP BY 1, 2",
+            (entry.record.job_id.unique, entry.id),
+        ).fetchall()
+        if not found:
+            return ""
+        self._jobs.soil(entry)
+        if not family.count_early(entry.record, [row[:3] for row in found]):
+            return ""
+        (child,) = self._db.execute(
+            "SELECT job_id FROM jobs WHERE id = ?", (max(row[3] for row in found),)
+        ).fetchone()
+        return str(child)
 
     def _generation(self, entry: HeldJob) -> int:
         depth = 0

@@ -431,13 +431,18 @@ class JobRecord:
     @property
     def child_class(self) -> int:
         """Under which state this job is counted in its parent's histogram."""
-        if self.state == DONE:
-            return DONE if self.values.get("done_code") == DONE_OK else UNKNOWN
-        if self.state in (CLEARED, CANCELLED):
-            return CLEARED
-        if self.state in (RUNNING, ABORTED):
-            return self.state
-        return UNKNOWN
+        return child_class(self.state, self.values.get("done_code"))
+
+
+def child_class(state: int, done_code: int | None) -> int:
+    """Under which state a job in *state* is counted in its parent's histogram."""
+    if state == DONE:
+        return DONE if done_code == DONE_OK else UNKNOWN
+    if state in (CLEARED, CANCELLED):
+        return CLEARED
+    if state in (RUNNING, ABORTED):
+        return state
+    return UNKNOWN
 
 
 def subjob_record(parent: JobRecord, job_id: JobId) -> JobRecord:

@@ -265,6 +265,40 @@ class FamilyTests(LedgerTestCase):
         self.log(name, "Running", RUN, seqcode="UI2")
         self.assertEqual(self.states()[0], "Running")
 
+    def test_children_before_their_parent(self) -> None:
+        """However far they have come, a parent that is registered after them counts them."""
+        early, running = self.children[:2]
+        for name in (early, running):
+            self.register(name, fields={"PARENT": job(PARENT)})
+            self.log(name, "Running", RUN, seqcode="UI2")
+        self.log(early, "Done", DONE_OK, source="LogMonitor", seqcode="UI3")
+        self.register_family()
+        self.assertEqual(self.states()[0], "Running")
+        self.assertEqual(self.record(PARENT).class_counts[record.UNKNOWN], 1)
+        for name in self.children[1:]:
+            self.log(name, "Done", DONE_OK, source="LogMonitor", seqcode="UI4")
+        self.assertEqual(self.states(), ["Done"] * 4)
+        self.assertEqual(self.record(PARENT).class_counts[record.DONE], 3)
+
+    def test_all_children_ended_before_their_parent(self) -> None:
+        """Nothing is to come from them any more, so the registration says what they came to."""
+        for name in self.children:
+            self.register(name, fields={"PARENT": job(PARENT)})
+            self.log(name, "Done", DONE_OK, source="LogMonitor", seqcode="UI2")
+        self.register_family()
+        self.assertEqual(self.states(), ["Done"] * 4)
+
+    def test_children_that_were_not_announced(self) -> None:
+        """Who names a parent that told no number of children is one of all."""
+        self.register("early", fields={"PARENT": job(PARENT)})
+        self.register_family(NSUBJOBS="0")
+        for name in ("one", "two"):
+            self.register(name, fields={"PARENT": job(PARENT)})
+        self.assertEqual(STATES[self.record(PARENT).state], "Submitted")
+        for name, wanted in (("early", "Waiting"), ("one", "Waiting"), ("two", "Done")):
+            self.log(name, "Done", DONE_OK, source="LogMonitor", seqcode="UI2")
+            self.assertEqual(STATES[self.record(PARENT).state], wanted)
+
     def test_nested_families(self) -> None:
         """A collection in a collection passes its state up."""
         self.register_family(NSUBJOBS="1")
