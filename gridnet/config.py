@@ -44,6 +44,18 @@ def _exactly(wanted: type[T], *also: type) -> Callable[[object, object], T]:
     return structure
 
 
+#: A number above this is a slip, and what counts with it may hold no larger one.
+_MOST = 1 << 62
+
+
+def _countable(value: object, kind: object) -> int:
+    """A whole number that a machine counts with: TOML texts may hold any."""
+    number = _exactly(int)(value, kind)
+    if not -_MOST <= number <= _MOST:
+        raise ValueError(f"expected a number up to {_MOST}, found {number}")
+    return number
+
+
 def _finite(value: object, kind: object) -> float:
     """A number that can be counted with: TOML also has ``nan`` and ``inf``."""
     number = _exactly(float, int)(value, kind)
@@ -88,7 +100,7 @@ def _make_converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True)
     converter.register_structure_hook(str, _text_or_member)
     converter.register_structure_hook(bool, _exactly(bool))
-    converter.register_structure_hook(int, _exactly(int))
+    converter.register_structure_hook(int, _countable)
     converter.register_structure_hook(float, _finite)
     converter.register_structure_hook(Path, lambda value, _: Path(_exactly(str)(value, str)))
     converter.register_structure_hook_factory(_is_homogenous_tuple, _tuple_factory)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from attrs import Attribute, Factory, field, frozen
 
 from gridnet.config import at_least, more_than
+from gridnet.lbproxy.paths import MAX_PATH_OCTETS
 from gridnet.lbproxy.record import STATES, state_number
 
 
@@ -39,6 +41,25 @@ def _no_negatives(_: object, attribute: Attribute[Any], value: Mapping[str, floa
             raise ValueError(f"expected 0 or more for {name}, found {seconds!r}")
 
 
+_SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
+
+
+def _servers(_: object, attribute: Attribute[Any], value: Iterable[str]) -> None:
+    for name in value:
+        if _SERVER.fullmatch(name) is None:
+            raise ValueError(f"expected host:port, found {name!r}")
+
+
+def _absolute(_: object, attribute: Attribute[Any], value: str) -> None:
+    if not value.startswith("/"):
+        raise ValueError(f"expected an absolute path, found {value!r}")
+
+
+def _socket_address(_: object, attribute: Attribute[Any], value: str) -> None:
+    if not 0 < len(value.encode()) <= MAX_PATH_OCTETS:
+        raise ValueError(f"expected a path of 1 to {MAX_PATH_OCTETS} octets, found {value!r}")
+
+
 @frozen
 class ForwardConfig:
     """``[lbproxy.forward]``: how events go on to the jobs' own servers."""
@@ -49,9 +70,9 @@ class ForwardConfig:
     #: endpoint string of a server; ``{host}`` is the job id's, ``{port}`` its port plus one
     server: str = "tcp:{host}:{port}"
     #: endpoint strings of servers that are elsewhere, by ``host:port`` of the job ids
-    routes: Mapping[str, str] = Factory(dict)
+    routes: Mapping[str, str] = field(factory=dict, validator=_servers)
     #: ``host:port`` of servers that share this store: their events stay
-    local_servers: tuple[str, ...] = ()
+    local_servers: tuple[str, ...] = field(default=(), validator=_servers)
     #: events sent to one server and not answered, never two of one job; the original's servers
     #: want 1
     window: int = field(default=1, validator=at_least(1))
@@ -66,8 +87,11 @@ class ForwardConfig:
     retry_seconds: float = field(default=1.0, validator=more_than(0))  #: first pause after a fault
     max_retry_seconds: float = field(default=60.0, validator=more_than(0))  #: it doubles up to this
     #: ``daemon``: files are this name, a point, and the unique part of the job id
-    spool_prefix: str = "/var/spool/glite/lb-proxy/dglogd.log"
-    notice_socket: str = "/var/run/glite/glite-lb-proxy.sock"  #: ``daemon``: told of each line
+    spool_prefix: str = field(default="/var/spool/glite/lb-proxy/dglogd.log", validator=_absolute)
+    #: ``daemon``: told of each line
+    notice_socket: str = field(
+        default="/var/run/glite/glite-lb-proxy.sock", validator=_socket_address
+    )
 
 
 @frozen

@@ -406,20 +406,17 @@ def listen_unix(
     factory: Factory,
     *,
     backlog: int,
-    mode: int,
-    group: str,
     what: str,
     watch: lean.Watch | Loop,
 ) -> Any:
     """
-    Listen at *path* with permissions *mode*, never wider for a moment.
+    Listen at *path*, for the own user only; :func:`let_in` follows.
 
     :param what: key under which a fault is told.
     :param watch: watches the connections; a loop accepts them, too.
     :returns: the IListeningPort.
     :raises ConfigError: the path is taken, or cannot be made.
     """
-    number = group_number(group) if group else -1
     take_over(path, what)
     before = os.umask(0o177)
     try:
@@ -432,10 +429,23 @@ def listen_unix(
         raise ConfigError([Fault(what, f"{path} cannot be listened at: {error}")]) from None
     finally:
         os.umask(before)
-    if number >= 0:
-        os.chown(path, -1, number)
-    os.chmod(path, mode)
     return port
+
+
+def let_in(path: str, mode: int, group: str) -> None:
+    """
+    Give the socket at *path* to *group* (empty: it stays as it is), and set its permissions.
+
+    :raises ConfigError: the process may not do that.
+    """
+    number = group_number(group) if group else -1
+    try:
+        if number >= 0:
+            os.chown(path, -1, number)
+        os.chmod(path, mode)
+    except OSError as error:
+        fault = f"{path} cannot be given to {group or 'others'}: {error}"
+        raise ConfigError([Fault("lbproxy.socket_group", fault)]) from None
 
 
 def users_of(numbers_or_names: Collection[str]) -> dict[int, str]:

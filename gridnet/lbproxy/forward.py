@@ -21,6 +21,7 @@ from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from gridnet.errors import ConfigError, Fault, shown
 from gridnet.lbproxy import frames
 from gridnet.lbproxy.book import JobBook
 from gridnet.lbproxy.config import ForwardConfig
@@ -40,12 +41,33 @@ def endpoint_string(config: ForwardConfig, destination: str) -> str:
 
     :param destination: ``host:port`` of the job ids.
     """
-    routed = config.routes.get(destination)
+    routed = {name.lower(): place for name, place in config.routes.items()}.get(destination)
     if routed is not None:
         return routed
     host, _, port = destination.rpartition(":")
     host = host.strip("[]")
     return config.server.format(host=quoteStringArgument(host), port=int(port) + 1)
+
+
+def check_endpoints(config: ForwardConfig, reactor: Any) -> None:
+    """
+    Look whether *config* says where servers are.
+
+    :raises ConfigError: it holds what is no endpoint string, or names files that are not there.
+    """
+    places = {"server": "server.example.org:9000"}
+    places.update({f"routes.{name}": name.lower() for name in config.routes})
+    faults = []
+    for key, destination in places.items():
+        try:
+            clientFromString(reactor, endpoint_string(config, destination))
+        except (LookupError, OSError, TypeError, ValueError) as error:
+            found = config.server if key == "server" else config.routes[key.partition(".")[2]]
+            why = f"{type(error).__name__} {error}".rstrip()
+            text = f"expected an endpoint, found {shown(found)}: {why}"
+            faults.append(Fault(f"lbproxy.forward.{key}", text))
+    if faults:
+        raise ConfigError(faults)
 
 
 def read_spool(
@@ -251,7 +273,7 @@ class Deliverer:
     def _failed(self, failure: Failure) -> None:
         self._working = False
         self._more = True
-        self._trouble(failure.getErrorMessage())
+        self._trouble(failure.getErrorMessage() or type(failure.value).__name__)
 
     def _lost(self, reason: str) -> None:
         self._link = None

@@ -12,19 +12,18 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from twisted.application.service import IService, Service
-from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
-from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gridnet import garbage
+from gridnet.errors import ConfigError, Fault
 from gridnet.interfaces import IJobEvents, IObjectSource
 from gridnet.lbproxy.book import JobBook
 from gridnet.lbproxy.config import LbproxyConfig
-from gridnet.lbproxy.connections import BoundedFactory, Budget, listen_unix, take_over
-from gridnet.lbproxy.forward import Forwarder
+from gridnet.lbproxy.connections import BoundedFactory, Budget, let_in, listen_unix, take_over
+from gridnet.lbproxy.forward import Forwarder, check_endpoints
 from gridnet.lbproxy.job_list import JobSource
 from gridnet.lbproxy.ledger import LedgerRules
 from gridnet.lbproxy.log import JobEvents
@@ -35,6 +34,7 @@ from gridnet.lbproxy.store import StoreFile
 from gridnet.lbproxy.store_socket import Identities, StoreFactory
 from gridnet.lean import Watch
 from gridnet.lean_loop import Loop
+from gridnet.listener import listener
 from gridnet.open_files import raise_file_limit
 from gridnet.site import Site
 
@@ -112,10 +112,21 @@ class LbproxyService(Service):
         self.book.on_room = self._make_room
         self._forwarder: Forwarder | None = None
         if self._rules.forwards:
+            if config.forward.mode == "deliver":
+                check_endpoints(config.forward, reactor)
             self._forwarder = Forwarder(self.book, config.forward, reactor, random.Random())
         self._sweep = LoopingCall(self._sweep_once)
         self._sweep.clock = reactor
         self._ports: list[Any] = []
+        further = {
+            "store": (config.store_endpoint, self._further_store_factory),
+            "serve": (config.serve_endpoint, self._serve_factory),
+        }
+        self._listeners = {
+            side: listener(endpoint, factory, reactor, f"lbproxy.{side}_endpoint")
+            for side, (endpoint, factory) in further.items()
+            if endpoint
+        }
         self._watch = Watch(reactor)
         self._ready: Deferred[None] = Deferred()
         site.starting(self._ready)
@@ -157,18 +168,23 @@ class LbproxyService(Service):
         except BaseException:  # it ends the process: nobody waits to be ready any more
             for port in self._ports:
                 port.stopListening()
+            for one in self._listeners.values():
+                one.stopService()
             raise
         self._sweep.start(self._config.sweep_seconds, now=False)
         if self._forwarder is not None:
             self._forwarder.start()
-        further = [
-            self._listen_further(self._config.store_endpoint, self._further_store_factory, "store"),
-            self._listen_further(self._config.serve_endpoint, self._serve_factory, "serve"),
-        ]
-        gatherResults(further, consumeErrors=True).addCallbacks(self._started, self._not_started)
+        bound = [one.listening for one in self._listeners.values()]
+        gatherResults(bound, consumeErrors=True).addCallbacks(self._started, self._not_started)
 
     def _listen(self) -> None:
         config = self._config
+        for name, one in self._listeners.items():
+            try:
+                one.startService()
+            except Exception as error:  # whatever it is, the process ends with this
+                fault = Fault(f"lbproxy.{name}_endpoint", f"cannot be listened at: {error}")
+                raise ConfigError([fault]) from None
         places: tuple[tuple[Side, BoundedFactory, Watch | Loop], ...] = (
             (Side.STORE, self._store_factory, self.book.writer.loop),
             (Side.SERVE, self._serve_factory, self._watch),
@@ -180,36 +196,20 @@ class LbproxyService(Service):
                     self.paths[side],
                     factory,
                     backlog=config.backlog,
-                    mode=config.socket_mode,
-                    group=config.socket_group,
                     what=f"lbproxy.{side.name.lower()}_socket",
                     watch=watch,
                 )
             )
+            let_in(self.paths[side], config.socket_mode, config.socket_group)
 
-    def _listen_further(
-        self, endpoint: str, factory: BoundedFactory, name: str
-    ) -> Deferred[tuple[str, Any]]:
-        if not endpoint:
-            return succeed((name, None))
-        listening = serverFromString(self._reactor, endpoint).listen(factory)
-
-        def bound(port: Any) -> tuple[str, Any]:
-            self._ports.append(port)
-            return name, IListeningPort(port).getHost()
-
-        named: Deferred[tuple[str, Any]] = listening.addCallback(bound)
-        return named
-
-    def _started(self, further: list[tuple[str, Any]]) -> None:
+    def _started(self, bound: list[Any]) -> None:
         addresses: dict[str, str] = {
             "store": self.paths[Side.STORE],
             "serve": self.paths[Side.SERVE],
         }
-        for name, address in further:
-            if address is not None:
-                host = getattr(address, "host", "")
-                addresses[f"{name}_address"] = f"{host}:{getattr(address, 'port', '')}"
+        for name, address in zip(self._listeners, bound, strict=True):
+            host = getattr(address, "host", "")
+            addresses[f"{name}_address"] = f"{host}:{getattr(address, 'port', '')}"
         self._site.announce("lbproxy", addresses)
         self._log.info(
             "events at {store}, queries at {serve}",
@@ -231,7 +231,9 @@ class LbproxyService(Service):
         if self._sweep.running:
             self._sweep.stop()
         ports, self._ports = self._ports, []
-        await gatherResults([maybeDeferred(port.stopListening) for port in ports])
+        ending = [maybeDeferred(port.stopListening) for port in ports]
+        ending += [one.stopService() for one in self._listeners.values()]
+        await gatherResults(ending)
         if self._forwarder is not None:
             await self._forwarder.stop()
         self._purger.stop()

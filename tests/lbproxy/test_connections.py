@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -296,6 +297,34 @@ class StartTests(TestCase):
             self.proxy.start()
         self.assertEqual(Path(self.proxy.serve).read_text(), "precious")
         self.assertFalse(os.path.exists(self.proxy.store))
+        self.proxy.forget()
+
+    def test_names_what_cannot_be_listened_at(self) -> None:
+        """An endpoint that is none, or that is taken, ends the start and is named by its key."""
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            for key, endpoint, what in (
+                ("store_endpoint", "garbage", "expected an endpoint, found 'garbage'"),
+                ("store_endpoint", f"tcp:{port}:interface=127.0.0.1", "cannot be listened at"),
+                ("serve_endpoint", "tcp:99999", "cannot be listened at"),
+            ):
+                proxy = RunningProxy(evolve(CONFIG, **{key: endpoint}))
+                with self.assertRaisesRegex(ConfigError, f"lbproxy.{key}: {what}"):
+                    proxy.start()
+                self.assertFalse(os.path.exists(proxy.store))
+                self.assertFalse(os.path.exists(proxy.serve))
+                proxy.forget()
+        self.proxy.forget()
+
+    def test_names_a_group_that_it_may_not_give(self) -> None:
+        """A group that the process is no member of is a fault of the configuration."""
+
+        def chown(*_: object) -> None:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+        self.patch(os, "chown", chown)
+        with self.assertRaisesRegex(ConfigError, "lbproxy.socket_group: .* be given to 0: "):
+            connections.let_in(self.proxy.store, 0o660, "0")
         self.proxy.forget()
 
     def test_stops_while_busy(self) -> Deferred[None]:

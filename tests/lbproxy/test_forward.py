@@ -16,13 +16,16 @@ from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from gridnet.config import structure
+from gridnet.errors import ConfigError
 from gridnet.lbproxy import frames
 from gridnet.lbproxy.book import JobBook
 from gridnet.lbproxy.config import ForwardConfig, LbproxyConfig
 from gridnet.lbproxy.events import parse
-from gridnet.lbproxy.forward import endpoint_string
+from gridnet.lbproxy.forward import check_endpoints, endpoint_string
 from gridnet.lbproxy.forwarding import BackOff, Queue, SpooledEvent, Verdict, judge
 from gridnet.lbproxy.frames import OK, FrameReader, Reply
 from gridnet.lbproxy.handover import append_line, send_notice
@@ -75,12 +78,36 @@ class JudgeTests(SynchronousTestCase):
 
     def test_endpoints(self) -> None:
         """The port of the job id plus one, unless routed elsewhere."""
-        config = ForwardConfig(routes={"lb:9000": "unix:/run/x"})
+        config = ForwardConfig(routes={"LB:9000": "unix:/run/x"})
         self.assertEqual(endpoint_string(config, "lb:9000"), "unix:/run/x")
         self.assertEqual(endpoint_string(config, "other:9002"), "tcp:other:9003")
         self.assertEqual(endpoint_string(config, "[::1]:9000"), r"tcp:\:\:1:9001")
         config = ForwardConfig(server="tls:{host}:{port}")
         self.assertEqual(endpoint_string(config, "lb:1"), "tls:lb:2")
+
+    def test_endpoints_that_are_none(self) -> None:
+        """Where servers are is looked at before the first event waits for one."""
+        check_endpoints(ForwardConfig(), MemoryReactorClock())
+        absent = "tls:{host}:{port}:trustRoots=/absent"
+        for server in ("garbage", "tcp:{host}:{port", "tcp:{where}:1", "tcp:{}:1", absent):
+            with self.assertRaisesRegex(ConfigError, "forward.server: expected an endpoint"):
+                check_endpoints(ForwardConfig(server=server), MemoryReactorClock())
+        config = ForwardConfig(routes={"lb:9000": "garbage", "LB2:9000": "tcp:x:1"})
+        with self.assertRaisesRegex(ConfigError, "forward.routes.lb:9000: expected an endpoint"):
+            check_endpoints(config, MemoryReactorClock())
+
+    def test_settings_that_are_none(self) -> None:
+        """Names of servers and paths are refused where they could never be found again."""
+        for settings in (
+            {"routes": {"lb": "tcp:x:1"}},
+            {"local_servers": ["https://lb:9000/"]},
+            {"spool_prefix": ""},
+            {"spool_prefix": "dglogd.log"},
+            {"notice_socket": "/" + "x" * 107},
+        ):
+            (key,) = settings
+            with self.assertRaisesRegex(ConfigError, f"lbproxy.forward.{key}: expected"):
+                structure(LbproxyConfig, {"forward": settings}, "lbproxy")
 
 
 class QueueTests(SynchronousTestCase):

@@ -96,6 +96,9 @@ class SiteFileTests(SynchronousTestCase):
         for text in ("nan", "inf", "-inf", "1" + 400 * "0"):
             (fault,) = self.faults(f"[tank]\nlitres = {text}")
             self.assertTrue(fault.startswith("tank.litres: "), fault)
+        for text in ("9223372036854775807", "-1" + 30 * "0"):
+            (fault,) = self.faults(f"[tank]\npumps = {text}")
+            self.assertEqual(fault, f"tank.pumps: expected a number up to {1 << 62}, found {text}")
 
     def test_a_value_out_of_bounds_is_a_fault(self) -> None:
         """Validators say what they expected."""
