@@ -35,9 +35,10 @@ _ESCAPED_VALUE = re.compile(r'([^"\\]*+(?:\\.[^"\\]*+)++)"', re.DOTALL)
 _HEAD = re.compile(
     r'[ \t]*+([A-Za-z0-9._-]++)=([^ \t\n"\\=\0\1]++)[ \t]++([A-Za-z0-9._-]++)=', re.DOTALL
 )
-#: Between two of them: any bare pairs, a key.
+#: Between two of them: any bare pairs, a key.  The pairs are not possessive together: Python up to
+#: 3.11.4 does not go back to where a pair began that turns out to be none.
 _GAP = re.compile(
-    r'(?:[ \t]++[A-Za-z0-9._-]++=[^ \t\n"\\=\0\1]++)*+[ \t]++[A-Za-z0-9._-]++=', re.DOTALL
+    r'(?:[ \t]++[A-Za-z0-9._-]++=[^ \t\n"\\=\0\1]++)*[ \t]++[A-Za-z0-9._-]++=', re.DOTALL
 )
 _WORD = re.compile(r"([^ \t=]++)=([^ \t]*+)")
 _TO_ESCAPE = re.compile(r'["\\\n]')
