@@ -100,6 +100,7 @@ class GiveBackTests(SynchronousTestCase):
                     text = repr(error)
                 return sealed, hashed, number, text, psutil.Process().pid
             before = work()
+            much = resident()
             errors = []
             def beside():
                 try:
@@ -113,7 +114,6 @@ class GiveBackTests(SynchronousTestCase):
                 assert give_back()
             thread.join()
             assert not errors, errors
-            much = resident()
             assert give_back()
             less = resident()
             assert work() == before
