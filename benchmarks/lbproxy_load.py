@@ -18,7 +18,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 from gridnet.lbproxy import events, frames, seqcode
-from gridnet.lbproxy.events import EVENT_TYPES, Event
+from gridnet.lbproxy.event_types import EVENT_TYPES, source_number
+from gridnet.lbproxy.events import Event
 from gridnet.lbproxy.jobid import JobId
 
 #: Stands for the unique part of a job id in a ready-made message; as long as a real one.
@@ -105,7 +106,7 @@ def _line(name: str, source: str, counts: dict[int, int], fields: dict[str, str]
         host="ui.example.org",
         level=8,
         priority=8,
-        source=events.source_number(source),
+        source=source_number(source),
         src_instance="7443",
         job_id=JobId("lb.example.org", 9000, PLACEHOLDER.decode()),
         seqcode=code,

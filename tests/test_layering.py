@@ -99,6 +99,7 @@ PURE = (
     "lbproxy/changes.py",
     "lbproxy/cream.py",
     "lbproxy/dialects.py",
+    "lbproxy/event_types.py",
     "lbproxy/events.py",
     "lbproxy/family.py",
     "lbproxy/forwarding.py",

@@ -19,7 +19,7 @@ from gridnet.lbproxy.client import (
     condition,
     make_job_id,
 )
-from gridnet.lbproxy.events import SOURCES
+from gridnet.lbproxy.event_types import SOURCES
 from gridnet.lbproxy.query import ResultMode
 from gridnet.lbproxy.record import JOB_TYPES, STATES, job_type_number, state_number
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 from gridnet.lbproxy import record as states
 from gridnet.lbproxy import seqcode
-from gridnet.lbproxy.events import EVENT_TYPES, LEVEL_SYSTEM, PRIORITY_INTERNAL, Event, write
+from gridnet.lbproxy.event_types import EVENT_TYPES, LEVEL_SYSTEM, PRIORITY_INTERNAL
+from gridnet.lbproxy.events import Event, write
 from gridnet.lbproxy.record import JobRecord
 
 #: Who logs the computed states.

@@ -17,7 +17,8 @@ from gridnet.lbproxy import seqcode
 from gridnet.lbproxy.calendar import MICROSECONDS
 from gridnet.lbproxy.changes import Effect, note_entry, set_tag, take_family
 from gridnet.lbproxy.cream import apply_cream_data, apply_cream_state
-from gridnet.lbproxy.events import Event, source_name
+from gridnet.lbproxy.event_types import source_name
+from gridnet.lbproxy.events import Event
 from gridnet.lbproxy.identity import comparison_key
 from gridnet.lbproxy.jobid import JobIdError
 from gridnet.lbproxy.jobid import parse as parse_job_id

@@ -23,12 +23,8 @@ from gridnet.lbproxy import family, frames, rows
 from gridnet.lbproxy.calendar import MICROSECONDS
 from gridnet.lbproxy.changes import COUNTING_TYPES
 from gridnet.lbproxy.departures import MAX_GENERATIONS, Departures
-from gridnet.lbproxy.events import (
-    PRIORITY_DIRECT,
-    PRIORITY_EXCLUSIVE,
-    PRIORITY_INTERNAL,
-    Event,
-)
+from gridnet.lbproxy.event_types import PRIORITY_DIRECT, PRIORITY_EXCLUSIVE, PRIORITY_INTERNAL
+from gridnet.lbproxy.events import Event
 from gridnet.lbproxy.frames import Major, Reply
 from gridnet.lbproxy.held_jobs import HeldJob, HeldJobs, JobChanges, fingerprint
 from gridnet.lbproxy.identity import comparison_key, is_nobody, normal_form

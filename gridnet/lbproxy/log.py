@@ -10,7 +10,8 @@ from zope.interface import implementer
 from gridnet.interfaces import IJobEvents
 from gridnet.lbproxy import events
 from gridnet.lbproxy.book import JobBook
-from gridnet.lbproxy.events import EventError, event_type
+from gridnet.lbproxy.event_types import event_type
+from gridnet.lbproxy.events import EventError
 from gridnet.lbproxy.frames import Major, Reply
 from gridnet.lbproxy.identity import comparison_key
 from gridnet.lbproxy.jobid import parse as parse_job_id

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from attrs import frozen
 
 from gridnet.lbproxy.calendar import MICROSECONDS
-from gridnet.lbproxy.events import Event, Kind, source_name
+from gridnet.lbproxy.event_types import Kind, source_name
+from gridnet.lbproxy.events import Event
 from gridnet.lbproxy.query import (
     ROOTS,
     EventsQuery,

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from gridnet.lbproxy import xml
-from gridnet.lbproxy.events import source_name
+from gridnet.lbproxy.event_types import source_name
 from gridnet.lbproxy.jobid import JobId, JobIdError
 from gridnet.lbproxy.jobid import parse as parse_job_id
 from gridnet.lbproxy.query import (

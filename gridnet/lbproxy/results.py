@@ -12,7 +12,7 @@ from attrs import field, frozen
 from gridnet.errors import JobError
 from gridnet.lbproxy import xml
 from gridnet.lbproxy.calendar import MICROSECONDS
-from gridnet.lbproxy.events import EVENT_TYPES, Kind, level_name
+from gridnet.lbproxy.event_types import EVENT_TYPES, Kind, level_name
 from gridnet.lbproxy.record import JOB_TYPE_WORDS, STATES, STATUS_FIELDS, FieldKind
 from gridnet.lbproxy.xml import Element
 

@@ -18,16 +18,19 @@ from attrs import define, field, frozen
 from gridnet.errors import ConfigError
 from gridnet.lbproxy import events, frames, jobid, query, request_xml, results, seqcode
 from gridnet.lbproxy.calendar import MICROSECONDS
-from gridnet.lbproxy.events import (
+from gridnet.lbproxy.event_types import (
     EVENT_TYPES,
     LEVEL_SYSTEM,
     PRIORITY_DIRECT,
     PRIORITY_EXCLUSIVE,
     PRIORITY_PROXY,
-    Event,
     EventType,
     Kind,
+    event_type,
+    level_number,
+    source_number,
 )
+from gridnet.lbproxy.events import Event
 from gridnet.lbproxy.frames import Reply
 from gridnet.lbproxy.jobid import JobId, JobIdError
 from gridnet.lbproxy.paths import Side, setting, socket_path
@@ -212,7 +215,7 @@ class Session:
     @property
     def source_number(self) -> int:
         """The number of :attr:`source`."""
-        number = events.source_number(self.source)
+        number = source_number(self.source)
         if not number:
             raise LbError(errno.EINVAL, f"{self.source!r} is no source")
         return number
@@ -271,7 +274,7 @@ class Session:
             type=kind,
             timestamp=int(self.clock() * MICROSECONDS),
             host=self.host,
-            level=events.level_number(self.level) or LEVEL_SYSTEM,
+            level=level_number(self.level) or LEVEL_SYSTEM,
             priority=priority,
             source=self.source_number,
             src_instance=self.instance,
@@ -294,7 +297,7 @@ class Session:
         ``LogEventProxy``: log one event with the held code, which then goes on by one, also when
         the call fails.
         """
-        kind = events.event_type(name)
+        kind = event_type(name)
         if kind is None:
             raise LbError(UNKNOWN_EVENT, f"{name!r} is no event type")
         message = self._message(self._event(kind, fields, PRIORITY_PROXY))
@@ -423,7 +426,7 @@ class Session:
 
     def job_log(self, job_id: str | JobId, level: str = "SYSTEM") -> Call[list[JobEvent]]:
         """``JobLogProxy``: events up to and with *level*."""
-        number = events.level_number(level)
+        number = level_number(level)
         if not number:
             raise LbError(errno.EINVAL, f"{level!r} is no level")
         return (

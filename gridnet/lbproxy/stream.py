@@ -18,7 +18,8 @@ from attrs import frozen
 from gridnet.errors import RemoteProtocolError
 from gridnet.lbproxy import events as event_lines
 from gridnet.lbproxy.calendar import MICROSECONDS
-from gridnet.lbproxy.events import Event, Kind, event_type, level_name, source_name
+from gridnet.lbproxy.event_types import Kind, event_type, level_name, source_name
+from gridnet.lbproxy.events import Event
 from gridnet.lbproxy.identity import comparison_key
 from gridnet.lbproxy.jobid import JobIdError
 from gridnet.lbproxy.jobid import parse as parse_job_id

@@ -18,7 +18,14 @@ from attrs import frozen
 
 from gridnet.lbproxy import events, ulm
 from gridnet.lbproxy.calendar import FULL_TIME, parse_time
-from gridnet.lbproxy.events import EVENT_TYPES, Event, EventType
+from gridnet.lbproxy.event_types import (
+    EVENT_TYPES,
+    EventType,
+    event_type,
+    level_number,
+    source_number,
+)
+from gridnet.lbproxy.events import Event
 from gridnet.lbproxy.jobid import JobIdError
 from gridnet.lbproxy.jobid import parse as parse_job_id
 from gridnet.lbproxy.short_cache import cached_if_short
@@ -100,14 +107,14 @@ def _source(text: str) -> _Source | None:
     values = dict(pairs)
     if len(values) != len(pairs) or not values.keys() <= _ORIGIN_KEYS:
         return None
-    kind = events.event_type(values.get("DG.EVNT", ""))
+    kind = event_type(values.get("DG.EVNT", ""))
     priority = events.priority_number(values.get("DG.PRIORITY", ""))
-    number = events.source_number(values.get("DG.SOURCE", ""))
+    number = source_number(values.get("DG.SOURCE", ""))
     if kind is None or priority == -1 or not number:
         return None
     return _Source(
         kind,
-        events.level_number(values.get("LVL", "")),
+        level_number(values.get("LVL", "")),
         priority,
         number,
         values.get("DG.SRC_INSTANCE", ""),

@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from gridnet.lbproxy.events import EVENT_TYPES, EventField, Kind
+from gridnet.lbproxy.event_types import EVENT_TYPES, EventField, Kind
 from gridnet.lbproxy.record import STATUS_FIELDS
 from tests.lbproxy.child import REPOSITORY, shared_child
 

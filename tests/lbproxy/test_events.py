@@ -1,55 +1,22 @@
-"""Event types, and event lines on the level of their meaning."""
+"""Event lines on the level of their meaning."""
 
 from __future__ import annotations
-
-from calendar import timegm
 
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.lbproxy import events
-from gridnet.lbproxy.calendar import parse_time, time_text
-from gridnet.lbproxy.events import EVENT_TYPES, EventError, Kind
+from gridnet.lbproxy.event_types import EVENT_TYPES, Kind
+from gridnet.lbproxy.events import EventError
 from gridnet.lbproxy.frames import FrameReader, event_line
 from tests.hypothesis_profile import examples
-from tests.lbproxy.vectors import capture, event, line, load
+from tests.lbproxy.vectors import capture, event, line
 
 
 def recorded_line(name: str) -> bytes:
     (body,) = FrameReader(1 << 20).receive(capture(f"{name}.store-request"))
     return event_line(body)
-
-
-class EventTypeTests(SynchronousTestCase):
-    """The table of event types."""
-
-    def test_agrees_with_the_published_table(self) -> None:
-        """Numbers, names, fields, kinds, words and nulls are those of the vectors."""
-        rows = load("event-types")["types"]
-        self.assertEqual([row["name"] for row in rows], list(EVENT_TYPES))
-        for row in rows:
-            kind = EVENT_TYPES[row["name"]]
-            self.assertEqual(kind.number, row["number"])
-            self.assertEqual([f["name"] for f in row["fields"]], [f.name for f in kind.fields])
-            for wanted, found in zip(row["fields"], kind.fields, strict=True):
-                place = f"{kind.name}.{found.name}"
-                # A list is a text here: nobody looks into it.
-                self.assertEqual(wanted["kind"].replace("list", "text"), found.kind.value, place)
-                self.assertEqual(wanted["optional"], not found.required, place)
-                first = 0 if wanted.get("null") == -1 else 1
-                words = {w: n for n, w in enumerate(wanted.get("words", ()), first)}
-                self.assertEqual(words, found.words, place)
-                if "null" in wanted:
-                    self.assertEqual(wanted["null"], found.null, place)
-
-    def test_names_elements(self) -> None:
-        """Elements are the fields in small letters, but for two."""
-        self.assertIn("LRMS_jobid", [f.element for f in EVENT_TYPES["CREAMStatus"].fields])
-        self.assertIn("notifId", [f.element for f in EVENT_TYPES["Notification"].fields])
-        self.assertEqual(
-            [f.element for f in EVENT_TYPES["CREAMCall"].replied][:2], ["command", "callee"]
-        )
 
 
 class ParseTests(SynchronousTestCase):
@@ -234,42 +201,3 @@ class ParseTests(SynchronousTestCase):
             events.parse(bytes(text))
         except EventError as error:
             self.assertIn(error.number, range(1401, 1406))
-
-
-class TimeTests(SynchronousTestCase):
-    """gridnet.lbproxy.calendar"""
-
-    def test_reads_times(self) -> None:
-        """Whole times, with and without a fraction, and the decimal sense of a short one."""
-        seconds = timegm((2026, 11, 22, 1, 22, 9))
-        for text, fraction in (
-            ("20261122012209.050992", 50992),
-            ("20261122012209", 0),
-            ("20261122012209.", 0),
-            ("20261122012209.5", 500000),
-            ("20261122012209.0000019", 1),
-        ):
-            self.assertEqual(parse_time(text), seconds * 1_000_000 + fraction)
-
-    def test_reads_odd_dates(self) -> None:
-        """Missing digits and numbers that are too high are accepted."""
-        self.assertEqual(parse_time("2026"), timegm((2026, 1, 1, 0, 0, 0)) * 1_000_000)
-        self.assertEqual(parse_time("20261301"), timegm((2027, 1, 1, 0, 0, 0)) * 1_000_000)
-        self.assertEqual(parse_time("20260131250000"), timegm((2026, 2, 1, 1, 0, 0)) * 1_000_000)
-
-    def test_no_time_is_zero(self) -> None:
-        """What is no time, or before the epoch, is 0."""
-        for text in ("", "x", "19691231235959", "0", ".5", "2026-01-01", "20260101000000.5x"):
-            self.assertEqual(parse_time(text), 0, text)
-        for text in (
-            "20261122012209.05099\xb2",
-            "2026112201220\xb9.050992",
-            "2026112.012209.050992",
-        ):
-            self.assertEqual(parse_time(text), 0, text)
-
-    @given(st.integers(1, 253_402_300_799_999_999))
-    @examples(200)
-    def test_reads_back_what_it_writes(self, microseconds: int) -> None:
-        """Any time to the year 9999 survives."""
-        self.assertEqual(parse_time(time_text(microseconds)), microseconds)

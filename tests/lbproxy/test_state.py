@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.lbproxy import family, record, seqcode
-from gridnet.lbproxy.events import EVENT_TYPES, Event, Kind, parse
+from gridnet.lbproxy.event_types import EVENT_TYPES, Kind
+from gridnet.lbproxy.events import Event, parse
 from gridnet.lbproxy.jobid import JobId
 from gridnet.lbproxy.jobid import parse as parse_job_id
 from gridnet.lbproxy.record import STATES, JobRecord, Part, state_number

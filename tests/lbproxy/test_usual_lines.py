@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.lbproxy import events, usual_lines
-from gridnet.lbproxy.events import EVENT_TYPES, Event, EventError, Kind
+from gridnet.lbproxy.event_types import EVENT_TYPES, Kind
+from gridnet.lbproxy.events import Event, EventError
 from tests.hypothesis_profile import examples
 from tests.lbproxy.test_events import recorded_line
 from tests.lbproxy.vectors import line

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gridnet.lbproxy import seqcode
-from gridnet.lbproxy.events import Event, parse, source_number
+from gridnet.lbproxy.event_types import source_number
+from gridnet.lbproxy.events import Event, parse
 
 VECTORS = Path(__file__).resolve().parent.parent / "vectors" / "lbproxy"
 JOB_ID = "https://lb.example.org:9000/JobOfTheVectors0000000"
