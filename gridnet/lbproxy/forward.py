@@ -15,9 +15,9 @@ from typing import Any
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import clientFromString, connectProtocol, quoteStringArgument
+from twisted.internet.endpoints import clientFromString, quoteStringArgument
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.protocol import Protocol
+from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -260,7 +260,9 @@ class Deliverer:
     async def _connect(self) -> None:
         endpoint = clientFromString(self._reactor, endpoint_string(self._config, self.destination))
         link = _Link(self._replied, self._lost, self._reactor)
-        connecting: Deferred[Any] = connectProtocol(endpoint, link)
+        factory = Factory.forProtocol(lambda: link)
+        factory.noisy = False  # a server that is away is told of once, not at each attempt
+        connecting: Deferred[Any] = endpoint.connect(factory)
         connecting.addTimeout(self._config.connect_timeout_seconds, self._reactor)
         await connecting
         self._working = False

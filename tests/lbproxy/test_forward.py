@@ -17,6 +17,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from gridnet.config import structure
@@ -300,6 +301,22 @@ class DelivererTests(TestCase):
 
     def codes(self, count: int) -> list[str]:
         return [f"UI={number:06d}" for number in range(1, count + 1)]
+
+    def test_says_once_that_a_server_is_away(self) -> Deferred[None]:
+        """However often it is tried, each attempt is not worth a line."""
+
+        async def work() -> None:
+            await self.happen("a", 1)
+            forwarder = self.proxy.service._forwarder
+            assert forwarder is not None
+            counts = forwarder.counts
+            await until(lambda: counts.failures)
+            with capturedLogs() as logged:
+                await until(lambda: counts.failures >= 4)
+            told = [formatEvent(one) for one in logged if one["log_level"] > LogLevel.debug]
+            self.assertEqual(told, [])
+
+        return self.run_async(work())
 
     def test_a_server_that_comes_late(self) -> Deferred[None]:
         """Events wait, the client does not; all arrive in order once the server is there."""
