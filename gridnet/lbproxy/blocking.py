@@ -165,7 +165,7 @@ def tcp_server_leg(
                     return data
 
                 return _read(reply_reader(), receive)
-        except OSError as error:
+        except (OSError, OverflowError, UnicodeError) as error:  # not even a name or a port
             raise come_again(f"{address[0]}:{address[1]}: {error}") from None
 
     return leg

@@ -194,15 +194,16 @@ class Context(_EventCalls):
         answers: list[Any] = []
         for one in wanted:
             if isinstance(one, StoreExchange):
-                answers.append(self._log(one.message))
+                answers.append(self._log(one.message, one.more_seconds))
             elif isinstance(one, ServerExchange):
-                answers.append(self._server_leg(one.job_id, one.message, self.settings.log_seconds))
+                seconds = self.settings.log_seconds + one.more_seconds
+                answers.append(self._server_leg(one.job_id, one.message, seconds))
             else:
                 answers.append(self._ask(one))
         return answers
 
-    def _log(self, message: bytes) -> Reply:
-        deadline = time.monotonic() + self.settings.log_seconds
+    def _log(self, message: bytes, more_seconds: float = 0.0) -> Reply:
+        deadline = time.monotonic() + self.settings.log_seconds + more_seconds
         return self._store.ask(message, deadline, reply_reader)
 
     def _ask(self, one: ServeExchange) -> tuple[int, bytes]:

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred, DeferredList, DeferredLock
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectError, ConnectionClosed, UserError
 from twisted.internet.interfaces import IDelayedCall
@@ -157,7 +157,7 @@ class DeferredContext(_EventCalls):
             wanted = next(call)
             while True:
                 try:
-                    answers = [await one for one in list(map(self._exchange, wanted))]
+                    answers = await self._all(map(self._exchange, wanted))
                 except LbError as error:
                     wanted = call.throw(error)
                 else:
@@ -166,12 +166,25 @@ class DeferredContext(_EventCalls):
             result: T = done.value
             return result
 
+    @staticmethod
+    async def _all(exchanges: Iterable[Deferred[Any]]) -> list[Any]:
+        """The answers of all; the first fault when there is one, once all have come."""
+        answers = []
+        for good, answer in await DeferredList(list(exchanges), consumeErrors=True):
+            if not good:
+                answer.raiseException()
+            answers.append(answer)
+        return answers
+
     def _exchange(self, one: Exchange) -> Deferred[Any]:
         settings = self.settings
         if isinstance(one, StoreExchange):
-            return self._ask(settings.store, one.message, reply_reader(), settings.log_seconds)
+            seconds = settings.log_seconds + one.more_seconds
+            return self._ask(settings.store, one.message, reply_reader(), seconds)
         if isinstance(one, ServerExchange):
-            return self._server_leg(one.job_id, one.message, settings.log_seconds)
+            return self._server_leg(
+                one.job_id, one.message, settings.log_seconds + one.more_seconds
+            )
         octets = http.encode_request(one.path, one.body)
         return self._ask(settings.serve, octets, answer_reader(), settings.query_seconds)
 
@@ -200,7 +213,15 @@ class DeferredContext(_EventCalls):
     def _come_again(failure: Failure) -> None:
         if isinstance(failure.value, LbError):
             failure.raiseException()
-        if failure.check(ConnectError, ConnectionClosed, UserError, TimeoutError, OSError):
+        if failure.check(
+            ConnectError,
+            ConnectionClosed,
+            UserError,
+            TimeoutError,
+            OSError,
+            OverflowError,
+            ValueError,
+        ):
             raise LbError(errno.EAGAIN, failure.getErrorMessage() or "no answer in time")
         failure.raiseException()
 

@@ -118,7 +118,7 @@ def parse_result(status: int, body: bytes, *, partly: bool = False) -> Element:
     if status in (400, 405, 415, 500) or not body:
         raise LbError(BAD_ANSWER, f"the service answered with HTTP status {status}")
     try:
-        root = xml.parse(body)
+        root = xml.parse(body, max_elements=None)
     except xml.XmlError as error:
         raise LbError(BAD_ANSWER, str(error)) from None
     code = root.attributes.get("code", "0")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any, TypeVar
 
 from attrs import define, field, frozen
@@ -46,7 +47,7 @@ from gridnet.lbproxy.query import (
     PurgeRequest,
     ResultMode,
 )
-from gridnet.lbproxy.record import STATES
+from gridnet.lbproxy.record import STATES, state_number
 from gridnet.lbproxy.results import JobEvent, JobStatus, LbError
 
 T = TypeVar("T")
@@ -59,17 +60,23 @@ DEFAULT_TIMEOUT = 120.0
 
 @frozen(slots=True)
 class StoreExchange:
-    """Send one store message to the proxy; the answer is a :class:`Reply`."""
+    """
+    Send one store message to the proxy; the answer is a :class:`Reply`.
+
+    :ivar more_seconds: that it may take beyond the time of a logging call.
+    """
 
     message: bytes
+    more_seconds: float = 0.0
 
 
 @frozen(slots=True)
 class ServerExchange:
-    """Send one store message to the job's own server; the answer is a :class:`Reply`."""
+    """Send one store message to the job's own server; the rest as :class:`StoreExchange`."""
 
     message: bytes
     job_id: JobId
+    more_seconds: float = 0.0
 
 
 @frozen(slots=True)
@@ -117,9 +124,10 @@ def settings_from(
 
     def seconds(name: str) -> float:
         try:
-            return float(setting(name, environment) or DEFAULT_TIMEOUT)
+            found = float(setting(name, environment) or DEFAULT_TIMEOUT)
         except ValueError:
             return DEFAULT_TIMEOUT
+        return found if isfinite(found) else DEFAULT_TIMEOUT
 
     return ClientSettings(
         path(Side.STORE, store, errno.E2BIG),
@@ -158,9 +166,15 @@ def condition(attribute: str, value: Any, operator: str = "equal", name: str = "
     :param attribute: ``jobId``, ``owner``, ``status``, … (docs/protocols/lbproxy.rst).
     :param value: of the attribute; a pair for ``within``.
     :param name: of a user tag, or the state of a ``time``.
+    :raises LbError: no such operator, or not as many values as it takes.
     """
     word = attribute.lower()
     values = value if isinstance(value, tuple) else (value,)
+    known = [one.value for one in Operator]
+    if operator not in known:
+        raise LbError(errno.EINVAL, f"expected one of {', '.join(known)}, found {operator!r}")
+    if len(values) != (2 if operator == Operator.WITHIN.value else 1):
+        raise LbError(errno.EINVAL, f"{value!r} is nothing for {operator!r} to compare with")
     if word in ("jobid", "parent_job"):
         values = tuple(_job_id(one) for one in values)
     return Condition(word, Operator(operator), values, name)
@@ -340,17 +354,16 @@ class Session:
         priority = PRIORITY_PROXY | (PRIORITY_DIRECT if with_server else 0)
         priority |= PRIORITY_EXCLUSIVE if exclusive else 0
         message = self._registration(job, fields, user, priority)
-        legs: list[Exchange] = [StoreExchange(message)]
+        children = max(0, int(fields.get("nsubjobs") or 0))
+        legs: list[Exchange] = [StoreExchange(message, children)]  # a second for each
         if with_server:
             shares = self.settings.server_name.lower() == job.server
-            legs = [ServerExchange(message, job), *([] if shares else legs)]
+            legs = [ServerExchange(message, job, children), *([] if shares else legs)]
         replies = yield legs
         for reply in replies:
             _raise(reply, registering=True)
         self._advance()
-        return generate_subjob_ids(
-            job, int(fields.get("nsubjobs") or 0), str(fields.get("seed") or "")
-        )
+        return generate_subjob_ids(job, children, str(fields.get("seed") or ""))
 
     def register_subjobs(
         self,
@@ -362,6 +375,10 @@ class Session:
         """``RegisterSubjobsProxy``: one registration a subjob, at the proxy; the context stays."""
         held = self.job_id, self.seqcode
         above = _job_id(parent)
+        if len(subjobs) != len(descriptions):
+            raise LbError(
+                errno.EINVAL, f"{len(descriptions)} descriptions of {len(subjobs)} subjobs"
+            )
         try:
             for subjob, jdl in zip(subjobs, descriptions, strict=True):
                 fields = {"jdl": jdl, "ns": network_server, "parent": above, "jobtype": "SIMPLE"}
@@ -466,10 +483,15 @@ class Session:
         flags |= PurgeFlags.REALLY if really else PurgeFlags.NONE
         flags |= PurgeFlags.SERVER_DUMP if dump else PurgeFlags.NONE
         flags |= PurgeFlags.BACKGROUND if background else PurgeFlags.NONE
-        own = timeouts or {}
+        own = [query.SERVICE_DEFAULT] * len(STATES)
+        for name, seconds in (timeouts or {}).items():
+            number = state_number(name)
+            if number is None:
+                raise LbError(errno.EINVAL, f"{name!r} is no state")
+            own[number] = seconds
         request = PurgeRequest(
             None if jobs is None else tuple(_job_id(one) for one in jobs),
-            tuple(own.get(name, query.SERVICE_DEFAULT) for name in STATES),
+            tuple(own),
             flags,
             run_seconds,
         )

@@ -85,15 +85,16 @@ def unescape(text: str) -> str:
 class _Builder:
     """Builds the tree, within bounds."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_elements: int | None) -> None:
+        self._max_elements = max_elements
         self.root: Element | None = None
         self._open: list[tuple[Element, list[str]]] = []
         self._count = 0
 
     def start(self, name: str, attributes: dict[str, str]) -> None:
         self._count += 1
-        if self._count > MAX_ELEMENTS:
-            raise XmlError(f"more than {MAX_ELEMENTS} elements")
+        if self._max_elements is not None and self._count > self._max_elements:
+            raise XmlError(f"more than {self._max_elements} elements")
         if len(self._open) >= MAX_DEPTH:
             raise XmlError(f"elements more than {MAX_DEPTH} deep")
         element = Element(name, attributes)
@@ -115,14 +116,19 @@ class _Builder:
         raise XmlError("a document type declaration")
 
 
-def parse(octets: bytes, pause: Callable[[], None] = lambda: None) -> Element:
+def parse(
+    octets: bytes,
+    pause: Callable[[], None] = lambda: None,
+    max_elements: int | None = MAX_ELEMENTS,
+) -> Element:
     """
-    The root element of a request.
+    The root element of a request, or of a reply.
 
     :param pause: called now and then while a long one is read.
+    :param max_elements: None: any number, of a reply that its reader asked for.
     :raises XmlError: not well formed, a document type, or too deep or too many elements.
     """
-    builder = _Builder()
+    builder = _Builder(max_elements)
     # The original reads Latin-1 whatever is declared.
     parser = expat.ParserCreate("ISO-8859-1")
     parser.buffer_text = True

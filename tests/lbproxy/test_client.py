@@ -96,6 +96,14 @@ class ContextTests(ChildTestCase):
         self.assertEqual(child.fields["jdl"], "[ 1 ]")
         self.assertEqual(child.fields["parent_job"], self.job)
 
+    def test_servers_that_are_none(self) -> None:
+        """What no name or port can be is one that does not answer."""
+        with Context(settings=self.context.settings) as context:
+            for server in ("a..b", "a" * 200, "127.0.0.1:65535"):
+                with self.assertRaises(LbError) as caught:
+                    context.register_job_proxy(f"https://{server}/x", ns="wms")
+                self.assertEqual(caught.exception.number, errno.EAGAIN)
+
     def test_two_legs(self) -> None:
         """The same octets go to the job's own server, and either may refuse."""
         heard: list[tuple[JobId, bytes]] = []

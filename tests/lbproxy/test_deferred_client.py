@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 from collections.abc import Coroutine
 from typing import Any
 
@@ -90,6 +91,21 @@ class DeferredContextTests(TestCase):
             with self.assertRaises(LbError) as caught:
                 await self.make().register_job_proxy("https://127.0.0.1:1/x", ns="wms")
             self.assertEqual(caught.exception.number, errno.EAGAIN)
+
+        return self.run_async(work())
+
+    def test_two_legs_that_fail(self) -> Deferred[None]:
+        """Both are waited for, and the fault of neither is left for the log."""
+
+        async def work() -> None:
+            for server in ("a..b", "a" * 200, "127.0.0.1:65535", "127.0.0.1:1"):
+                context = DeferredContext(
+                    reactor, store="/absent", serve=self.proxy.serve, user=USER, host="ui"
+                )
+                with self.assertRaises(LbError) as caught:
+                    await context.register_job_proxy(f"https://{server}/x", ns="wms")
+                self.assertEqual(caught.exception.number, errno.EAGAIN)
+            gc.collect()  # a fault that nobody took would be logged now
 
         return self.run_async(work())
 

@@ -10,11 +10,12 @@ from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.lbproxy import client, frames, results
-from gridnet.lbproxy.client import Context, LbError
+from gridnet.lbproxy.client import Context, LbError, condition
 from gridnet.lbproxy.events import parse
 from gridnet.lbproxy.frames import OK, FrameReader, Reply
 from gridnet.lbproxy.http import ReplyReader
 from gridnet.lbproxy.session import ClientSettings, Session, settings_from, snake_case
+from gridnet.lbproxy.xml import MAX_ELEMENTS
 from tests.lbproxy.ledgers import job
 from tests.lbproxy.vectors import capture, code
 
@@ -53,6 +54,13 @@ class ReplyTests(SynchronousTestCase):
         self.assertEqual(found[0].fields["jobtype"], "SIMPLE")
         self.assertEqual((found[3].host, found[3].instance), ("wms.example.org", "7443"))
         self.assertTrue(json.dumps(found[0].as_json()))
+
+    def test_as_many_as_come(self) -> None:
+        """A reply has as many elements as its jobs: the bound on requests is none on replies."""
+        one = b"<edg_wll_Job><jobId>%s</jobId></edg_wll_Job>" % job("a").encode("ascii")
+        octets = b"<edg_wll_QueryJobsResult>%s</edg_wll_QueryJobsResult>" % (one * MAX_ELEMENTS)
+        found = results.parse_jobs(results.parse_result(200, octets))
+        self.assertEqual(len(found), MAX_ELEMENTS)
 
     def test_ids(self) -> None:
         """Ids without states."""
@@ -254,6 +262,32 @@ class SessionTests(SynchronousTestCase):
         self.run_call(call, [OK])
         self.assertEqual([type(one).__name__ for one in self.sent], ["ServerExchange"])
 
+    def test_a_second_for_each_subjob(self) -> None:
+        """Registering a family may take longer, at either place."""
+        fields = {"ns": "n", "jobtype": "DAG", "nsubjobs": 7}
+        call = self.session.register(job("a"), fields, user=None, exclusive=False, with_server=True)
+        self.run_call(call, [OK, OK])
+        self.assertEqual([one.more_seconds for one in self.sent], [7, 7])
+
+    def test_arguments_that_are_none(self) -> None:
+        """They are told before anything is sent."""
+        session = self.session
+        for call in (
+            lambda: self.run_call(
+                session.register_subjobs(job("a"), ["[ 1 ]", "[ 2 ]"], "n", [job("b")])
+            ),
+            lambda: self.run_call(session.purge(timeouts={"Finished": 1})),
+            lambda: condition("status", "Done", "like"),
+            lambda: condition("status", "Done", "within"),
+            lambda: condition("status", ("Done", "Ready")),
+        ):
+            with self.assertRaises(LbError) as caught:
+                call()
+            self.assertEqual(caught.exception.number, errno.EINVAL)
+        self.assertEqual(self.sent, [])
+        self.run_call(session.purge(timeouts={"done": 5}), [(200, b"<edg_wll_PurgeResult/>")])
+        self.assertIn(b"<Done>5</Done>", self.sent[0].body)
+
     def test_settings(self) -> None:
         """What is given, then the newer names, then the older, then the defaults."""
         old = {"EDG_WL_LBPROXY_STORE_SOCK": "/old", "EDG_WL_LBPROXY_USER": "/CN=old"}
@@ -265,6 +299,8 @@ class SessionTests(SynchronousTestCase):
         both = settings_from({**old, **new})
         self.assertEqual((both.store, both.query_seconds, both.log_seconds), ("/new", 1.5, 120))
         self.assertEqual(settings_from(new, "/mine").store, "/mine")
+        for word in ("soon", "nan", "inf", "1e400"):
+            self.assertEqual(settings_from({"GLITE_WMS_QUERY_TIMEOUT": word}).query_seconds, 120)
         for number, paths in ((errno.E2BIG, ("x" * 200, "")), (errno.EINVAL, ("", "x" * 200))):
             with self.assertRaises(LbError) as caught:
                 settings_from({}, *paths)
