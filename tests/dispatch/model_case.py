@@ -63,9 +63,11 @@ class ModelCase(SynchronousTestCase):
         wanted = {"Dispatch_Mode": "INFORMATION_ONLY", "Client_Mode": "STATEFUL_CAPABLE"}
         return self.dispatcher.answer(self.request(service, **{**wanted, **headers}), peer, now)
 
-    def infos(self, *words: Any, **headers: str) -> list[str]:
+    def infos(
+        self, service: str = "svc", peer: str = INSIDE, now: float = NOW, **headers: str
+    ) -> list[str]:
         """The descriptors of the answer to a look-up."""
-        lines = self.answer(*words, **headers).lines.decode()
+        lines = self.answer(service, peer, now, **headers).lines.decode()
         return re.findall(r"^Server-Info-\d+: (.*)\r$", lines, re.MULTILINE)
 
     def ports(self, **headers: Any) -> set[int]:

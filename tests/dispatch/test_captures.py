@@ -206,7 +206,7 @@ class CaptureCase(SynchronousTestCase):
             protocol.dataReceived(piece)
         return transport
 
-    def server(self) -> tuple[Any, StringTransport]:
+    def server(self) -> tuple[Any, _Transport]:
         """The latest attempt, connected."""
         _, factory = self.attempts[-1]
         protocol = factory.buildProtocol(None)

@@ -38,7 +38,7 @@ class CrowdTests(TestCase):
         self.core: Any = reactor
         self.clients: list[Conversation] = []
 
-    def tearDown(self) -> Deferred[None]:
+    def tearDown(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         async def close() -> None:
             for client in self.clients:
                 client.transport.abortConnection()

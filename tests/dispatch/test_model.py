@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from typing import Any
 
 from attrs import evolve
 
@@ -187,7 +188,7 @@ class InfoTests(ModelCase):
 class NearnessTests(ModelCase):
     """A client's own host, which counts in the draw unless it names another."""
 
-    def share(self, peer: str, **headers: str) -> float:
+    def share(self, peer: str, **headers: Any) -> float:
         """How often the server at port 1 comes first."""
         counts = Counter(
             self.infos(peer=peer, Server_Count="1", **headers)[0].split(":")[1][0]
@@ -299,7 +300,7 @@ class ListTests(ModelCase):
 
     def test_counts_cut_lists(self) -> None:
         """From the start of the table."""
-        mode = {"Dispatch_Mode": "PROMISCUOUS"}
+        mode: dict[str, Any] = {"Dispatch_Mode": "PROMISCUOUS"}
         self.assertEqual(len(self.infos(**mode)), 4)
         self.assertEqual(self.infos(**mode, Server_Count="2"), self.infos(**mode)[:2])
         self.assertEqual(len(self.infos(**mode, Server_Count="ALL")), 4)
@@ -445,9 +446,9 @@ class ReverseTests(ModelCase):
         self.put("DNS 10.1.1.1:1 R=7", service="web_lb")
         self.assertIn("R=300.00", self.infos(Client_Mode="REVERSE_DNS")[0])
         self.put("DNS 10.1.1.1:1 R=7", service="web_lb", penalty=100.0)
-        mode = {"Client_Mode": "REVERSE_DNS"}
-        self.assertEqual(self.answer(**mode).status, 204)
-        self.assertIn("R=-7.00", self.infos(**mode, Dispatch_Mode="OK_SUPPRESSED")[0])
+        self.assertEqual(self.answer(Client_Mode="REVERSE_DNS").status, 204)
+        suppressed = self.infos(Client_Mode="REVERSE_DNS", Dispatch_Mode="OK_SUPPRESSED")
+        self.assertIn("R=-7.00", suppressed[0])
 
     def test_dns_entries_that_an_outsider_may_not_see_do_not_qualify(self) -> None:
         """The server is dropped."""

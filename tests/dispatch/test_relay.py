@@ -102,7 +102,7 @@ class Stage(TestCase):
         self.clients: list[Conversation] = []
         self.front: Front | None = None
 
-    def tearDown(self) -> Deferred[None]:
+    def tearDown(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         return Deferred.fromCoroutine(self.close())
 
     async def close(self) -> None:
@@ -959,7 +959,7 @@ class BulkTests(Stage):
         backend = await self.backend(0, b"")
         backend.dataReceived = backend.transport.write  # type: ignore[method-assign]
         backend.transport.registerProducer(backend.transport, True)
-        backend.readConnectionLost = lambda: (  # type: ignore[method-assign]
+        backend.readConnectionLost = lambda: (  # type: ignore[method-assign,assignment]
             backend.transport.unregisterProducer(),
             backend.transport.loseConnection(),
         )

@@ -58,7 +58,7 @@ class SiteCase(TestCase):
         self.clients: list[Conversation] = []
         self.service: Any = None
 
-    def tearDown(self) -> Deferred[None]:
+    def tearDown(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         return Deferred.fromCoroutine(self.close())
 
     async def close(self) -> None:
@@ -153,12 +153,13 @@ class OneProcessTests(SiteCase):
 
     async def test_answers_kept_ready_are_bounded(self) -> None:
         """By their number, and by the servers in them."""
-        for config, kept in (({"cached_answers": 3}, 3), ({"cached_servers": 2}, 2)):
+        for key, bound in (("cached_answers", 3), ("cached_servers", 2)):
+            config: dict[str, Any] = {key: bound}
             self.make(**config)
             await self.start()
             for number in range(5):
                 await self.ask(INFO.replace(b"\r\n\r\n", b"\r\nAffinity: a=%d\r\n\r\n" % number))
-            self.assertEqual(self.service.front.dispatcher.cached, kept)
+            self.assertEqual(self.service.front.dispatcher.cached, bound)
             await self.close()
 
     async def test_it_stops_when_idle(self) -> None:

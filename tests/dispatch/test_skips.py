@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,7 +36,7 @@ class SkipTests(ModelCase):
         self.put(*(f"STANDALONE 10.1.1.1:{port}" for port in range(1, 24)))
         had: list[str] = []
         for _ in range(40):
-            skips = {f"Skip_Info_{n}": text for n, text in enumerate(had, 1)}
+            skips: dict[str, Any] = {f"Skip_Info_{n}": text for n, text in enumerate(had, 1)}
             answer = self.answer(**skips)
             if answer.status == 204:
                 break
@@ -50,7 +51,7 @@ class SkipTests(ModelCase):
         self.put("STANDALONE 10.1.1.1:1", "STANDALONE 10.1.1.1:2", "HTTP 10.1.1.1:3 /x")
         had: list[str] = []
         while len(had) < 10:
-            skips = {f"Skip_Info_{n}": text for n, text in enumerate(had, 1)}
+            skips: dict[str, Any] = {f"Skip_Info_{n}": text for n, text in enumerate(had, 1)}
             infos = self.infos(Accepted_Server_Types="FIREWALL", **skips)
             if not infos:
                 break
@@ -127,7 +128,7 @@ class SkipTests(ModelCase):
         self.setUp()
         for name, text, host, port, tags, penalty in servers:
             self.put(text.format(host=host, port=port) + tags, service=name, penalty=penalty)
-        headers = {
+        headers: dict[str, Any] = {
             "Dispatch_Mode": dispatch_mode,
             "Client_Mode": client_mode,
             "Client_Revision": revision,
@@ -137,7 +138,7 @@ class SkipTests(ModelCase):
             headers["Accepted_Server_Types"] = types
         had: list[str] = []
         for _ in range(len(servers) + 2):
-            skips = {f"Skip_Info_{n}": text for n, text in enumerate(had, 1)}
+            skips: dict[str, Any] = {f"Skip_Info_{n}": text for n, text in enumerate(had, 1)}
             infos = self.infos(service, peer=peer, **headers, **skips)
             if not infos:
                 break

@@ -322,7 +322,7 @@ class LoopbackTests(TestCase):
         self.port = self.front.ports()(0, self.front.factory, 50, HERE, core)
         self.port.startListening()
 
-    def tearDown(self) -> Deferred[None]:
+    def tearDown(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         async def close() -> None:
             await self.port.stopListening()
             await self.front.drain()

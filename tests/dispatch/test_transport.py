@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import socket
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -19,6 +19,7 @@ from twisted.internet.error import (
 )
 from twisted.internet.interfaces import (
     IConsumer,
+    IProtocolFactory,
     IPushProducer,
     IReadDescriptor,
     ITransport,
@@ -136,7 +137,7 @@ class TransportTests(TestCase):
         self.transport = LeanTransport(ours, (HERE, 1), self.protocol, self.watch, 65536)
         self.protocol.makeConnection(self.transport)
 
-    def tearDown(self) -> Deferred[None]:
+    def tearDown(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         self.transport.abortConnection()
         return deferLater(self.core, 0)
 
@@ -346,11 +347,13 @@ class PortTests(TestCase):
         self.watch = Watch(self.core)
         self.protocol: Any = Recorder()
         self.factory = Admitting(self.protocol)
-        self.port: Any = lean_ports(self.watch, 65536)(0, self.factory, 50, HERE, self.core)
+        self.port: Any = lean_ports(self.watch, 65536)(
+            0, cast(IProtocolFactory, self.factory), 50, HERE, self.core
+        )
         self.port.startListening()
         self.place = (HERE, self.port.getHost().port)
 
-    def tearDown(self) -> Deferred[Any]:
+    def tearDown(self) -> Deferred[Any]:  # type: ignore[override]  # trial waits
         stopped: Deferred[Any] = maybeDeferred(self.port.stopListening)
         return stopped.addCallback(lambda _: deferLater(self.core, 0))
 

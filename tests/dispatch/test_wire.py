@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from attrs import fields_dict
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -360,8 +361,8 @@ class RequestTests(SynchronousTestCase):
                 return RemoteProtocolError
             return {
                 name: sorted(value) if name in ("identity",) else value
-                for name in request.__slots__
-                if not name.startswith("__") and (value := getattr(request, name)) is not None
+                for name in fields_dict(DispatchRequest)
+                if (value := getattr(request, name)) is not None
             }
 
         self.assertEqual(outcome(chosen), outcome(sorted(chosen)))

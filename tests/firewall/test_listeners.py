@@ -32,7 +32,7 @@ def hear(connection: Any, octets: int) -> bytes:
 class TlsTests(SiteTestCase):
     """Everything from the ticket on is under TLS; Twisted moves the octets."""
 
-    def setUp(self) -> Deferred[None]:
+    def setUp(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         directory = Path(self.mktemp()).absolute()
         directory.mkdir(parents=True)
         certificate, key = self_signed(directory, "127.0.0.1", datetime.now(UTC))

@@ -29,14 +29,14 @@ reactor: Any = _reactor
 class OperatorTests(SiteTestCase):
     """A relay with connections, and somebody who looks after it."""
 
-    def setUp(self) -> Deferred[None]:
+    def setUp(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         # Near the root: the path of a socket is short.
         self.short = Path(tempfile.mkdtemp(prefix="gridnet-"))
         self.socket = self.short / "firewall.control"
         self.more = f'control = "{self.socket}"\n'
         return super().setUp()
 
-    def tearDown(self) -> Deferred[None]:
+    def tearDown(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         return super().tearDown().addCallback(lambda _: shutil.rmtree(self.short))
 
     async def order(self, *words: str) -> tuple[int, str]:

@@ -54,7 +54,7 @@ class RedisTicketsTests(TestCase):
         self.stores.append(store)
         return RedisTickets(config, store, random.Random(seed))
 
-    def tearDown(self) -> Deferred[None]:
+    def tearDown(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         async def end() -> None:
             for store in self.stores:
                 await store.stopService()
@@ -214,7 +214,7 @@ class RedisTicketsTests(TestCase):
 class SharingSitesTests(SiteTestCase):
     """A relay, and a dispatcher on another host that only issues tickets for it."""
 
-    def setUp(self) -> Deferred[None]:
+    def setUp(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         self.server = RedisServer()
         self.more = f'[firewall.redis]\npath = "{self.server.path}"\n'
         return super().setUp()
@@ -234,7 +234,7 @@ class SharingSitesTests(SiteTestCase):
         self.other_service.startService()
         await self.other.ready()
 
-    def tearDown(self) -> Deferred[None]:
+    def tearDown(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         async def end() -> None:
             await maybeDeferred(self.other_service.stopService)
             await super(SharingSitesTests, self).tearDown()

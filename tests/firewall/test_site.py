@@ -84,7 +84,7 @@ class SiteTestCase(TestCase):
     more = ""
     listen = "tcp:{port}:interface=127.0.0.1"
 
-    def setUp(self) -> Deferred[None]:
+    def setUp(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         self.directory = Path(self.mktemp()).absolute()
         self.directory.mkdir(parents=True)
         self.echo = reactor.listenTCP(0, Factory.forProtocol(Echo), interface="127.0.0.1")
@@ -115,7 +115,7 @@ class SiteTestCase(TestCase):
     async def stop(self) -> None:
         await maybeDeferred(self.service.stopService)
 
-    def tearDown(self) -> Deferred[None]:
+    def tearDown(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         async def end() -> None:
             await self.stop()
             await maybeDeferred(self.echo.stopListening)

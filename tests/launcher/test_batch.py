@@ -67,7 +67,7 @@ class BatchTestCase(TestCase):
 
     timeout = 120
 
-    def setUp(self) -> Deferred[None]:
+    def setUp(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         # Near the root: the path of a socket is short.
         self.directory = Path(tempfile.mkdtemp(prefix="gridnet-"))
         (self.directory / "servrc.cfg").write_text("")
@@ -90,7 +90,7 @@ class BatchTestCase(TestCase):
         self.daemon.privilegedStartService()
         self.daemon.startService()
 
-    def tearDown(self) -> Deferred[None]:
+    def tearDown(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         async def end() -> None:
             for each in self.running:
                 if not each.over:

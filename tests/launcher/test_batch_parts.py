@@ -64,7 +64,7 @@ class DeadlineTests(SynchronousTestCase):
         self,
         environment: Mapping[str, str],
         files: Mapping[str, tuple[str, float]] = {},
-        programs: Mapping[tuple[str, ...], str] = {},
+        programs: Mapping[Any, str] = {},
     ) -> Deadline | None:
         def read(path: str) -> tuple[str, float]:
             try:

@@ -16,7 +16,6 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
-from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyObject
 
@@ -27,6 +26,7 @@ from gridnet.launcher.office import ProgramLauncher
 from gridnet.table.server_info import ServerInfo, ServerType
 from gridnet.table.way_in import ConnectionPoint, LaunchRequest, RunningProgram
 from tests.firewall.fixture import Talker, open_descriptors
+from tests.log_events import observe_log
 
 reactor: Any = _reactor
 CAT = "/bin/cat"
@@ -88,7 +88,7 @@ class LauncherTestCase(TestCase):
     timeout = 120
     config = CONFIG
 
-    def setUp(self) -> Deferred[None]:
+    def setUp(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         self.unused: list[tuple[str, str]] = []
         self.refused = ""
         self.launcher = ProgramLauncher(
@@ -112,7 +112,7 @@ class LauncherTestCase(TestCase):
 
         return Deferred.fromCoroutine(warmed())
 
-    def tearDown(self) -> Deferred[None]:
+    def tearDown(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         async def end() -> None:
             self.launcher.close()
             self.launcher.kill()
@@ -450,8 +450,7 @@ class LimitTests(LauncherTestCase):
 
     def test_complaints_are_logged_with_the_request(self) -> Deferred[None]:
         events: list[Any] = []
-        globalLogPublisher.addObserver(events.append)
-        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        observe_log(self, events.append)
         command = self.script("import sys; print('alas\\nand alack', file=sys.stderr)")
 
         async def scenario() -> None:

@@ -20,6 +20,7 @@ from gridnet.config import SiteConfig, SiteSection
 from gridnet.lbproxy import frames, http
 from gridnet.lbproxy.config import LbproxyConfig
 from gridnet.lbproxy.connections import BoundedFactory
+from gridnet.lbproxy.forward import Forwarder
 from gridnet.lbproxy.frames import FrameReader, Reply
 from gridnet.lbproxy.service import LbproxyService
 from gridnet.site import Site
@@ -116,9 +117,19 @@ class RunningProxy:
         """Remove the directory."""
         shutil.rmtree(self.directory)
 
+    @property
+    def forwarder(self) -> Forwarder:
+        """What forwards, where that is configured."""
+        forwarder = self.service._forwarder
+        assert forwarder is not None
+        return forwarder
+
     async def connect(self, path: str) -> Collector:
         """A connection to one of the sockets."""
-        return await connectProtocol(UNIXClientEndpoint(reactor, path), Collector())
+        connecting: Deferred[Collector] = connectProtocol(
+            UNIXClientEndpoint(reactor, path), Collector()
+        )
+        return await connecting
 
     async def send(self, path: str, octets: bytes, is_enough: Any) -> bytes:
         """Send *octets* over a new connection; what came back."""
@@ -157,11 +168,11 @@ class SocketTestCase(TestCase):
 
     config = LbproxyConfig(max_message_octets=200_000, max_buffered_octets=1 << 20)
 
-    def setUp(self) -> Deferred[Any]:
+    def setUp(self) -> Deferred[Any]:  # type: ignore[override]  # trial waits
         self.proxy = RunningProxy(self.config)
         return self.proxy.start()
 
-    def tearDown(self) -> Deferred[None]:
+    def tearDown(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         return Deferred.fromCoroutine(self.proxy.stop())
 
     def run_async(self, work: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:

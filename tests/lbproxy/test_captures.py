@@ -18,11 +18,11 @@ ARRIVED = re.compile(rb"<arrived>[0-9]+\.000000</arrived>")
 class CaptureTests(TestCase):
     """All captures in their order."""
 
-    def setUp(self) -> Deferred[None]:
+    def setUp(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         self.proxy = RunningProxy()
         return self.proxy.start()
 
-    def tearDown(self) -> Deferred[None]:
+    def tearDown(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         return Deferred.fromCoroutine(self.proxy.stop())
 
     def test_replay(self) -> Deferred[None]:

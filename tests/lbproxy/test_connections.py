@@ -16,7 +16,7 @@ from prometheus_client import generate_latest
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock, deferLater
-from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import LogEvent, formatEvent
 from twisted.trial.unittest import TestCase
 
 from gridnet.errors import ConfigError
@@ -26,6 +26,7 @@ from gridnet.lbproxy.connections import BoundedFactory, Peer
 from tests.lbproxy.ledgers import REGISTER, job
 from tests.lbproxy.running import RunningProxy, SocketTestCase, replies_in
 from tests.lbproxy.vectors import line
+from tests.log_events import observe_log
 
 CONFIG = SocketTestCase.config
 
@@ -35,7 +36,7 @@ class TimeoutTests(SocketTestCase):
 
     config = evolve(CONFIG, idle_seconds=2.0, request_seconds=4.0)
 
-    def setUp(self) -> Deferred[Any]:
+    def setUp(self) -> Deferred[Any]:  # type: ignore[override]  # trial waits
         def started(_: Any) -> None:
             # The sockets are real and their time is ours: a machine that stalls ends no connection.
             self.clock = Clock()
@@ -166,8 +167,7 @@ class PeerTests(TestCase):
             if event["log_namespace"].endswith("BoundedFactory"):
                 self.lines.append(formatEvent(event))
 
-        globalLogPublisher.addObserver(note)
-        self.addCleanup(globalLogPublisher.removeObserver, note)
+        observe_log(self, note)
 
     def pair(self, family: int) -> Any:
         """One end of a connection, as a transport has it."""
@@ -303,11 +303,12 @@ class StartTests(TestCase):
         """An endpoint that is none, or that is taken, ends the start and is named by its key."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            for key, endpoint, what in (
+            wrong: tuple[tuple[str, Any, str], ...] = (
                 ("store_endpoint", "garbage", "expected an endpoint, found 'garbage'"),
                 ("store_endpoint", f"tcp:{port}:interface=127.0.0.1", "cannot be listened at"),
                 ("serve_endpoint", "tcp:99999", "cannot be listened at"),
-            ):
+            )
+            for key, endpoint, what in wrong:
                 proxy = RunningProxy(evolve(CONFIG, **{key: endpoint}))
                 with self.assertRaisesRegex(ConfigError, f"lbproxy.{key}: {what}"):
                     proxy.start()

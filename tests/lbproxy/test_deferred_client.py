@@ -25,11 +25,11 @@ USER = "/O=Grid/O=Example/CN=Jan Novak"
 class DeferredContextTests(TestCase):
     """The client for Twisted."""
 
-    def setUp(self) -> Deferred[Any]:
+    def setUp(self) -> Deferred[Any]:  # type: ignore[override]  # trial waits
         self.proxy = RunningProxy()
         return self.proxy.start()
 
-    def tearDown(self) -> Deferred[None]:
+    def tearDown(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         return Deferred.fromCoroutine(self.proxy.stop())
 
     def run_async(self, work: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorUNIX
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogLevel, capturedLogs, formatEvent
@@ -230,7 +231,7 @@ class _FakeServer(Protocol):
 
 
 class _FakeServerFactory(Factory):
-    protocol = _FakeServer
+    protocol: Any = _FakeServer
     noisy = False
 
     def __init__(self) -> None:
@@ -242,7 +243,7 @@ class _FakeServerFactory(Factory):
 class DelivererTests(TestCase):
     """The built-in deliverer against a server that misbehaves."""
 
-    def setUp(self) -> Deferred[Any]:
+    def setUp(self) -> Deferred[Any]:  # type: ignore[override]  # trial waits
         self.server = _FakeServerFactory()
         self.proxy = RunningProxy()
         self.path = str(self.proxy.directory / "server.sock")
@@ -259,7 +260,7 @@ class DelivererTests(TestCase):
         self.port: Any = None
         return self.proxy.start()
 
-    def tearDown(self) -> Deferred[None]:
+    def tearDown(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         async def work() -> None:
             await self.proxy.stop(forget=False)
             if self.port is not None:
@@ -271,7 +272,7 @@ class DelivererTests(TestCase):
         return Deferred.fromCoroutine(work())
 
     def listen(self) -> None:
-        self.port = reactor.listenUNIX(self.path, self.server)
+        self.port = IReactorUNIX(reactor).listenUNIX(self.path, self.server)
 
     async def happen(self, name: str, count: int, first: int = 1) -> None:
         for number in range(first, first + count):
@@ -324,12 +325,12 @@ class DelivererTests(TestCase):
         async def work() -> None:
             await self.happen("a", 5)
             await self.happen("b", 5)
-            await until(lambda: self.proxy.service._forwarder.counts.failures >= 2)
-            self.assertIn(SERVER, self.proxy.service._forwarder.facts()["faults"])
+            await until(lambda: self.proxy.forwarder.counts.failures >= 2)
+            self.assertIn(SERVER, self.proxy.forwarder.facts()["faults"])
             self.listen()
             await self.spool_is_empty()
             self.assertEqual((self.good("a"), self.good("b")), (self.codes(5), self.codes(5)))
-            self.assertEqual(self.proxy.service._forwarder.facts()["faults"], {})
+            self.assertEqual(self.proxy.forwarder.facts()["faults"], {})
 
         return self.run_async(work())
 
@@ -357,7 +358,7 @@ class DelivererTests(TestCase):
             await self.happen("b", 3)
             await self.spool_is_empty()
             self.assertEqual((self.good("a"), self.good("b")), (self.codes(6), self.codes(3)))
-            self.assertGreaterEqual(self.proxy.service._forwarder.counts.retried, 1)
+            self.assertGreaterEqual(self.proxy.forwarder.counts.retried, 1)
 
         return self.run_async(work())
 
@@ -369,7 +370,7 @@ class DelivererTests(TestCase):
             self.listen()
             await self.happen("a", 5)
             await self.spool_is_empty()
-            self.assertEqual(self.proxy.service._forwarder.counts.dropped, 2)
+            self.assertEqual(self.proxy.forwarder.counts.dropped, 2)
             self.assertEqual(len(self.good("a")), 3)
 
         return self.run_async(work())
@@ -379,7 +380,7 @@ class DelivererTests(TestCase):
 
         async def work() -> None:
             self.server.protocol = _Silent
-            forwarder = self.proxy.service._forwarder
+            forwarder = self.proxy.forwarder
             forwarder.config = evolve(forwarder.config, reply_timeout_seconds=0.1)
             self.listen()
             await self.happen("a", 1)
@@ -395,7 +396,7 @@ class DelivererTests(TestCase):
         """Few are dealt with at once; those that do not answer hold up none that do."""
 
         async def work() -> None:
-            forwarder = self.proxy.service._forwarder
+            forwarder = self.proxy.forwarder
             self.listen()
             await self.happen("a", 1)
             for number in range(12):
@@ -419,7 +420,7 @@ class DelivererTests(TestCase):
         """One that has everything and has closed is no longer in memory."""
 
         async def work() -> None:
-            forwarder = self.proxy.service._forwarder
+            forwarder = self.proxy.forwarder
             self.listen()
             await self.happen("a", 3)
             await self.spool_is_empty()
@@ -484,7 +485,7 @@ class _Silent(_FakeServer):
 class ChainTests(TestCase):
     """A proxy in front of a full server, both of them ours."""
 
-    def setUp(self) -> Deferred[Any]:
+    def setUp(self) -> Deferred[Any]:  # type: ignore[override]  # trial waits
         async def work() -> None:
             self.server = RunningProxy(
                 LbproxyConfig(role="server", store_endpoint="tcp:0:interface=127.0.0.1")
@@ -504,7 +505,7 @@ class ChainTests(TestCase):
 
         return Deferred.fromCoroutine(work())
 
-    def tearDown(self) -> Deferred[None]:
+    def tearDown(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         async def work() -> None:
             await self.proxy.stop()
             await self.server.stop()
@@ -555,7 +556,7 @@ class ChainTests(TestCase):
 class TlsChainTests(TestCase):
     """The same chain over TLS, as the how-to has it."""
 
-    def setUp(self) -> Deferred[Any]:
+    def setUp(self) -> Deferred[Any]:  # type: ignore[override]  # trial waits
         directory = Path(self.mktemp()).absolute()
         self.authorities, certificates = directory / "authorities", directory / "certificates"
         self.authorities.mkdir(parents=True)
@@ -568,7 +569,7 @@ class TlsChainTests(TestCase):
         self.server = RunningProxy(LbproxyConfig(role="server", store_endpoint=endpoint))
         return self.server.start()
 
-    def tearDown(self) -> Deferred[None]:
+    def tearDown(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         async def work() -> None:
             await self.proxy.stop()
             await self.server.stop()
@@ -598,7 +599,7 @@ class TlsChainTests(TestCase):
             await self.forward(self.authorities)
             await self.log()
             await until(lambda: self.server.service.book.stored)
-            await until(lambda: self.proxy.service._forwarder.counts.delivered)
+            await until(lambda: self.proxy.forwarder.counts.delivered)
 
         return Deferred.fromCoroutine(work())
 
@@ -611,9 +612,9 @@ class TlsChainTests(TestCase):
             Authority(others)
             await self.forward(others)
             await self.log()
-            await until(lambda: self.proxy.service._forwarder.counts.failures >= 2)
+            await until(lambda: self.proxy.forwarder.counts.failures >= 2)
             self.assertEqual(self.server.service.book.stored, 0)
-            self.assertEqual(self.proxy.service._forwarder.counts.delivered, 0)
+            self.assertEqual(self.proxy.forwarder.counts.delivered, 0)
 
         return Deferred.fromCoroutine(work())
 
@@ -621,7 +622,7 @@ class TlsChainTests(TestCase):
 class DaemonTests(TestCase):
     """The spool files and notices of the original's delivery daemon."""
 
-    def setUp(self) -> Deferred[Any]:
+    def setUp(self) -> Deferred[Any]:  # type: ignore[override]  # trial waits
         self.proxy = RunningProxy()
         self.prefix = str(self.proxy.directory / "dglogd.log")
         self.notices = str(self.proxy.directory / "notice.sock")
@@ -637,7 +638,7 @@ class DaemonTests(TestCase):
         )
         return self.proxy.start()
 
-    def tearDown(self) -> Deferred[None]:
+    def tearDown(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         return Deferred.fromCoroutine(self.proxy.stop())
 
     def test_files_and_notices(self) -> Deferred[None]:
@@ -651,8 +652,8 @@ class DaemonTests(TestCase):
                 def dataReceived(self, data: bytes) -> None:
                     octets.append(data)
 
-            heard.protocol = Listening  # type: ignore[assignment]
-            port = reactor.listenUNIX(self.notices, heard)
+            heard.protocol = Listening
+            port: Any = IReactorUNIX(reactor).listenUNIX(self.notices, heard)
             lines = [
                 line("RegJob", REGISTER, job_id=job("a")),
                 line("Purge", job_id=job("a"), seqcode="UI2"),
@@ -690,7 +691,7 @@ class DaemonTests(TestCase):
         async def work() -> None:
             book = self.proxy.service.book
             prefix = self.proxy.directory / "later" / "dglogd.log"
-            forwarder = self.proxy.service._forwarder
+            forwarder = self.proxy.forwarder
             assert forwarder is not None
             forwarder.config = evolve(forwarder.config, spool_prefix=str(prefix))
             text = line("RegJob", REGISTER, job_id=job("b"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 from attrs import evolve
 
@@ -351,7 +352,7 @@ class LeavingTests(LedgerTestCase):
 
     FINAL = {record.CLEARED, record.ABORTED, record.CANCELLED, record.DONE}
 
-    def keep(self, seconds: float, **changes: object) -> None:
+    def keep(self, seconds: float, **changes: Any) -> None:
         self.reopen(evolve(self.rules, keep_seconds=dict.fromkeys(self.FINAL, seconds), **changes))
 
     def gone(self, name: str) -> bool:

@@ -9,11 +9,12 @@ from typing import Any
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
-from gridnet.lbproxy import client, frames, results
+from gridnet.lbproxy import client, frames, results, xml
 from gridnet.lbproxy.client import Context, LbError, condition
 from gridnet.lbproxy.events import parse
 from gridnet.lbproxy.frames import OK, FrameReader, Reply
 from gridnet.lbproxy.http import ReplyReader
+from gridnet.lbproxy.query import Condition
 from gridnet.lbproxy.session import ClientSettings, Session, settings_from, snake_case
 from gridnet.lbproxy.xml import MAX_ELEMENTS
 from tests.lbproxy.ledgers import job
@@ -76,7 +77,7 @@ class ReplyTests(SynchronousTestCase):
             error = self.assertRaises(LbError, results.parse_result, status, body)
             self.assertEqual(error.number, 1408)
         for text in ("<jobStat/>", '<jobStat name="Done"><done_code>x</done_code></jobStat>'):
-            root = results.xml.parse(f"<r><edg_wll_Job>{text}<jobId/></edg_wll_Job></r>".encode())
+            root = xml.parse(f"<r><edg_wll_Job>{text}<jobId/></edg_wll_Job></r>".encode())
             if "done_code" in text:
                 self.assertRaises(LbError, results.parse_jobs, root)
 
@@ -165,7 +166,7 @@ class SessionTests(SynchronousTestCase):
         self.assertEqual((self.sent[-1].body, status.state), (body("05-job-status"), "Waiting"))
         found = self.run_call(self.session.job_log(job_id), answer("06-job-log"))
         self.assertEqual((self.sent[-1].body, len(found)), (body("06-job-log"), 4))
-        conditions = [
+        conditions: list[Condition | list[Condition]] = [
             client.condition("owner", USER),
             [client.condition("status", "Waiting"), client.condition("status", "Ready")],
             client.condition("usertag", "x", "unequal", "mytag"),

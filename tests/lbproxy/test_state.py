@@ -53,7 +53,7 @@ class StateRowTests(SynchronousTestCase):
             return Effect.ODD
         if row["event"] == "Abort" and source == "WorkloadManager":
             return Effect.OK
-        final = (record.CANCELLED, record.CLEARED)
+        final: tuple[int, ...] = (record.CANCELLED, record.CLEARED)
         if row["event"] != "CollectionState":
             final = (*final, record.ABORTED)
         if row["verdict"] == "ignored":

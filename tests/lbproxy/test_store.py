@@ -15,7 +15,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.errors import ConfigError, GridnetError
-from gridnet.lbproxy import answers, schema, writer
+from gridnet.lbproxy import answers, schema, state, writer
 from gridnet.lbproxy.events import parse
 from gridnet.lbproxy.frames import OK, Reply
 from gridnet.lbproxy.ledger import Ledger, LedgerRules
@@ -427,9 +427,8 @@ class WriterTests(WriterTestCase):
         def apply(record: Any, event: Any) -> Any:
             if event.job_id.unique == "poison":
                 raise ZeroDivisionError("ours")
-            return original(record, event)
+            return state.apply(record, event)
 
-        original = ledger.apply
         self.patch(ledger, "apply", apply)
         replies: list[Reply] = []
         for name in ("a", "poison", "b"):
@@ -588,8 +587,12 @@ class OwnConnectionsTests(WriterTestCase):
     def test_a_peer_that_breaks_costs_nobody_else_the_reply(self) -> None:
         """A reply that cannot be given is our fault, is told, and the next is given."""
 
+        def break_off(reply: Reply) -> None:
+            raise ZeroDivisionError("ours")
+
         def take() -> None:
-            for number, done in enumerate((lambda reply: 1 // 0, partial(self.reply, 1))):
+            takers: list[Callable[[Reply], None]] = [break_off, partial(self.reply, 1)]
+            for number, done in enumerate(takers):
                 text = line("RegJob", REGISTER, job_id=job(f"b{number}"))
                 self.writer.take(parse(text), done)
 

@@ -384,7 +384,7 @@ class HubTests(LedgerTestCase):
 class ServedStreamTests(TestCase):
     """Server-sent events and long polls on the serve socket."""
 
-    def setUp(self) -> Deferred[Any]:
+    def setUp(self) -> Deferred[Any]:  # type: ignore[override]  # trial waits
         config = LbproxyConfig(
             stream=StreamConfig(
                 recent_events=5,
@@ -398,7 +398,7 @@ class ServedStreamTests(TestCase):
         self.number = 1
         return self.proxy.start()
 
-    def tearDown(self) -> Deferred[None]:
+    def tearDown(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         return Deferred.fromCoroutine(self.proxy.stop())
 
     def run_async(self, work: Coroutine[Deferred[Any], Any, None]) -> Deferred[None]:

@@ -26,7 +26,7 @@ class RealSocketTests(TestCase):
     def setUp(self) -> None:
         self.hosts: list[HostDaemon] = []
 
-    def tearDown(self) -> Deferred[Any]:
+    def tearDown(self) -> Deferred[Any]:  # type: ignore[override]  # trial waits
         return gatherResults([maybeDeferred(host.daemon.stopService) for host in self.hosts])
 
     def start(self, base: int, **keys: Any) -> None:
