@@ -90,7 +90,8 @@ def collection_event(
     histogram = ", ".join(
         f"{states.STATES[place]}={parent.class_counts[place]}" for place in places
     )
-    last = parent.last_code or seqcode.ZERO
+    # One that cannot be read is later than itself, so nothing would come of the event.
+    last = parent.last_code if seqcode.components(parent.last_code) else seqcode.ZERO
     event = Event(
         type=kind,
         timestamp=now,

@@ -58,7 +58,12 @@ def _write(parts: tuple[tuple[str, int], ...], counts: tuple[int, ...]) -> str:
 
 #: The code that registration starts from.
 ZERO = _write(_GRID_PARTS, (0,) * len(_GRID_PARTS))
-PBS_ZERO = _write(_PBS_PARTS, (0,) * len(_PBS_PARTS))
+_PBS_ZERO = _write(_PBS_PARTS, (0,) * len(_PBS_PARTS))
+
+
+def zero(source: int) -> str:
+    """The code that a registration by *source* starts from, in which its count has a place."""
+    return _PBS_ZERO if source in _PBS_PLACES else ZERO
 
 
 @cached_if_short(8192)
@@ -151,8 +156,22 @@ def compare(first: str, second: str) -> int:
     return -1 if left is None else 1
 
 
-#: For ``sorted``: codes in order; those that cannot be read have no place of their own.
-sort_key = cmp_to_key(compare)
+def _rank(code: str) -> int:
+    """The place of a code's dialect among those that do not compare with each other."""
+    if components(code) is not None:
+        return 3
+    if _pbs_components(code) is not None:
+        return 2
+    return int(_CONDOR.match(code) is not None)
+
+
+def _place(first: str, second: str) -> int:
+    rank = _rank(first)
+    return _order(rank, _rank(second)) or (compare(first, second) if rank else 0)
+
+
+#: For ``sorted``: codes in order; first come those that cannot be read, which are all equal.
+sort_key = cmp_to_key(_place)
 
 
 def daemon(code: str) -> str:

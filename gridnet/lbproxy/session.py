@@ -327,7 +327,7 @@ class Session:
         self.job_id = job_id
         if user is not None:
             self.user = user
-        self.seqcode = seqcode.ZERO
+        self.seqcode = seqcode.zero(self.source_number)
         self._advance()
         given = {name: value for name, value in fields.items() if value not in (None, "")}
         given.setdefault("nsubjobs", 0)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from gridnet.lbproxy import request_xml
 from gridnet.lbproxy.event_types import EVENT_TYPES, EventField, Kind
 from gridnet.lbproxy.record import STATUS_FIELDS
+from gridnet.lbproxy.session import ServeExchange, Session, settings_from
 from tests.lbproxy.child import REPOSITORY, shared_child
 
 PROTOCOL = (REPOSITORY / "docs/protocols/lbproxy.rst").read_text()
@@ -80,3 +83,18 @@ class HowToTests(SynchronousTestCase):
         self.assertEqual(printed, [("Waiting",)])
         with child.context() as context:
             self.assertEqual(context.job_status(names["job"]).state, "Done")
+
+    def test_the_conditions(self) -> None:
+        """The page says where all that its queries need comes from."""
+        page = (REPOSITORY / "docs/howto/log-jobs.rst").read_text()
+        _, found, *_ = re.findall(r"code-block:: python\n\n((?:   .*\n|\n)+)", page)
+        asked: list[Any] = []
+        names: dict[str, Any] = {"context": SimpleNamespace(query_jobs=asked.append)}
+        code = re.sub(r"^   ", "", found, flags=re.MULTILINE)
+        exec(compile(code, "log-jobs.rst", "exec"), names)
+        for conditions in asked:
+            call = Session(settings_from({})).query_jobs(conditions)
+            (exchange,) = next(call)
+            assert isinstance(exchange, ServeExchange)
+            request_xml.parse_request(exchange.path, exchange.body)
+        self.assertEqual(len(asked), 2)

@@ -300,6 +300,12 @@ class FamilyTests(LedgerTestCase):
             self.log(name, "Done", DONE_OK, source="LogMonitor", seqcode="UI2")
             self.assertEqual(STATES[self.record(PARENT).state], wanted)
 
+    def test_a_parent_whose_code_cannot_be_read(self) -> None:
+        """It follows its children like any other."""
+        self.register(PARENT, fields=COLLECTION, seqcode="any")
+        self.log(self.children[0], "Running", RUN, seqcode="UI2")
+        self.assertEqual(self.states()[0], "Running")
+
     def test_nested_families(self) -> None:
         """A collection in a collection passes its state up."""
         self.register_family(NSUBJOBS="1")

@@ -57,6 +57,22 @@ class SequenceCodeTests(SynchronousTestCase):
         self.assertEqual(seqcode.compare_pbs("x", PBS % (0, 0, 0, 0, 0)), -1)
         self.assertEqual(seqcode.daemon(first), "C")
 
+    def test_codes_that_cannot_be_read_are_equal(self) -> None:
+        """They stand before all others, in the order they came, whatever they say."""
+        condor = "TIMESTAMP=20261122100000:POS=0000000001:EV.CODE=000:SRC=C"
+        codes = ["z", code("UI2"), "a", PBS % (0, 2, 0, 0, 0), "z", code("UI1"), condor]
+        codes.append(PBS % (0, 1, 0, 0, 0))
+        wanted = ["z", "a", "z", condor, codes[-1], codes[3], code("UI1"), code("UI2")]
+        self.assertEqual(sorted(codes, key=seqcode.sort_key), wanted)
+
+    def test_zero(self) -> None:
+        """Of each source: a code in which it has a count."""
+        for source in range(1, 10):
+            self.assertEqual(seqcode.zero(source), seqcode.ZERO)
+        for source in range(12, 17):
+            first = seqcode.increment(seqcode.zero(source), source)
+            self.assertEqual(seqcode.compare(first, PBS % (0, 0, 0, 0, 0)), 1)
+
     def test_increments(self) -> None:
         """The part of the given source goes up by one; other sources change nothing."""
         for first, source, wanted in self.vectors["increments"]:

@@ -263,6 +263,16 @@ class SessionTests(SynchronousTestCase):
         self.run_call(call, [OK])
         self.assertEqual([type(one).__name__ for one in self.sent], ["ServerExchange"])
 
+    def test_pbs_registers_with_codes_of_its_own(self) -> None:
+        """A source of PBS has no place in the codes of grid jobs."""
+        self.session.source = "PBSServer"
+        call = self.session.register(
+            job("a"), {"ns": "n", "jobtype": "PBS"}, user=None, exclusive=False, with_server=False
+        )
+        self.run_call(call, [OK])
+        self.assertIn(b"SERVER=0000000001:SCHED=000000", self.sent[0].message)
+        self.assertIn("SERVER=0000000002:SCHED=000000", self.session.seqcode)
+
     def test_a_second_for_each_subjob(self) -> None:
         """Registering a family may take longer, at either place."""
         fields = {"ns": "n", "jobtype": "DAG", "nsubjobs": 7}
