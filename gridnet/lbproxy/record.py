@@ -412,21 +412,17 @@ class JobRecord:
         else:
             self.failures.append(value)
 
-    def status_value(self, name: str) -> Any:
-        """The public field *name* wherever it is kept; its null when unset."""
-        if name == "jobId":
-            return str(self.job_id)
-        if name == "owner":
-            return self.owner
-        if name == "jobtype":
-            return self.job_type
-        if name == "stateEnterTime":
-            return self.entered_at
-        if name == "lastUpdateTime":
-            return self.updated_at
-        if name == "failure_reasons":
-            return "\n".join(self.failures)
-        return self.values.get(name, _NULLS[name])
+    def status_values(self) -> dict[str, Any]:
+        """The public fields that are set, wherever they are kept; some may be null."""
+        return {
+            **self.values,
+            "jobId": str(self.job_id),
+            "owner": self.owner,
+            "jobtype": self.job_type,
+            "stateEnterTime": self.entered_at,
+            "lastUpdateTime": self.updated_at,
+            "failure_reasons": "\n".join(self.failures),
+        }
 
     @property
     def child_class(self) -> int:

@@ -97,6 +97,9 @@ def _states(element: str, counts: Sequence[int]) -> str:
     return f"\t\t\t<{element}>\r\n{rows}\t\t\t</{element}>\r\n"
 
 
+_NO_CHILDREN = _states("children_hist", (0,) * len(STATES))
+
+
 def _list(element: str, item: str, texts: Iterable[str]) -> str:
     rows = "".join(f"\t\t\t\t<{item}>{escape(text)}</{item}>\r\n" for text in texts)
     return f"\t\t\t<{element}>\r\n{rows}\t\t\t</{element}>\r\n" if rows else ""
@@ -107,11 +110,10 @@ def job_status_xml(shown: ShownJob, flags: JobFlags) -> str:
     job = shown.record
     described = JobFlags.CLASSADD in flags
     lines = [f'<jobStat name="{STATES[job.state]}">\r\n']
+    values = job.status_values()
     for one in STATUS_FIELDS:
-        if one.described and not described:
-            continue
-        value = job.status_value(one.name)
-        if value == one.null:
+        value = values.get(one.name)
+        if value is None or value == one.null or (one.described and not described):
             continue
         if one.kind is FieldKind.TEXT:
             value = escape(value)
@@ -122,7 +124,7 @@ def job_status_xml(shown: ShownJob, flags: JobFlags) -> str:
     lines.append(_list("possible_ce_nodes", "name", job.nodes))
     lines.append(_list("children", "jobId", shown.children))
     if job.job_type not in COMPOUND:
-        lines.append(_states("children_hist", (0,) * len(STATES)))
+        lines.append(_NO_CHILDREN)
     elif shown.histogram is not None:
         lines.append(_states("children_hist", shown.histogram))
     elif JobFlags.CHILDHIST_FAST in flags:

@@ -41,7 +41,7 @@ def shown(job: JobRecord, name: str) -> Any:
         return job.nodes
     if name == "user_tags":
         return {tag: value.value for tag, value in job.tags.items()}
-    return job.status_value(name)
+    return job.status_values().get(name, job.get(name))
 
 
 class StateRowTests(SynchronousTestCase):
