@@ -7,6 +7,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,19 @@ class LoopTests(SynchronousTestCase):
     def note(self, what: object) -> Callable[[], None]:
         return lambda: self.told.append(what)
 
+    def receive(self, ours: socket.socket, events: int) -> None:
+        self.told.append(ours.recv(10))
+
     def test_calls_come_in_order(self) -> None:
         """Those from before the opening, from other threads and from calls themselves."""
+
+        def call() -> None:
+            self.told.append(2)
+            self.loop.call(self.note(4))
+
         self.loop.call(self.note(1))
         self.open()
-        self.loop.call(lambda: (self.told.append(2), self.loop.call(self.note(4)))[0])
+        self.loop.call(call)
         thread = threading.Thread(target=lambda: self.loop.call(self.note(3)))
         thread.start()
         thread.join(WAIT_SECONDS)
@@ -51,7 +60,12 @@ class LoopTests(SynchronousTestCase):
         """Closed by its own thread just then: the number may be that of another file by now."""
         self.loop.open()
         turned = threading.Event()
-        closing = threading.Thread(target=lambda: (turned.set(), self.loop.close()))
+
+        def close() -> None:
+            turned.set()
+            self.loop.close()
+
+        closing = threading.Thread(target=close)
         write = os.eventfd_write
 
         def write_while_it_closes(descriptor: int, value: int) -> None:
@@ -87,7 +101,7 @@ class LoopTests(SynchronousTestCase):
         for ours, theirs in pairs:
             self.addCleanup(ours.close)
             self.addCleanup(theirs.close)
-            self.loop.add(ours.fileno(), 1, lambda _, ours=ours: self.told.append(ours.recv(10)))
+            self.loop.add(ours.fileno(), 1, partial(self.receive, ours))
             theirs.send(b"x")
         self.loop.call(self.note("call"))
         self.loop.turn(WAIT_SECONDS)
@@ -113,14 +127,14 @@ class _Echo(Protocol):
     threads: set[int]
 
     def connectionMade(self) -> None:
-        self.factory.connections.append(self)  # type: ignore[union-attr]
+        self.factory.connections.append(self)
 
     def dataReceived(self, data: bytes) -> None:
         assert self.transport is not None
         self.transport.write(b"%d %s" % (threading.get_ident(), data))
 
     def connectionLost(self, reason: Any = None) -> None:
-        self.factory.connections.remove(self)  # type: ignore[union-attr]
+        self.factory.connections.remove(self)
 
 
 class PortTests(TestCase):

@@ -7,7 +7,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.internet.interfaces import IProtocolFactory, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.testing import MemoryReactor
 from twisted.trial.unittest import SynchronousTestCase
@@ -28,7 +28,7 @@ class _Endpoint:
     def _cancel(self, answer: Deferred[Any]) -> None:
         self.cancelled = True
 
-    def listen(self, protocolFactory: Factory) -> Deferred[Any]:
+    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
         """Called by the service."""
         return self.answer
 
@@ -46,7 +46,8 @@ class ListenerTests(SynchronousTestCase):
         service.privilegedStartService()
         service.startService()
         self.assertEqual([call[:2] for call in self.reactor.tcpServers], [(99, self.factory)])
-        self.assertEqual(self.successResultOf(service.listening).port, 99)
+        port: Any = self.successResultOf(service.listening)
+        self.assertEqual(port.port, 99)
         self.assertTrue(service.running)
         self.successResultOf(service.stopService())
         self.assertFalse(service.running)

@@ -54,7 +54,12 @@ class RepeatingTests(SynchronousTestCase):
 
     def test_a_call_can_end_it(self) -> None:
         """There is no further one."""
-        service = Repeating(self.clock, 10.0, lambda: (self.call(), service.end()))
+
+        def call() -> None:
+            self.call()
+            service.end()
+
+        service = Repeating(self.clock, 10.0, call)
         service.startService()
         self.clock.pump([10.0] * 3)
         self.assertEqual(len(self.times), 1)

@@ -75,8 +75,9 @@ class Relay:
         office = make_office(config, reactor.seconds, self.table)
         self.factory = FirewallFactory(config, reactor, office)
         pump = self.factory.pump
-        bare = self.bare and pump is not None
-        accepting = ListeningReactor(reactor, bare_ports(pump, config)) if bare else reactor
+        accepting: Any = reactor
+        if self.bare and pump is not None:
+            accepting = ListeningReactor(reactor, bare_ports(pump, config))
         self.port = self.listen(self.wrap(self.factory), accepting)
         self._sweep()
         return self

@@ -63,7 +63,7 @@ class RedisTicketsTests(TestCase):
 
         return Deferred.fromCoroutine(end())
 
-    def redeem(self, store: RedisTickets, number: int) -> Deferred[Ticket | None]:
+    def redeem(self, store: RedisTickets, number: int) -> Deferred[Any]:
         """What the ticket is worth; ``"unknown"`` when that cannot be found out."""
         found: Deferred[Any] = Deferred()
         store.redeem(number, self.now, found.callback, lambda: found.callback("unknown"))

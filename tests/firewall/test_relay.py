@@ -24,6 +24,7 @@ from tests.firewall.fixture import (
     open_descriptors,
     reactor,
 )
+from tests.mixin import Mixin
 from tests.ports import free_port
 
 #: Far more than anything here takes.
@@ -36,11 +37,14 @@ def pieces(chance: random.Random) -> tuple[int, ...]:
     return (*small, 65_536)
 
 
-class BothPaths:
+Mover = type[SpliceMover] | type[CopyMover]
+
+
+class BothPaths(Mixin):
     """What any relay does; the subclasses say how octets are moved."""
 
     config = FirewallConfig(max_unticketed=5000, max_unticketed_per_client=5000, drain_seconds=0.5)
-    mover: type = object
+    mover: Mover
     timeout = 120
     conversations = 1000
     bare = True
@@ -49,7 +53,7 @@ class BothPaths:
         self.chance = random.Random(7)
         self.relay = Relay(self.config, bare=self.bare).start()
 
-    def tearDown(self) -> Deferred[None]:
+    def tearDown(self) -> Deferred[None]:  # type: ignore[override]  # trial waits
         return Deferred.fromCoroutine(self.relay.stop())
 
     def serve(self, *talkers: Talker) -> int:
@@ -357,7 +361,8 @@ class BothPaths:
         for each in fill:
             each.setblocking(False)
             each.connect_ex(("127.0.0.1", port))
-        self.addCleanup(lambda: [each.close() for each in (*fill, silent)])
+        for each in (*fill, silent):
+            self.addCleanup(each.close)
 
         async def scenario() -> None:
             self.wait_for(0.2)
@@ -498,7 +503,7 @@ class BothPaths:
 class SpliceTests(BothPaths, TestCase):
     """Octets are moved by the kernel."""
 
-    mover = SpliceMover
+    mover: Mover = SpliceMover
 
     def setUp(self) -> None:
         super().setUp()

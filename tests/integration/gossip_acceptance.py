@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,13 +186,17 @@ class Acceptance:
             host.define(_definitions(host, self.services, self.version))
         for host in hosts:
             # Reading definitions is not gossip: its time begins when the last owner has them.
-            self.site.wait(lambda host=host: self._own_rate(host) == self.version, "reload", 0.01)
+            self.site.wait(partial(self._has_read, host), "reload", 0.01)
         self._reloads.append(time.monotonic() - began)
         return self.site.wait(lambda: self.site.agree(self.count), "agreement of all", 0.02)
 
-    def _own_rate(self, host: RealHost) -> float:
+    def _has_read(self, host: RealHost) -> bool:
         servers = host.ask("resolve", service=f"S{self.services - 1}")["servers"]
-        return max(each["base_rate"] for each in servers if each["owner"] == host.address)
+        rates = [each["base_rate"] for each in servers if each["owner"] == host.address]
+        return bool(max(rates) == self.version)
+
+    def _sees_no_others(self, side: Sequence[RealHost]) -> bool:
+        return {facts["up"] for facts in self.site.facts(side)} == {len(side)}
 
     def heal(self) -> float:
         """The site is parted, changes on both sides, and comes together: until all tables agree."""
@@ -201,7 +206,7 @@ class Acceptance:
         sides = self.site.hosts[:half], self.site.hosts[half:]
         for side in sides:
             self.site.wait(
-                lambda side=side: {f["up"] for f in self.site.facts(side)} == {len(side)},
+                partial(self._sees_no_others, side),
                 "verdicts",
                 0.5,
             )
@@ -209,7 +214,7 @@ class Acceptance:
         for host in (self.site.hosts[0], self.site.hosts[-1]):
             host.define(_definitions(host, self.services, self.version))
         for side in sides:
-            self.site.wait(lambda side=side: self.site.agree(len(side), side), "agreement", 0.2)
+            self.site.wait(partial(self.site.agree, len(side), side), "agreement", 0.2)
         switch.part(0)
         seconds = self.site.wait(lambda: self.site.agree(self.count), "agreement of all", 0.1)
         self.healed_at = time.monotonic()
@@ -314,7 +319,7 @@ def report(measured: Mapping[str, Any]) -> int:
 
     :raises ValueError: something is missing in what was measured.
     """
-    told = {
+    told: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in measured["circumstances"].items()
     }

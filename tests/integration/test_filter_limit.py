@@ -30,13 +30,11 @@ class FilterLimitTests(SynchronousTestCase):
             file.write("Filter [0] NCBID '' L=no | /usr/bin/stdbuf -o0 /bin/cat\n")
         self.demo = DemoProcess(free_block(100), ["--servrc", servrc])
         self.addCleanup(self.demo.kill)
-        self.clients: list[socket.socket] = []
-        self.addCleanup(lambda: [each.close() for each in self.clients])
 
     def ask(self) -> socket.socket:
         """A client that has sent half of its request."""
         client = socket.create_connection(("127.0.0.1", self.demo.base), PATIENCE_SECONDS)
-        self.clients.append(client)
+        self.addCleanup(client.close)
         client.sendall(REQUEST)
         return client
 
@@ -60,8 +58,8 @@ class FilterLimitTests(SynchronousTestCase):
                 ready = selector.select(PATIENCE_SECONDS)
                 self.assertTrue(ready, "somebody is not answered")
                 for key, _ in ready:
+                    assert isinstance(key.fileobj, socket.socket)
                     client = key.fileobj
-                    assert isinstance(client, socket.socket)
                     data = client.recv(65536)
                     heard[client] += data
                     if not data:

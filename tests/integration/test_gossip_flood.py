@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
+from functools import partial
 from random import Random
 from threading import Event, Thread
 
@@ -29,7 +31,7 @@ class Flood(Thread):
     :ivar sent: how many the system took.
     """
 
-    def __init__(self, port: int, heard: list[bytes]) -> None:
+    def __init__(self, port: int, heard: Sequence[bytes]) -> None:
         super().__init__(daemon=True)
         self.sent = 0
         self.ended = Event()
@@ -90,7 +92,7 @@ class FloodTests(SynchronousTestCase):
             # News of the flooded host, and news to it, arrive while it lasts.
             for host in (flooded, other):
                 host.define(f"S{host.number} [0] STANDALONE :{number} L=no\n")
-            self.site.wait(lambda number=number: self.all_see(number), "news under the flood")
+            self.site.wait(partial(self.all_see, number), "news under the flood")
         flood.join()
         self.site.wait(lambda: self.refused(flooded) > before, "refusals")
         self.site.wait(lambda: self.site.agree(2), "agreement")

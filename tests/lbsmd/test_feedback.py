@@ -25,8 +25,8 @@ from tests.hypothesis_profile import examples
 from tests.lbsmd.support import VECTORS, joined
 
 #: What requests are made of, and what they are not.
-WORDS = ("S", "*", "RERATE", "STANDALONE", "ANY", "h", ":1", "h:0", "::1", "[::1]:9", "5", "101")
-WORDS += ("1.5", "-1", "RESERVE", "DEFAULT", "\xfc", "x:y", "1000000", "999999999999", "")
+WORDS = ["S", "*", "RERATE", "STANDALONE", "ANY", "h", ":1", "h:0", "::1", "[::1]:9", "5", "101"]
+WORDS += ["1.5", "-1", "RESERVE", "DEFAULT", "\xfc", "x:y", "1000000", "999999999999", ""]
 
 
 def fields(request: Request) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.internet.testing import StringTransport
 from twisted.internet.threads import deferToThread
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import LogEvent
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
 from gridnet.config import SiteConfig, SiteSection
@@ -29,6 +29,7 @@ from gridnet.lbsmd.config import LbsmdConfig
 from gridnet.lbsmd.feedback_socket import MAX_CONNECTIONS, MAX_LINE_OCTETS, FeedbackFactory
 from gridnet.lbsmd.service import Daemon, make_lbsmd
 from gridnet.site import Site
+from tests.log_events import observe_log
 
 DEFINITIONS = """\
 :80
@@ -60,8 +61,7 @@ class DaemonCase(TestCase):
         self.config = self.directory / "site.toml"
         self.config.write_text("\n".join(["[lbsmd]", *lines, ""]))
         self.events: list[LogEvent] = []
-        globalLogPublisher.addObserver(self.events.append)
-        self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
+        observe_log(self, self.events.append)
         return self.start()
 
     def start(self) -> Any:

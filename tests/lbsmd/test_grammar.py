@@ -39,10 +39,10 @@ from tests.hypothesis_profile import examples
 from tests.lbsmd.support import DOMAIN, VECTORS, joined
 
 #: What lines are made of, and what they are not.
-PIECES = (" ", "\t", "x", "[", "]", ",", "|", "DNS", "HTTP", "NCBID ", "NAMEHOLD ", "STANDALONE ")
-PIECES += (":1", "[::1]:80", "::1", "/a", "R=1", "L=yes", "15", "/60", "Mo-Fr@9-5", "!", "~", "+")
-PIECES += ("*", "@", "%include", "=", "''", "Blast", "#", "\\", "?", "&", ".", "-", "9" * 12)
-PIECES += ("\xfc", "\xa0", "\x00", "\u2028")
+PIECES = [" ", "\t", "x", "[", "]", ",", "|", "DNS", "HTTP", "NCBID ", "NAMEHOLD ", "STANDALONE "]
+PIECES += [":1", "[::1]:80", "::1", "/a", "R=1", "L=yes", "15", "/60", "Mo-Fr@9-5", "!", "~", "+"]
+PIECES += ["*", "@", "%include", "=", "''", "Blast", "#", "\\", "?", "&", ".", "-", "9" * 12]
+PIECES += ["\xfc", "\xa0", "\x00", "\u2028"]
 
 
 def check_fields(check: Check) -> dict[str, Any]:

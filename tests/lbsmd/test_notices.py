@@ -7,9 +7,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from twisted.internet import reactor
+from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectError
+from twisted.internet.protocol import connectionDone
 from twisted.internet.task import Clock
 from twisted.mail.smtp import ESMTP, IMessage, IMessageDelivery, SMTPFactory, User
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -21,6 +22,8 @@ from gridnet.lbsmd.notices import Notice, Postman, compose, smtp_sender
 from gridnet.lbsmd.service import make_lbsmd
 from gridnet.site import Site
 from tests.ports import free_port
+
+reactor: Any = _reactor
 
 
 def notice(number: int = 0, service: str = "x") -> Notice:
@@ -212,7 +215,9 @@ class Mailbox:
 class Conversation(ESMTP):
     """One client, until it has gone."""
 
-    def connectionLost(self, reason: Any) -> None:
+    delivery: Mailbox
+
+    def connectionLost(self, reason: Any = connectionDone) -> None:
         """Called by Twisted."""
         super().connectionLost(reason)
         self.delivery.gone.callback(None)
@@ -239,7 +244,7 @@ class SmtpTests(TestCase):
 
     timeout = 120
 
-    def test_a_message_arrives_whole(self) -> None:
+    def test_a_message_arrives_whole(self) -> Deferred[None]:
         """Envelope, headers, and a line that begins with a dot."""
         mailbox = Mailbox()
         port = reactor.listenTCP(0, MailHost(mailbox), interface="127.0.0.1")
@@ -288,7 +293,7 @@ class SmtpTests(TestCase):
 
         return Deferred.fromCoroutine(drive())
 
-    def test_no_mail_host_is_an_error(self) -> None:
+    def test_no_mail_host_is_an_error(self) -> Deferred[None]:
         """The postman hears of it."""
         port = reactor.listenTCP(0, SMTPFactory(), interface="127.0.0.1")
         number = port.getHost().port

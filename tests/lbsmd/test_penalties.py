@@ -132,7 +132,7 @@ class PenaltyCase(SynchronousTestCase):
         """Why it is refused."""
         order = Order(parse_argument(argument), asker)
         failure = self.failureResultOf(self.penalties.carry_out(order), RefusedError)
-        return failure.getErrorMessage()
+        return str(failure.value)
 
     def entry(self, service: str, port: int) -> Entry:
         """What the table says of a server."""

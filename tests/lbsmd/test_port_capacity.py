@@ -17,7 +17,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import LogEvent
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
 from gridnet.errors import ConfigError
@@ -36,6 +36,7 @@ from gridnet.port_posts import (
 from gridnet.table.model import ServiceTable
 from tests.hypothesis_profile import examples
 from tests.lbsmd.support import loaded
+from tests.log_events import observe_log
 
 DEFINITIONS = """\
 :80
@@ -302,8 +303,7 @@ class SocketTests(TestCase):
     def test_a_flood_is_refused_without_flooding_the_log(self) -> Deferred[None]:
         """And what comes after it is heard."""
         events: list[LogEvent] = []
-        globalLogPublisher.addObserver(events.append)
-        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        observe_log(self, events.append)
 
         def flood() -> int:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:

@@ -146,7 +146,7 @@ class StartTests(WatchCase):
         self.patch(loading, "DEFAULT_SERVRC", system)
         site = SiteConfig(directory=self.directory)
 
-        def main(**keys: str) -> Path:
+        def main(**keys: Any) -> Path:
             return Source.of(LbsmdConfig(**keys), site, "10.0.0.1").main
 
         self.assertEqual(main(directory="."), self.directory / "servrc.cfg")
@@ -441,7 +441,7 @@ class ReloadTests(WatchCase):
 class ThreadTests(TestCase):
     """With real threads, on a real reactor."""
 
-    def test_lookups_go_on_while_definitions_are_rewritten(self) -> None:
+    def test_lookups_go_on_while_definitions_are_rewritten(self) -> Deferred[None]:
         """Every look-up finds the service, whether the set on disk is good, broken or half."""
         directory = Path(self.mktemp()).absolute()
         directory.mkdir()

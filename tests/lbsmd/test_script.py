@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from twisted.internet import reactor
+from twisted.internet import reactor as _reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import TimeoutError as ConnectTimeoutError
 from twisted.internet.protocol import Factory, Protocol
@@ -24,6 +24,8 @@ from gridnet.lbsmd.script import ScriptRun, run_script, script_arguments
 from gridnet.lbsmd.servrc.check_list import Script
 from gridnet.table.model import ServiceTable
 from tests.lbsmd.support import loaded
+
+reactor: Any = _reactor
 
 
 class ArgumentTests(SynchronousTestCase):
@@ -49,7 +51,7 @@ class ProbeTests(TestCase):
 
     timeout = 120
 
-    def test_a_listener_is_reached_without_a_byte(self) -> None:
+    def test_a_listener_is_reached_without_a_byte(self) -> Deferred[None]:
         """It sees a connection that ends."""
         seen: Deferred[bytes] = Deferred()
 
@@ -63,7 +65,7 @@ class ProbeTests(TestCase):
             def connectionLost(self, reason: object) -> None:  # type: ignore[override]
                 seen.callback(self.data)
 
-        port = reactor.listenTCP(0, Factory.forProtocol(Watcher), interface="127.0.0.1")  # type: ignore[attr-defined]
+        port = reactor.listenTCP(0, Factory.forProtocol(Watcher), interface="127.0.0.1")
         self.addCleanup(port.stopListening)
 
         async def drive() -> None:
@@ -73,7 +75,7 @@ class ProbeTests(TestCase):
 
         return Deferred.fromCoroutine(drive())
 
-    def test_a_refusal_has_its_reason(self) -> None:
+    def test_a_refusal_has_its_reason(self) -> Deferred[None]:
         """IPv4 and IPv6."""
 
         async def drive() -> None:
@@ -89,7 +91,7 @@ class ProbeTests(TestCase):
 
         return Deferred.fromCoroutine(drive())
 
-    def test_a_socket_that_reaches_itself_has_reached_nobody(self) -> Deferred[object]:
+    def test_a_socket_that_reaches_itself_has_reached_nobody(self) -> Deferred[Any]:
         """The system may give a probe the port of the dead server that it is meant for."""
         connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         connection.bind(("127.0.0.1", 0))
@@ -111,18 +113,18 @@ class ProbeTests(TestCase):
             filling.connect_ex(point)
         return point
 
-    def test_silence_is_given_up(self) -> Deferred[object]:
+    def test_silence_is_given_up(self) -> Deferred[Any]:
         """After its time."""
         probing = connect(reactor, *self.silent_point(), 0.2)
         return self.assertFailure(probing, ConnectTimeoutError)
 
-    def test_a_probe_can_be_called_off(self) -> Deferred[object]:
+    def test_a_probe_can_be_called_off(self) -> Deferred[Any]:
         """Nothing is left behind."""
         probing = connect(reactor, *self.silent_point(), 60.0)
         probing.cancel()
         return self.assertFailure(probing, CancelledError)
 
-    def test_an_impossible_address_is_an_error(self) -> None:
+    def test_an_impossible_address_is_an_error(self) -> Deferred[Any]:
         """Not an exception."""
         return self.assertFailure(connect(reactor, "255.255.255.255", 9, 5.0), OSError)
 
@@ -167,7 +169,7 @@ class ScriptCase(TestCase):
 class ScriptTests(ScriptCase):
     """Runs."""
 
-    def test_exit_codes(self) -> None:
+    def test_exit_codes(self) -> Deferred[None]:
         """And signals, which are none."""
 
         async def drive() -> None:
@@ -176,7 +178,7 @@ class ScriptTests(ScriptCase):
 
         return Deferred.fromCoroutine(drive())
 
-    def test_words_environment_and_directory(self) -> None:
+    def test_words_environment_and_directory(self) -> Deferred[None]:
         """Standard input is empty, output goes nowhere, errors to the log."""
 
         async def drive() -> None:
@@ -186,7 +188,7 @@ class ScriptTests(ScriptCase):
 
         return Deferred.fromCoroutine(drive())
 
-    def test_the_program_name_may_have_a_bar(self) -> None:
+    def test_the_program_name_may_have_a_bar(self) -> Deferred[None]:
         """The program itself is found by its path."""
 
         async def drive() -> None:
@@ -207,7 +209,7 @@ class ScriptTests(ScriptCase):
 
         return Deferred.fromCoroutine(drive())
 
-    def test_a_piped_script_talks_to_the_server(self) -> None:
+    def test_a_piped_script_talks_to_the_server(self) -> Deferred[None]:
         """Through its standard input and output."""
 
         class Server(Protocol):
@@ -219,7 +221,7 @@ class ScriptTests(ScriptCase):
                 assert self.transport is not None
                 self.transport.write(data.upper())
 
-        port = reactor.listenTCP(0, Factory.forProtocol(Server), interface="127.0.0.1")  # type: ignore[attr-defined]
+        port = reactor.listenTCP(0, Factory.forProtocol(Server), interface="127.0.0.1")
         self.addCleanup(port.stopListening)
 
         async def drive() -> None:
@@ -243,7 +245,7 @@ class ScriptTests(ScriptCase):
         self.assertEqual(self.start(Script(str(plain))), 126)
         self.assertEqual(len(self.complaints), 2)
 
-    def test_killing_takes_what_it_started_along(self) -> None:
+    def test_killing_takes_what_it_started_along(self) -> Deferred[None]:
         """The whole group of processes."""
         note = self.directory / "pid"
 
@@ -262,7 +264,7 @@ class ScriptTests(ScriptCase):
 
         return Deferred.fromCoroutine(drive())
 
-    def test_processor_time_is_limited(self) -> None:
+    def test_processor_time_is_limited(self) -> Deferred[None]:
         """A script that only burns it is ended by the system."""
 
         async def drive() -> None:
@@ -271,7 +273,7 @@ class ScriptTests(ScriptCase):
 
         return Deferred.fromCoroutine(drive())
 
-    def test_complaints_are_bounded(self) -> None:
+    def test_complaints_are_bounded(self) -> Deferred[None]:
         """A script may not fill the log."""
 
         async def drive() -> None:
@@ -282,7 +284,7 @@ class ScriptTests(ScriptCase):
 
         return Deferred.fromCoroutine(drive())
 
-    def test_what_stays_in_the_background_keeps_nobody_waiting(self) -> None:
+    def test_what_stays_in_the_background_keeps_nobody_waiting(self) -> Deferred[None]:
         """It may hold standard error open as long as it likes."""
 
         async def drive() -> None:
@@ -298,9 +300,9 @@ class ScriptTests(ScriptCase):
 class RealCheckTests(ScriptCase):
     """All of it together."""
 
-    def test_a_server_that_dies_is_out_of_the_table(self) -> None:
+    def test_a_server_that_dies_is_out_of_the_table(self) -> Deferred[None]:
         """And what a script says of another counts; stopping leaves no process."""
-        port = reactor.listenTCP(0, Factory.forProtocol(Protocol), interface="127.0.0.1")  # type: ignore[attr-defined]
+        port = reactor.listenTCP(0, Factory.forProtocol(Protocol), interface="127.0.0.1")
         number = port.getHost().port
         script = self.script("sleep 0.01; exit 60")
         table = ServiceTable()

@@ -70,7 +70,7 @@ class ControlProtocolTests(SynchronousTestCase):
         factory = ControlFactory({"echo": dict, "fail": fail, "refuse": refuse})
         protocol = factory.buildProtocol(None)
         assert isinstance(protocol, ControlProtocol)
-        protocol.callLater = lambda *arguments: reactor.callLater(*arguments)  # type: ignore[attr-defined]
+        self.patch(protocol, "callLater", reactor.callLater)
         transport = StringTransport()
         protocol.makeConnection(transport)
         protocol.dataReceived(data)

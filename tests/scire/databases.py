@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gridnet.scire.store.database import Database, Transaction
 from gridnet.scire.store.opening import open_database
@@ -40,7 +40,9 @@ class PostgresServer:
         self.directory = Path(tempfile.mkdtemp(prefix="gridnet-pg-", dir="/tmp"))
         self._binaries = binaries
         # It refuses to run as root.
-        self._as = {"user": "nobody", "group": "nogroup"} if os.getuid() == 0 else {}
+        self._as: dict[str, Any] = (
+            {"user": "nobody", "group": "nogroup"} if os.getuid() == 0 else {}
+        )
         if self._as:
             shutil.chown(self.directory, "nobody", "nogroup")
         data = self.directory / "data"
@@ -153,8 +155,7 @@ class PostgresMixin:
         """The same for a server that outlasts the case."""
         return (postgres().create(),)
 
-    if postgres_binaries() is None:
-        skip = "PostgreSQL is not installed"
+    skip: str | None = None if postgres_binaries() else "PostgreSQL is not installed"
 
 
 class TimeMachine:

@@ -263,6 +263,6 @@ class FleetCase(SynchronousTestCase):
         return [row["to_state"] for row in rows]
 
     def fault(self, code: int, function: Any, *arguments: Any, **named: Any) -> ScireFault:
-        fault = self.assertRaises(ScireFault, function, *arguments, **named)
+        fault: ScireFault = self.assertRaises(ScireFault, function, *arguments, **named)
         self.assertEqual(fault.code, code, fault)
         return fault

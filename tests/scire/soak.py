@@ -86,7 +86,7 @@ class Soak:
         """Two servers, and the clients."""
         self.marks.mkdir()
         self.marks.chmod(0o777)
-        keys = {
+        keys: dict[str, Any] = {
             "pool": 6,
             "poll_interval": 10,
             "lease": 20,
@@ -307,8 +307,10 @@ class Soak:
     def end(self) -> None:
         """Kill what still runs."""
         self.done.set()
-        for process in (*self.clients, *self.servers):
-            process.kill()
+        for client in self.clients:
+            client.kill()
+        for server in self.servers:
+            server.kill()
 
 
 def _time(text: str) -> float:

@@ -106,7 +106,7 @@ class SpoolTests(ProcessMixin, SynchronousTestCase):
                 raise OSError(errno.ENOSPC, "No space left on device")
             return written(handle, octets[:4])
 
-        self.patch(durable.os, "write", full)
+        self.patch(os, "write", full)
         with self.assertRaises(OSError):
             durable.append_durably(path, b"2 0 17\n")
         with self.assertRaises(OSError):
@@ -286,7 +286,7 @@ class ConversationTests(ProcessMixin, SynchronousTestCase):
             return True
 
         self.answers(answer)
-        self.agent.poll_wanted.wait = wait  # type: ignore[method-assign]
+        self.agent.poll_wanted.wait = wait  # type: ignore[method-assign,assignment]
         self.agent._poll_for_ever()
         self.assertEqual([method for method, _ in self.calls], ["scire.hello"] * 3)
         self.assertIsNone(self.agent._gave_up)
@@ -602,7 +602,7 @@ class WindowTests(ClientCase):
                 agent.stopping.set()
                 return True
 
-            agent.poll_wanted.wait = wait  # type: ignore[method-assign]
+            agent.poll_wanted.wait = wait  # type: ignore[method-assign,assignment]
             agent._poll_for_ever()
             assert waited[0] is not None
             return waited[0]

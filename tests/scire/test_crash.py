@@ -48,7 +48,7 @@ HANDS = int(os.environ.get("GRIDNET_SCIRE_HANDS", "8"))
 RUNS = int(os.environ.get("GRIDNET_SCIRE_RUNS", "160"))
 KILLS = int(os.environ.get("GRIDNET_SCIRE_KILLS", "4"))
 CROWD = int(os.environ.get("GRIDNET_SCIRE_CROWD", "100"))
-_FAST = {
+_FAST: dict[str, Any] = {
     "limits": {
         "calls_per_minute": 1_000_000,
         "enrol_calls_per_minute": 1_000_000,
@@ -391,8 +391,7 @@ class DatabaseTests(SwarmCase):
             self.assertEqual([answer["work"] for answer in answers], [True])
         self.assertNotIn("Traceback", one.log)
 
-    if postgres_binaries() is None:
-        skip = "PostgreSQL is not installed"
+    skip: str | None = None if postgres_binaries() else "PostgreSQL is not installed"
 
 
 class SoakTests(SynchronousTestCase):
@@ -406,5 +405,4 @@ class SoakTests(SynchronousTestCase):
         self.assertEqual(rest, [], result)
         self.assertEqual(result["runs"], 48)
 
-    if postgres_binaries() is None:
-        skip = "PostgreSQL is not installed"
+    skip: str | None = None if postgres_binaries() else "PostgreSQL is not installed"

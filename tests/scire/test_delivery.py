@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gridnet.scire import reports, runs
 from gridnet.scire.faults import FaultCode, ScireFault
+from gridnet.scire.identity import Client
 from gridnet.scire.jobfile import parse_job
 from gridnet.scire.statusfile import Output
-from gridnet.scire.store.database import Transaction
+from gridnet.scire.store.database import Row, Transaction
 from tests.scire.databases import PostgresMixin, SqliteMixin
 from tests.scire.fleet import FleetCase
 
@@ -216,7 +219,7 @@ class DeliveryCase(FleetCase):
         assert found is not None
         self.assertEqual(found.attempt, 2)
 
-    def this(self, client: runs.Client, run: int) -> runs.Delivery | None:
+    def this(self, client: Client, run: int) -> runs.Delivery | None:
         """``get_job``."""
         return self.time.do(lambda tx: self.dispatch.this_run(tx, client, run, self.servers[0]))
 
@@ -326,7 +329,12 @@ class DeliveryCase(FleetCase):
 
     # -- reports
 
-    def delivered(self, **job: object) -> int:
+    def row(self, run: int) -> Row:
+        row = self.time.do(lambda tx: tx.one("SELECT * FROM runs WHERE id = ?", (run,)))
+        assert row is not None
+        return row
+
+    def delivered(self, **job: Any) -> int:
         """A run that its client has."""
         self.job(**job)
         delivery = self.must_next(self.alice)
@@ -397,10 +405,7 @@ class DeliveryCase(FleetCase):
             run = self.delivered()
             self.report(self.alice, run, 1, "running", started=moment)
             self.report(self.alice, run, 2, state, started=moment, finished=moment)
-            row = self.time.do(
-                lambda tx, run=run: tx.one("SELECT * FROM runs WHERE id = ?", (run,))
-            )
-            assert row is not None
+            row = self.row(run)
             for name in ("started_at", "ended_at"):
                 self.assertTrue(row["occurrence"] <= row[name] <= self.time.now, (name, row[name]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -413,6 +414,7 @@ class DefinitionTests(SynchronousTestCase):
             "execute": {"script": digest_of(b"true")},
         }
         parse_definition(good)
+        change: dict[str, Any]
         for change in (
             {"name": ""},
             {"name": "x" * 201},

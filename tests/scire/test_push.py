@@ -12,7 +12,7 @@ import time
 import xmlrpc.client
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -185,6 +185,7 @@ class PushTests(SqliteMixin, ServerCase):
         pushed = database.run_now(
             lambda tx: tx.one("SELECT push_result FROM clients WHERE name = 'c1.example.org'")
         )
+        assert pushed is not None
         self.assertEqual(pushed["push_result"], "")
 
 
@@ -200,7 +201,7 @@ class NudgeTests(SynchronousTestCase):
             polled_at=time.monotonic() - 31,
             poll_wanted=self.poll_wanted,
         )
-        self.nudges = Nudges(self.agent)
+        self.nudges = Nudges(cast(Any, self.agent))
         self.said = 0
 
     def nudge(self) -> bool:

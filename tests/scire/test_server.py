@@ -6,6 +6,7 @@ import signal
 import socket
 import struct
 import xmlrpc.client
+from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -186,7 +187,7 @@ class WholeCase(ServerCase):
         together.scire.ping()
         together.scire.get_job(12345)
         together.system.multicall([])
-        results = iter(together())
+        results: Iterator[Any] = iter(together())
         self.assertEqual(next(results)["version"], "1.0")
         self.assertEqual(fault_of(lambda: next(results)), 1022)
         calls = [{"methodName": "system.multicall", "params": [[]]}] * 51

@@ -10,6 +10,7 @@ import psycopg
 from hypothesis import given, settings
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from gridnet.scire import calls as _all_of_them  # noqa: F401 - says what statements there are
@@ -230,6 +231,7 @@ class SharedTests(PostgresMixin, TestCase):
         counted = sum(ok for ok, _ in outcomes)
         for ok, value in outcomes:
             if not ok:
+                assert isinstance(value, Failure)
                 self.assertEqual(value.value.code, FaultCode.BUSY)
         self.assertEqual(self.settings(), {"count": str(6 + counted)})
 

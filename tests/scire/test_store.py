@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -27,7 +27,8 @@ class StoreCase(SynchronousTestCase):
         if type(self).__dict__.get("abstract"):
             return
         self.names = self.database_names()  # type: ignore[attr-defined]
-        self.database: Any = open_database(self.names, Path(), 2, "test")
+        # Each kind of database has sessions of its own kind, so the common class has none.
+        self.database = cast(Any, open_database(self.names, Path(), 2, "test"))
         self.addCleanup(self.database.close)
         self.session: Session = self.database._session()
         self.addCleanup(self.session.close)
@@ -36,12 +37,13 @@ class StoreCase(SynchronousTestCase):
         return self.session.perform(operations, True)
 
     def settings(self) -> dict[str, str]:
-        return self.database.run_now(
+        found: dict[str, str] = self.database.run_now(
             lambda tx: {
                 r["name"]: r["value"]
                 for r in tx.all("SELECT * FROM settings WHERE name <> 'acl_version'")
             }
         )
+        return found
 
     def put(self, name: str, value: str = "x") -> Any:
         def operation(tx: Transaction) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 import xmlrpc.client
 from datetime import UTC, datetime
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,7 +73,7 @@ PIECES = (
 )
 
 
-def _by_the_standard_library(method: str, params: list[object]) -> bytes:
+def _by_the_standard_library(method: str, params: list[Any]) -> bytes:
     return xmlrpc.client.dumps(tuple(params), method).encode()
 
 

@@ -138,9 +138,14 @@ class CommandTests(SynchronousTestCase):
 
     def test_the_acceptance_run_before_its_first_item(self) -> None:
         order: list[str] = []
+
+        def main() -> int:
+            order.append("main")
+            return 0
+
         with (
             patch.object(huge_pages, "start_anew", lambda: order.append("anew")),
-            patch.object(acceptance, "main", lambda: order.append("main") or 0),
+            patch.object(acceptance, "main", main),
         ):
             self.assertEqual(acceptance.start(), 0)
         self.assertEqual(order, ["anew", "main"])

@@ -149,7 +149,7 @@ class DaemonProcessTests(TestCase):
 
     timeout = 30
 
-    def test_sighup_reads_the_definitions_of_a_running_daemon_anew(self) -> None:
+    def test_sighup_reads_the_definitions_of_a_running_daemon_anew(self) -> Deferred[Any]:
         """Good ones take effect, broken ones are refused, and it ends cleanly on SIGTERM."""
         directory = Path(self.mktemp()).absolute()
         directory.mkdir()

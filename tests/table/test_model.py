@@ -5,10 +5,9 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 from math import inf
-from typing import Any, cast
+from typing import Any
 
 from attrs import evolve
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from twisted.trial.unittest import SynchronousTestCase
@@ -474,4 +473,4 @@ class TableMachine(RuleBasedStateMachine):
 
 class NaiveComparisonTests(SynchronousTestCase):
     def test_any_history_gives_the_naive_table(self) -> None:
-        run_state_machine_as_test(TableMachine, settings=cast(settings, examples(100)))
+        run_state_machine_as_test(TableMachine, settings=examples(100))

@@ -165,7 +165,8 @@ class VectorTests(SynchronousTestCase):
 
 class ParseTests(SynchronousTestCase):
     def refusal(self, text: str) -> DescriptorError:
-        return self.assertRaises(DescriptorError, parse, text, local_host)
+        error: DescriptorError = self.assertRaises(DescriptorError, parse, text, local_host)
+        return error
 
     def test_a_refusal_says_what_where_and_what_was_expected(self) -> None:
         for text, column, what, expected in (

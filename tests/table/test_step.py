@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
@@ -60,7 +61,7 @@ class StepTests(SynchronousTestCase):
 
 class ClaimTests(SynchronousTestCase):
     def test_owners_are_told_of_claims_that_nobody_sees(self) -> None:
-        table, told = ServiceTable(), []
+        table, told = ServiceTable(), list[Any]()
         table.watch_claims(told.append)
         shown = evolve(ONE, owner="10.0.0.1")
         hidden = evolve(ONE, owner="10.0.0.2")

@@ -16,6 +16,8 @@ Where the client looks for its dispatcher is told by the library's own
 environment variables (CONN_HOST, CONN_PORT, CONN_PATH, ...).
 """
 
+from __future__ import annotations
+
 import argparse
 import ctypes
 import json
@@ -25,6 +27,7 @@ import shutil
 import subprocess
 import sys
 import time
+from typing import TYPE_CHECKING, Any
 
 TYPES = {
     "ANY": 0,
@@ -51,23 +54,25 @@ class Timeout(ctypes.Structure):
     _fields_ = [("sec", U), ("usec", U)]
 
 
-def say(**kw):
+def say(**kw: Any) -> None:
     print(json.dumps(kw), flush=True)
 
 
-def cxx_library():
+def cxx_library() -> str | None:
     """The private library of the ncbi-blast+ package, by way of blastn."""
     program = shutil.which("blastn")
     if not program:
         return None
     out = subprocess.run(["ldd", program], stdout=subprocess.PIPE).stdout
     found = re.search(rb"libxconnect\.so\S* => (\S+)", out)
-    return found and os.fsdecode(found.group(1))
+    return os.fsdecode(found[1]) if found is not None else None
 
 
 class Library:
-    def __init__(self, which):
+    def __init__(self, which: str) -> None:
         env = os.environ
+        path: str | None
+        ssl_path: str | None
         if which == "c":
             path = env.get("NCBI_C_LIB") or "libncbi.so.6"
             ssl_path = env.get("NCBI_C_SSL_LIB") or "libconnssl.so.6"
@@ -127,7 +132,7 @@ class Library:
             stderr = P.in_dll(self.libc, "stderr")
             self.CORE_SetLOGFILE_Ex(stderr, LOG_TRACE, LOG_FATAL, 0)
 
-    def text(self, ptr):
+    def text(self, ptr: int | None) -> str | None:
         """Take a malloc()ed C string and free it."""
         if not ptr:
             return None
@@ -135,11 +140,16 @@ class Library:
         self.libc.free(P(ptr))
         return out
 
-    def status(self, code):
-        return self.IO_StatusStr(code).decode()
+    if TYPE_CHECKING:  # the functions are set by name
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def status(self, code: int) -> str:
+        text: bytes = self.IO_StatusStr(code)
+        return text.decode()
 
 
-def type_mask(words):
+def type_mask(words: str | None) -> int:
     mask = 0
     for word in (words or "").split(","):
         if word:
@@ -147,7 +157,7 @@ def type_mask(words):
     return mask
 
 
-def lookup(lib, opt):
+def lookup(lib: Library, opt: argparse.Namespace) -> int:
     flags = type_mask(opt.types)
     if opt.ok_down:
         flags |= F_DOWN
@@ -192,7 +202,7 @@ def lookup(lib, opt):
     return 0 if count else 1
 
 
-def connect(lib, opt):
+def connect(lib: Library, opt: argparse.Namespace) -> int:
     name = opt.name.encode()
     payload = sys.stdin.buffer.read() if not opt.no_payload else b""
     for port in opt.fw_port:
@@ -266,7 +276,7 @@ def connect(lib, opt):
     return 0
 
 
-def info(lib):
+def info(lib: Library) -> int:
     """Read descriptors the way the library does, write them its way."""
     for line in sys.stdin:
         line = line.rstrip("\n")
@@ -275,8 +285,8 @@ def info(lib):
     return 0
 
 
-def main():
-    top = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main() -> int:
+    top = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     top.add_argument("--lib", default=os.environ.get("NCBI_CLIENT_LIB", "c"))
     sub = top.add_subparsers(dest="command", required=True)
     p = sub.add_parser("lookup")

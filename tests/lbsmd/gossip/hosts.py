@@ -105,7 +105,7 @@ class MemoryNetwork(MemoryReactorClock):
         if not self.cut(source.address[0], target[0]):
             self.callLater(_DELAY_SECONDS, deliver)
 
-    def run(self, seconds: float) -> None:
+    def run(self, seconds: float = 0.0) -> None:
         """Let the clock go on, in steps finer than the network's delay."""
         end = self.seconds() + seconds
         while self.seconds() < end:

@@ -216,7 +216,8 @@ class RumourTests(SynchronousTestCase):
             for name, standing in (("a", Standing.ALIVE), ("s", Standing.SUSPECT))
         )
         beliefs = [Belief(f"h{n}", ("127.0.0.1", 1), 1, Standing.ALIVE, "x") for n in range(99)]
-        for news in (service, load, suspect, *beliefs, alive):
+        everything: list[Belief | Entry] = [service, load, suspect, *beliefs, alive]
+        for news in everything:
             rumours.add(news)
             matter = news.host if isinstance(news, Belief) else (news.owner, news.key)
             self.assertTrue(rumours.heard(matter, news))

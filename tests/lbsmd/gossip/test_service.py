@@ -10,7 +10,6 @@ from typing import Any
 
 from attrs import evolve
 from twisted.internet.defer import maybeDeferred
-from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from gridnet.component import config_classes
@@ -31,6 +30,7 @@ from gridnet.lbsmd.service import make_lbsmd
 from gridnet.site import Site
 from gridnet.table.model import HostFacts
 from tests.lbsmd.gossip.hosts import HostDaemon, MemoryNetwork, start_host
+from tests.log_events import observe_log
 
 ONE, TWO, THREE = "127.0.0.1", "127.0.0.2", "127.0.0.3"
 TEXTS = {
@@ -46,8 +46,7 @@ class SiteCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.network = MemoryNetwork()
         self.events: list[Mapping[str, Any]] = []
-        globalLogPublisher.addObserver(self.events.append)
-        self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
+        observe_log(self, self.events.append)
         self.directory = Path(self.mktemp()).absolute()
         self.hosts: dict[str, HostDaemon] = {}
         for address, text in TEXTS.items():

@@ -105,11 +105,10 @@ class HostilePacketTests(SynchronousTestCase):
         self.member = Membership("me", ("127.0.0.1", 1), GossipTimes(), Random(1), 0.0, ours)
         self.opener = seal("b")
         sealer = seal("peer")
-        self.heard = [
-            sealer.seal(outgoing.messages, NOW)
-            for _ in range(20)
-            for outgoing in (peer.join([("127.0.0.1", 1)]), peer.take_outgoing())[1]
-        ]
+        self.heard = []
+        for _ in range(20):
+            peer.join([("127.0.0.1", 1)])
+            self.heard += [sealer.seal(each.messages, NOW) for each in peer.take_outgoing()]
         for packet in self.heard:
             self.hear(packet)
 
