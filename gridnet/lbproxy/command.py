@@ -324,8 +324,5 @@ def main(arguments: Sequence[str]) -> int:
     except LbError as error:
         print(f"gridnet lb: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
     except KeyboardInterrupt:
         return 0

@@ -168,6 +168,8 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     try:
         return _VERBS[options.verb](options)
+    except BrokenPipeError:
+        raise
     except (LbError, OSError) as error:
         print(f"gridnet lbproxy: {error}", file=sys.stderr)
         return 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -67,16 +66,12 @@ def run_tool(tool: str, work: Callable[[], None]) -> int:
     """Exit status of *work*: 0; 1: no answer; 2: the site file is wrong."""
     try:
         work()
-        sys.stdout.flush()
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
     except GridnetError as error:
         print(f"gridnet {tool}: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        # Whoever reads has seen enough; Python is not to complain of it once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return 0
     return 0

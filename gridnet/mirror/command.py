@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -93,12 +92,7 @@ def main(arguments: Sequence[str]) -> int:
     async def working(source: Source, mirror: MirrorService, reactor: Any) -> int:
         return await work(words, mirror, reactor, emit)
 
-    try:
-        return run("gridnet mirror", words, working)
-    except BrokenPipeError:
-        # Whoever read the output has enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return run("gridnet mirror", words, working)
 
 
 # -- words for people

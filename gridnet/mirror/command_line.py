@@ -191,6 +191,7 @@ def run(program: str, words: argparse.Namespace, work: Work, **more: Any) -> int
     :param more: further settings of the mirror.
     :returns: the exit status: what *work* gives, 1 if it could not be done, 2 if the options
         cannot be used, 0 after SIGINT or SIGTERM.
+    :raises BrokenPipeError: nobody reads what *work* prints.
     """
     # Imported here: importing it installs it.
     from twisted.internet import reactor
@@ -215,6 +216,7 @@ class _Run:
         self._giving_up: IDelayedCall | None = None
         self._ended = Ended()  # what a cancelled run ends with
         self._status = 0
+        self._unread: BrokenPipeError | None = None
 
     def run(self, work: Callable[[], Coroutine[Deferred[Any], Any, int]]) -> int:
         core = IReactorCore(self._reactor)
@@ -229,6 +231,8 @@ class _Run:
 
         core.callWhenRunning(begin)
         core.run()
+        if self._unread is not None:
+            raise self._unread
         return self._status
 
     def _interrupted(self, number: int, frame: object) -> None:
@@ -261,7 +265,9 @@ class _Run:
                 result = Failure(self._ended)
             text = result.getErrorMessage()
             self._status = 1
-            if isinstance(result.value, Ended):
+            if isinstance(result.value, BrokenPipeError):
+                self._unread, text = result.value, ""
+            elif isinstance(result.value, Ended):
                 self._status = result.value.status
             elif not result.check(GridnetError, OSError):
                 text = result.getTraceback()

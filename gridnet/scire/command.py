@@ -506,6 +506,8 @@ def main(arguments: Sequence[str]) -> int:
             return 2
         values = arguments_of(method, options.words)
         print(shown(_channel(options).call(method.name, values), options.json))
+    except BrokenPipeError:
+        raise
     except (GridnetError, OSError, ValueError, http.client.HTTPException) as error:
         text = f"fault {error}" if isinstance(error, ScireFault) else str(error)
         print(f"gridnet scire: {text}", file=sys.stderr)

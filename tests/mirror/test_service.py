@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -356,6 +357,23 @@ class CommandTests(SiteTestCase):
         self.assertEqual(changes[0]["count"], 2)
         self.assertEqual(changes[1]["element"]["port"], 4)
         self.assertEqual(changes[2]["key"], "echo STANDALONE 127.0.0.1:2")
+
+    def test_a_reader_that_has_seen_enough_ends_a_watch(self) -> Deferred[None]:
+        """As with ``gridnet mirror watch | head -1``."""
+
+        async def drive() -> None:
+            running = await self.run_site()
+            running.put(1, rate=10)
+            command = f"{sys.executable} -m gridnet.cli mirror watch --source {running.address}"
+            out, err, ended = await getProcessOutputAndValue(
+                "/bin/bash",
+                ("-o", "pipefail", "-c", f"{command} | head -n 1"),
+                {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
+            )
+            self.assertEqual((len(out.splitlines()), ended), (1, 0), err)
+            self.assertNotIn(b"pipe", err)
+
+        return Deferred.fromCoroutine(drive())
 
     def test_a_command_runs_at_each_event_of_a_kind(self) -> Deferred[None]:
         """Type, action and key are its arguments, the change its input."""
