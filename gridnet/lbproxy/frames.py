@@ -71,7 +71,7 @@ class Reply:
         if self.major == Major.PERMISSION:
             return errno.EPERM
         if self.major == Major.DATABASE:
-            return self.minor
+            return self.minor or STORE_PROTOCOL
         return STORE_PROTOCOL
 
 

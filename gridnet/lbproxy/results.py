@@ -13,6 +13,7 @@ from gridnet.errors import JobError
 from gridnet.lbproxy import xml
 from gridnet.lbproxy.calendar import MICROSECONDS
 from gridnet.lbproxy.event_types import EVENT_TYPES, Kind, level_name
+from gridnet.lbproxy.query import ROOTS
 from gridnet.lbproxy.record import JOB_TYPE_WORDS, STATES, STATUS_FIELDS, FieldKind
 from gridnet.lbproxy.xml import Element
 
@@ -108,10 +109,11 @@ class JobEvent:
         }
 
 
-def parse_result(status: int, body: bytes, *, partly: bool = False) -> Element:
+def parse_result(status: int, body: bytes, path: str = "", *, partly: bool = False) -> Element:
     """
     The root of a reply.
 
+    :param path: what was asked; the root is named after it.
     :param partly: the first results will do when there are more than the limit.
     :raises LbError: the reply tells one, or cannot be read.
     """
@@ -121,7 +123,9 @@ def parse_result(status: int, body: bytes, *, partly: bool = False) -> Element:
         root = xml.parse(body, max_elements=None)
     except xml.XmlError as error:
         raise LbError(BAD_ANSWER, str(error)) from None
-    code = root.attributes.get("code", "0")
+    if path and root.name != f"{ROOTS[path]}Result":
+        raise LbError(BAD_ANSWER, f"an answer of another kind: {root.name[:40]}")
+    code = root.attributes.get("code", "0")[:9]
     if code.isdecimal() and int(code):
         if partly and int(code) == errno.E2BIG and root.children:
             return root

@@ -49,6 +49,7 @@ from gridnet.lbproxy.query import (
 )
 from gridnet.lbproxy.record import STATES, state_number
 from gridnet.lbproxy.results import JobEvent, JobStatus, LbError
+from gridnet.lbproxy.xml import Element
 
 T = TypeVar("T")
 
@@ -56,6 +57,7 @@ NO_JOB_ID = 1415
 MISSING_FIELD = 1403
 UNKNOWN_EVENT = 1402
 DEFAULT_TIMEOUT = 120.0
+_LONGEST_SECONDS = 1e9  # more than sockets can be told
 
 
 @frozen(slots=True)
@@ -127,7 +129,7 @@ def settings_from(
             found = float(setting(name, environment) or DEFAULT_TIMEOUT)
         except ValueError:
             return DEFAULT_TIMEOUT
-        return found if isfinite(found) else DEFAULT_TIMEOUT
+        return min(found, _LONGEST_SECONDS) if isfinite(found) else DEFAULT_TIMEOUT
 
     return ClientSettings(
         path(Side.STORE, store, errno.E2BIG),
@@ -393,8 +395,8 @@ class Session:
     def query_sequence_code(self, job_id: str | JobId) -> Call[str]:
         """``QuerySequenceCodeProxy``"""
         body = request_xml.write_sequence_code_query(_job_id(job_id), self.source_number)
-        ((status, answer),) = yield [ServeExchange("/querySequenceCode", body)]
-        found = results.parse_result(status, answer).child("sequence_code")
+        root = yield from self._ask("/querySequenceCode", body)
+        found = root.child("sequence_code")
         if found is None:
             raise LbError(results.BAD_ANSWER, "an answer without a sequence code")
         return found.text
@@ -409,10 +411,7 @@ class Session:
         """``QueryJobsProxy`` and ``QueryJobsExtProxy``"""
         asked = JobsQuery(_groups(conditions), _flags(flags), Limit(limit, mode))
         body = self._body(request_xml.write_jobs_query, asked)
-        ((status, answer),) = yield [ServeExchange("/queryJobs", body)]
-        return results.parse_jobs(
-            results.parse_result(status, answer, partly=mode is ResultMode.LIMITED)
-        )
+        return results.parse_jobs((yield from self._ask("/queryJobs", body, mode)))
 
     def job_status(self, job_id: str | JobId, flags: Iterable[str] = ()) -> Call[JobStatus]:
         """``JobStatusProxy``"""
@@ -436,10 +435,7 @@ class Session:
         """``QueryEventsProxy`` and ``QueryEventsExtProxy``"""
         asked = EventsQuery(_groups(jobs), _groups(event_conditions), Limit(limit, mode))
         body = self._body(request_xml.write_events_query, asked)
-        ((status, answer),) = yield [ServeExchange("/queryEvents", body)]
-        return results.parse_events(
-            results.parse_result(status, answer, partly=mode is ResultMode.LIMITED)
-        )
+        return results.parse_events((yield from self._ask("/queryEvents", body, mode)))
 
     def job_log(self, job_id: str | JobId, level: str = "SYSTEM") -> Call[list[JobEvent]]:
         """``JobLogProxy``: events up to and with *level*."""
@@ -496,11 +492,15 @@ class Session:
             run_seconds,
         )
         body = self._body(request_xml.write_purge_request, request)
-        ((status, answer),) = yield [ServeExchange("/purgeRequest", body)]
-        root = results.parse_result(status, answer)
+        root = yield from self._ask("/purgeRequest", body)
         listed, written = root.child("jobs"), root.child("server_file")
         gone = [one.text for one in listed.children] if listed is not None else []
         return gone, written.text if written is not None else ""
+
+    @staticmethod
+    def _ask(path: str, body: bytes, mode: ResultMode = ResultMode.UNSET) -> Call[Element]:
+        ((status, answer),) = yield [ServeExchange(path, body)]
+        return results.parse_result(status, answer, path, partly=mode is ResultMode.LIMITED)
 
     def _body(self, write: Callable[[Any], bytes], asked: Any) -> bytes:
         try:

@@ -161,6 +161,7 @@ class FrameTests(SynchronousTestCase):
             (700, 17, 17),
             (800, 5, 1417),
             (900, 0, 1417),
+            (700, 0, 1417),
         ):
             self.assertEqual(Reply(major, minor, "").error_number, number)
 

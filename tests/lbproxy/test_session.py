@@ -14,7 +14,7 @@ from gridnet.lbproxy.client import Context, LbError, condition
 from gridnet.lbproxy.events import parse
 from gridnet.lbproxy.frames import OK, FrameReader, Reply
 from gridnet.lbproxy.http import ReplyReader
-from gridnet.lbproxy.query import Condition
+from gridnet.lbproxy.query import ROOTS, Condition
 from gridnet.lbproxy.session import ClientSettings, Session, settings_from, snake_case
 from gridnet.lbproxy.xml import MAX_ELEMENTS
 from tests.lbproxy.ledgers import job
@@ -62,6 +62,17 @@ class ReplyTests(SynchronousTestCase):
         octets = b"<edg_wll_QueryJobsResult>%s</edg_wll_QueryJobsResult>" % (one * MAX_ELEMENTS)
         found = results.parse_jobs(results.parse_result(200, octets))
         self.assertEqual(len(found), MAX_ELEMENTS)
+
+    def test_answers_of_another_kind(self) -> None:
+        """Nothing found is said by an answer to the question, not by any other."""
+        for path in ROOTS:
+            with self.assertRaisesRegex(LbError, "of another kind: html"):
+                results.parse_result(200, b"<html/>", path)
+            results.parse_result(200, f"<{ROOTS[path]}Result/>".encode("ascii"), path)
+        for octets in (b'<a code="-7"/>', b'<a code="%s"/>' % (b"9" * 5000)):
+            with self.assertRaises(LbError) as caught:
+                results.parse_result(404, octets)
+            self.assertGreater(caught.exception.number, 0)
 
     def test_ids(self) -> None:
         """Ids without states."""
@@ -312,6 +323,7 @@ class SessionTests(SynchronousTestCase):
         self.assertEqual(settings_from(new, "/mine").store, "/mine")
         for word in ("soon", "nan", "inf", "1e400"):
             self.assertEqual(settings_from({"GLITE_WMS_QUERY_TIMEOUT": word}).query_seconds, 120)
+        self.assertEqual(settings_from({"EDG_WL_QUERY_TIMEOUT": "1e300"}).query_seconds, 1e9)
         for number, paths in ((errno.E2BIG, ("x" * 200, "")), (errno.EINVAL, ("", "x" * 200))):
             with self.assertRaises(LbError) as caught:
                 settings_from({}, *paths)
