@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from twisted.trial.unittest import TestCase
+    from twisted.trial.unittest import SynchronousTestCase
 
-    Mixin = TestCase
+    Mixin = SynchronousTestCase
 else:
     # No test case by itself: its tests would run without what it is to be mixed with.
     Mixin = object

@@ -18,6 +18,7 @@ from threading import Thread
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.firewall.relay_process import PATIENCE_SECONDS, ROOT, RelayProcess, Sessions, hear
+from tests.mixin import Mixin
 from tests.ports import free_port
 
 SESSIONS = int(os.environ.get("GRIDNET_SESSIONS", "150"))
@@ -42,13 +43,13 @@ sys.stdin.read()
 """
 
 
-class BothPaths:
+class BothPaths(Mixin):
     """What holds whether the kernel moves the octets or Twisted does."""
 
     more = ""
 
-    def relay(self: SynchronousTestCase, more: str = "") -> RelayProcess:  # type: ignore[misc]
-        found = RelayProcess(f"{self.more}\n{more}")  # type: ignore[attr-defined]
+    def relay(self, more: str = "") -> RelayProcess:
+        found = RelayProcess(f"{self.more}\n{more}")
         self.addCleanup(found.close)
         # What is opened once and kept is not counted.
         warm = Sessions(found, 20)
@@ -56,8 +57,8 @@ class BothPaths:
         warm.close()
         return found
 
-    def test_many_sessions_cost_little_memory(self: SynchronousTestCase) -> None:  # type: ignore[misc]
-        relay = self.relay()  # type: ignore[attr-defined]
+    def test_many_sessions_cost_little_memory(self) -> None:
+        relay = self.relay()
         before, descriptors = relay.resident_octets, relay.until_descriptors(KEPT_DESCRIPTORS)
         sessions = Sessions(relay, SESSIONS)
         self.addCleanup(sessions.close)
@@ -72,8 +73,8 @@ class BothPaths:
             relay.until_descriptors(descriptors + KEPT_DESCRIPTORS), descriptors + KEPT_DESCRIPTORS
         )
 
-    def test_idle_sessions_hold(self: SynchronousTestCase) -> None:  # type: ignore[misc]
-        relay = self.relay()  # type: ignore[attr-defined]
+    def test_idle_sessions_hold(self) -> None:
+        relay = self.relay()
         before = relay.resident_octets
         sessions = Sessions(relay, IDLE_SESSIONS)
         self.addCleanup(sessions.close)
@@ -91,8 +92,8 @@ class BothPaths:
             file=sys.stderr,
         )
 
-    def test_a_killed_server_leaves_nothing(self: SynchronousTestCase) -> None:  # type: ignore[misc]
-        relay = self.relay()  # type: ignore[attr-defined]
+    def test_a_killed_server_leaves_nothing(self) -> None:
+        relay = self.relay()
         before = relay.until_descriptors(KEPT_DESCRIPTORS)
         port = free_port()
         server = subprocess.Popen(
@@ -117,8 +118,8 @@ class BothPaths:
         most = before + KEPT_DESCRIPTORS
         self.assertLessEqual(relay.until_descriptors(most), most)
 
-    def test_a_killed_client_leaves_nothing(self: SynchronousTestCase) -> None:  # type: ignore[misc]
-        relay = self.relay()  # type: ignore[attr-defined]
+    def test_a_killed_client_leaves_nothing(self) -> None:
+        relay = self.relay()
         before = relay.until_descriptors(KEPT_DESCRIPTORS)
         with socket.create_server(("127.0.0.1", 0), backlog=KILLED) as listening:
             name = relay.directory / "for-client"
@@ -150,9 +151,9 @@ class BothPaths:
         most = before + KEPT_DESCRIPTORS
         self.assertLessEqual(relay.until_descriptors(most), most)
 
-    def test_peers_that_take_nothing_any_more_are_given_up(self: SynchronousTestCase) -> None:  # type: ignore[misc]
+    def test_peers_that_take_nothing_any_more_are_given_up(self) -> None:
         """Stopped, so that their systems still answer for them; both buffers are full."""
-        relay = self.relay("stall_seconds = 1.0")  # type: ignore[attr-defined]
+        relay = self.relay("stall_seconds = 1.0")
         before = relay.until_descriptors(KEPT_DESCRIPTORS)
         port = free_port()
         server = subprocess.Popen(

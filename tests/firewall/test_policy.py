@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from tests.hypothesis_profile import examples
 class RuleTests(SynchronousTestCase):
     """Who may be let through to what."""
 
-    def verdict(self, *rules: Rule, offered: bool = False, **keys: object) -> str:
+    def verdict(self, *rules: Rule, offered: bool = False, **keys: Any) -> str:
         values = {
             "client": "192.0.2.1",
             "service": "Bounce",
@@ -27,7 +28,7 @@ class RuleTests(SynchronousTestCase):
             "port": 7777,
             **keys,
         }
-        return verdict(rules, offered=offered, **values)  # type: ignore[arg-type]
+        return verdict(rules, offered=offered, **values)
 
     def test_without_rules_only_what_the_table_offers_is_reached(self) -> None:
         self.assertEqual(self.verdict(offered=True), "")
@@ -78,9 +79,9 @@ class PortTests(SynchronousTestCase):
 
     SETS = PortSets((5860, 5861), (4444,), (22, 443), random.Random(1))
 
-    def choice(self, sets: PortSets = SETS, **keys: object) -> int | None:
+    def choice(self, sets: PortSets = SETS, **keys: Any) -> int | None:
         server = ServerInfo(ServerType.STANDALONE, "10.0.0.1", 7777)
-        return sets.choose(WayInRequest("bounce", server, "192.0.2.1", **keys))  # type: ignore[arg-type]
+        return sets.choose(WayInRequest("bounce", server, "192.0.2.1", **keys))
 
     def test_each_kind_of_client_gets_its_ports(self) -> None:
         self.assertEqual(self.choice(), 4444)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from gridnet.mirror.admission import RegistrationError, UnknownClient
 from gridnet.mirror.catalogue import GRID_ENGINE, Catalogue
@@ -226,8 +227,8 @@ class World:
         for name in names:
             self.master.replace(name, ElementList(), self.now)
 
-    def node(self, name: str, **options: object) -> Node:
-        node = Node(self, name, **options)  # type: ignore[arg-type]
+    def node(self, name: str, **options: Any) -> Node:
+        node = Node(self, name, **options)
         self.nodes.append(node)
         return node
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
@@ -57,10 +58,10 @@ def subscriptions(*events: int | Subscribed) -> tuple[Subscribed, ...]:
     return (*(Subscribed(e, 0) for e in OBLIGATORY), *rows)
 
 
-def wish(*events: int | Subscribed, name: str = "client", **values: object) -> Registration:
+def wish(*events: int | Subscribed, name: str = "client", **values: Any) -> Registration:
     return evolve(
         Registration(name=name, host="h", component=name, subscriptions=subscriptions(*events)),
-        **values,  # type: ignore[arg-type]
+        **values,
     )
 
 
@@ -78,10 +79,10 @@ class MasterTestCase(SynchronousTestCase):
             self.master.replace(name, ElementList(), NOW)
 
     def register(
-        self, *events: int | Subscribed, now: float = NOW, **values: object
+        self, *events: int | Subscribed, now: float = NOW, **values: Any
     ) -> tuple[Client, Port]:
         port = Port()
-        client = self.master.register(wish(*events, **values), port, now)  # type: ignore[arg-type]
+        client = self.master.register(wish(*events, **values), port, now)
         return client, port
 
     def change(self, name: str, now: float = NOW, **attributes: object) -> None:

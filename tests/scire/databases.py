@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from gridnet.scire.store.database import Database, Transaction
 from gridnet.scire.store.opening import open_database
+from tests.mixin import Mixin
 
 T = TypeVar("T")
 _PROGRAMS = ("postgres", "initdb", "pg_isready")
@@ -128,13 +129,26 @@ def postgres() -> PostgresServer:
     return server
 
 
-class SqliteMixin:
+class Backend(Mixin):
+    """What a case that is mixed with a backend asks it for."""
+
+    def database_names(self) -> tuple[str, ...]:
+        """What the site file would say."""
+        raise NotImplementedError
+
+    @staticmethod
+    def lasting_names() -> tuple[str, ...]:
+        """The same for a server that outlasts the case."""
+        raise NotImplementedError
+
+
+class SqliteMixin(Backend):
     """Runs a case's tests on SQLite."""
 
     def database_names(self) -> tuple[str, ...]:
         """What the site file would say."""
         place = Path(tempfile.mkdtemp(prefix="gridnet-scire-"))
-        self.addCleanup(shutil.rmtree, place, True)  # type: ignore[attr-defined]
+        self.addCleanup(shutil.rmtree, place, True)
         return (str(place / "scire.db"),)
 
     @staticmethod
@@ -143,7 +157,7 @@ class SqliteMixin:
         return ("scire/scire.db",)
 
 
-class PostgresMixin:
+class PostgresMixin(Backend):
     """Runs a case's tests on PostgreSQL."""
 
     def database_names(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from gridnet.scire.runs import Dispatch, Server
 from gridnet.scire.statusfile import StatusFile, format_status
 from gridnet.scire.store.database import Steps, Transaction, alone
 from gridnet.scire.store.opening import open_database
-from tests.scire.databases import TimeMachine
+from tests.scire.databases import Backend, TimeMachine
 
 LEASE = 60
 SCRIPT = b"exit 0\n"
@@ -46,7 +46,7 @@ def check_histories(tx: Transaction) -> list[str]:
     return wrong
 
 
-class FleetCase(SynchronousTestCase):
+class FleetCase(Backend, SynchronousTestCase):
     """
     Two servers (as far as rows go), some clients, root's jobs; mixed with a backend.
 
@@ -58,7 +58,7 @@ class FleetCase(SynchronousTestCase):
     def setUp(self) -> None:
         if type(self).__dict__.get("abstract"):
             return
-        names = self.database_names()  # type: ignore[attr-defined]
+        names = self.database_names()
         database = open_database(names, Path(), 1, "test")
         self.addCleanup(database.close)
         self.time = TimeMachine(database)

@@ -25,6 +25,7 @@ from gridnet.scire.config import ScireConfig
 from gridnet.scire.rights import changed
 from gridnet.scire.store.database import Transaction
 from gridnet.scire.store.opening import open_database
+from tests.mixin import Mixin
 from tests.ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -311,25 +312,25 @@ class ClientProcess:
             self.process.wait()
 
 
-class ProcessMixin:
+class ProcessMixin(Mixin):
     """Makes directories and processes for a case, and ends them."""
 
     def place(self) -> Path:
         """A directory of the case."""
         directory = Path(tempfile.mkdtemp(prefix="gridnet-scire-", dir="/tmp"))
-        self.addCleanup(shutil.rmtree, directory, True)  # type: ignore[attr-defined]
+        self.addCleanup(shutil.rmtree, directory, True)
         return directory
 
     def server(self, *arguments: Any, **keys: Any) -> ServerProcess:
         """A server that serves; see :class:`ServerProcess`."""
         server = ServerProcess(self.place() / "server", *arguments, **keys)
-        self.addCleanup(server.kill)  # type: ignore[attr-defined]
+        self.addCleanup(server.kill)
         return server.start()
 
     def client(self, server: ServerProcess, name: str, *others: Any, **keys: Any) -> ClientProcess:
         """A client, not started."""
         client = ClientProcess(server.client_file(name, *others, **keys))
-        self.addCleanup(client.kill)  # type: ignore[attr-defined]
+        self.addCleanup(client.kill)
         return client
 
 

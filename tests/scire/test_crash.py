@@ -25,6 +25,7 @@ from gridnet.scire.jobs import SLICE
 from gridnet.scire.store.database import Transaction
 from gridnet.scire.store.opening import open_database
 from tests.scire.databases import (
+    Backend,
     PostgresMixin,
     PostgresServer,
     SqliteMixin,
@@ -95,13 +96,13 @@ class SwarmCase(ProcessMixin, SynchronousTestCase):
             hand.join(30)
 
 
-class DyingServerCase(SwarmCase):
+class DyingServerCase(Backend, SwarmCase):
     """One server that is killed at chosen points; mixed with a backend."""
 
     abstract = True
 
     def test_all_runs_end_and_none_is_executed_twice(self) -> None:
-        names = self.database_names()  # type: ignore[attr-defined]
+        names = self.database_names()
         one = ServerProcess(self.place() / "server", names, **_FAST)
         self.addCleanup(one.kill)
         one.start()

@@ -422,7 +422,7 @@ class JobsCase(FleetCase):
         self.assertEqual((found["clients"], found["oldest_pending_seconds"]), ({"active": 2}, 5.0))
 
     def test_tables_of_a_newer_program_are_left_alone(self) -> None:
-        names = self.database_names()  # type: ignore[attr-defined]
+        names = self.database_names()
         database = open_database(names, self.mktemp_path(), 1, "test")
         self.addCleanup(database.close)
         database.run_now(lambda tx: tx.run("INSERT INTO schema_version (version) VALUES (99)"))

@@ -17,7 +17,7 @@ from gridnet.scire.jobfile import parse_job
 from gridnet.scire.machine import Reported
 from gridnet.scire.service import admin_methods, enrol_methods, work_methods
 from gridnet.scire.statusfile import Output, StatusFile, format_status
-from tests.scire.databases import PostgresMixin, SqliteMixin
+from tests.scire.databases import Backend, PostgresMixin, SqliteMixin
 from tests.scire.processes import (
     Machine,
     ProcessMixin,
@@ -45,7 +45,7 @@ def status(run: int, seq: int, state: str, attempt: int = 1, **facts: Any) -> by
     return format_status(StatusFile(run, attempt, seq, Reported(state), 1_800_000_000.0, **facts))
 
 
-class ServerCase(ProcessMixin, SynchronousTestCase):
+class ServerCase(Backend, ProcessMixin, SynchronousTestCase):
     """
     One server; mixed with a backend.
 
@@ -62,12 +62,12 @@ class ServerCase(ProcessMixin, SynchronousTestCase):
         self.one: ServerProcess
         if self.shared:
             self.one = shared_server(
-                self.lasting_names,  # type: ignore[attr-defined]
+                self.lasting_names,
                 **self.keys,
             )
         else:
             self.one = self.server(
-                self.database_names(),  # type: ignore[attr-defined]
+                self.database_names(),
                 **self.keys,
             )
         self.root = self.one.root()

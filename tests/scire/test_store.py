@@ -13,12 +13,12 @@ from gridnet.scire.faults import FaultCode, ScireFault
 from gridnet.scire.store.database import InSteps, Outcome, Session, Steps, Transaction
 from gridnet.scire.store.opening import open_database
 from gridnet.scire.store.postgresql import translated
-from tests.scire.databases import PostgresMixin, SqliteMixin
+from tests.scire.databases import Backend, PostgresMixin, SqliteMixin
 
 _INSERT = "INSERT INTO settings (name, value) VALUES (?, ?)"
 
 
-class StoreCase(SynchronousTestCase):
+class StoreCase(Backend, SynchronousTestCase):
     """One session; mixed with a backend."""
 
     abstract = True
@@ -26,7 +26,7 @@ class StoreCase(SynchronousTestCase):
     def setUp(self) -> None:
         if type(self).__dict__.get("abstract"):
             return
-        self.names = self.database_names()  # type: ignore[attr-defined]
+        self.names = self.database_names()
         # Each kind of database has sessions of its own kind, so the common class has none.
         self.database = cast(Any, open_database(self.names, Path(), 2, "test"))
         self.addCleanup(self.database.close)

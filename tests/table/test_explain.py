@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,28 +21,26 @@ from tests.hypothesis_profile import examples
 SERVERS = st.tuples(st.integers(1, 900), st.sampled_from([0, 0, 2, -10, -90]))
 
 
-def entry(text: str, **keys: object) -> Entry:
+def entry(text: str, **keys: Any) -> Entry:
     """A static server of ``x``."""
-    return Entry("x", parse(text), **{"static": True, **keys})  # type: ignore[arg-type]
+    return Entry("x", parse(text), **{"static": True, **keys})
 
 
 class ExplainTests(SynchronousTestCase):
     """What rules a server out, and what a look-up gives."""
 
-    def explain(
-        self, *entries: Entry, hosts: tuple[Host, ...] = (), **keys: object
-    ) -> list[Factors]:
+    def explain(self, *entries: Entry, hosts: tuple[Host, ...] = (), **keys: Any) -> list[Factors]:
         """The factors of *entries*."""
         table = ServiceTable()
         for each in entries:
             table.put(each)
         for host in hosts:
             table.put_host(host)
-        return list(explain(table, Question("X", **keys), 100.0))  # type: ignore[arg-type]
+        return list(explain(table, Question("X", **keys), 100.0))
 
-    def shares(self, *entries: Entry, **keys: object) -> list[float]:
+    def shares(self, *entries: Entry, **keys: Any) -> list[float]:
         """The share of each, in percent."""
-        return [round(100 * each.share, 1) for each in self.explain(*entries, **keys)]  # type: ignore[arg-type]
+        return [round(100 * each.share, 1) for each in self.explain(*entries, **keys)]
 
     def test_shares_of_the_measured_situations(self) -> None:
         """As docs/protocols/load-balancing.rst lists them."""
@@ -153,15 +152,18 @@ class ExplainTests(SynchronousTestCase):
         self, servers: list[tuple[int, int]], preference: float, near: bool
     ) -> None:
         """A few thousand draws agree."""
-        question = {"preferred_host": "10.0.0.1" if near else "", "preference": preference}
+        question: dict[str, Any] = {
+            "preferred_host": "10.0.0.1" if near else "",
+            "preference": preference,
+        }
         found = self.explain(
             *(
                 entry(f"STANDALONE 10.0.0.{n + 1}:1 R={rate} B={bonus}")
                 for n, (rate, bonus) in enumerate(servers)
             ),
-            **question,  # type: ignore[arg-type]
+            **question,
         )
-        asked = Question("x", **question)  # type: ignore[arg-type]
+        asked = Question("x", **question)
         candidates = [candidate(each, asked) for each in found]
         chance = random.Random(5)
         draws = Counter(

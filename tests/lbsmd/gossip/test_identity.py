@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 from attrs import evolve
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -43,8 +44,8 @@ class IdentityTests(SynchronousTestCase):
         self.core = self.host()
         self.hear(life())
 
-    def host(self, **further: object) -> Membership:
-        return Membership("me", HERE, GossipTimes(), Random(1), 0.0, OURS, 5, **further)  # type: ignore[arg-type]
+    def host(self, **further: Any) -> Membership:
+        return Membership("me", HERE, GossipTimes(), Random(1), 0.0, OURS, 5, **further)
 
     def hear(self, *messages: Message) -> None:
         self.core.receive(1.0, ("127.0.0.3", 1), "liar", messages)
