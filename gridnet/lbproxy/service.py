@@ -12,6 +12,7 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from twisted.application.service import IService, Service
+from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -67,6 +68,14 @@ def rules_of(config: LbproxyConfig) -> LedgerRules:
         max_subjobs=config.max_subjobs,
         cache_octets=config.cache_octets,
     )
+
+
+def shown_address(address: Any) -> str:
+    """Where a further listener is: ``host:port``, or a path."""
+    if isinstance(address, UNIXAddress):
+        return os.fsdecode(address.name or b"")
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"{host}:{address.port}"
 
 
 class LbproxyService(Service):
@@ -208,8 +217,7 @@ class LbproxyService(Service):
             "serve": self.paths[Side.SERVE],
         }
         for name, address in zip(self._listeners, bound, strict=True):
-            host = getattr(address, "host", "")
-            addresses[f"{name}_address"] = f"{host}:{getattr(address, 'port', '')}"
+            addresses[f"{name}_address"] = shown_address(address)
         self._site.announce("lbproxy", addresses)
         self._log.info(
             "events at {store}, queries at {serve}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import struct
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 from attrs import evolve
 from prometheus_client import generate_latest
 from twisted.internet import reactor
+from twisted.internet.address import IPv6Address
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock, deferLater
 from twisted.logger import LogEvent, formatEvent
@@ -23,6 +25,7 @@ from gridnet.errors import ConfigError
 from gridnet.lbproxy import connections, frames, http
 from gridnet.lbproxy.config import ForwardConfig
 from gridnet.lbproxy.connections import BoundedFactory, Peer
+from gridnet.lbproxy.service import shown_address
 from tests.lbproxy.ledgers import REGISTER, job
 from tests.lbproxy.running import RunningProxy, SocketTestCase, replies_in
 from tests.lbproxy.vectors import line
@@ -316,6 +319,25 @@ class StartTests(TestCase):
                 self.assertFalse(os.path.exists(proxy.serve))
                 proxy.forget()
         self.proxy.forget()
+
+    def test_says_where_further_listeners_are(self) -> Deferred[None]:
+        """Whatever their kind, so that a client can be pointed there."""
+
+        async def work() -> None:
+            path = str(self.proxy.directory / "further.sock")
+            for endpoint, wanted in (
+                (f"unix:{path}", re.escape(path)),
+                ("tcp:0:interface=127.0.0.1", r"127\.0\.0\.1:[0-9]+"),
+            ):
+                self.proxy.config = evolve(self.proxy.config, store_endpoint=endpoint)
+                await self.proxy.start()
+                found = self.proxy.site.addresses["lbproxy"]
+                await self.proxy.stop(forget=False)
+                self.assertRegex(found["store_address"], f"^{wanted}$")
+            self.proxy.forget()
+            self.assertEqual(shown_address(IPv6Address("TCP", "::1", 9001)), "[::1]:9001")
+
+        return Deferred.fromCoroutine(work())
 
     def test_names_a_group_that_it_may_not_give(self) -> None:
         """A group that the process is no member of is a fault of the configuration."""
