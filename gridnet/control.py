@@ -266,7 +266,7 @@ class _SocketPath:
 
 
 def control_listener(
-    reactor: Any, path: Path, mode: int, factory: IProtocolFactory
+    reactor: Any, path: Path, mode: int, factory: IProtocolFactory, key: str
 ) -> Listener | None:
     """
     A service that listens at the socket *path*; None: the system takes none as long as that.
@@ -275,10 +275,11 @@ def control_listener(
     one that is in use ends the start.
 
     :param mode: permissions of the socket.
+    :param key: of the configuration, which says *path*.
     """
     if len(os.fsencode(path)) > MAX_PATH_OCTETS:
         return None
-    return Listener(_SocketPath(reactor, path, mode), factory)
+    return Listener(_SocketPath(reactor, path, mode), factory, key)
 
 
 def find_control(component: str, config: Path | None, control: Path | None) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet import tcp
 from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import (
     IAddress,
     IListeningPort,
@@ -26,8 +27,10 @@ class Listener(Service):
     Listens at one endpoint while it runs.
 
     An address that cannot be bound ends the start of the process (as with
-    :func:`twisted.application.strports.service`) instead of just being logged.
+    :func:`twisted.application.strports.service`) instead of just being logged; it is told as a
+    fault of the configuration.
 
+    :param key: of the configuration, which says where to listen.
     :ivar listening: fires with the port's address once it is bound.
     """
 
@@ -35,14 +38,21 @@ class Listener(Service):
     listening: Deferred[IAddress]
     _port: Deferred[IListeningPort | None] | None = None
 
-    def __init__(self, endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> None:
+    def __init__(
+        self, endpoint: IStreamServerEndpoint, factory: IProtocolFactory, key: str = "listen"
+    ) -> None:
         self._endpoint = endpoint
         self._factory = factory
+        self._key = key
         self._is_starting = True
         self.listening = Deferred()
 
     def privilegedStartService(self) -> None:
-        """Bind (called by Twisted, possibly before privileges are shed)."""
+        """
+        Bind (called by Twisted, possibly before privileges are shed).
+
+        :raises gridnet.errors.ConfigError: the address cannot be bound.
+        """
         super().privilegedStartService()
         at_once: list[Failure] = []
 
@@ -62,8 +72,15 @@ class Listener(Service):
 
         self._port = self._endpoint.listen(self._factory).addCallbacks(bound, failed)
         if at_once:
-            at_once[0].raiseException()
+            self._refuse(at_once[0])
         self._is_starting = False
+
+    def _refuse(self, failure: Failure) -> None:
+        # Numbers of ports that are none are found by the system only, as overflows.
+        error = failure.value
+        if isinstance(error, (CannotListenError, OSError, OverflowError)):
+            raise ConfigError([Fault(self._key, f"cannot listen: {error}")]) from None
+        failure.raiseException()
 
     def startService(self) -> None:
         """Bind, unless that is done (called by Twisted)."""
@@ -105,7 +122,7 @@ def listener(
     except (LookupError, OSError, TypeError, ValueError) as error:
         fault = Fault(key, f"expected an endpoint, found {shown(endpoint)}: {error}")
         raise ConfigError([fault]) from None
-    return Listener(place, factory)
+    return Listener(place, factory, key)
 
 
 def serve_offers(context: Any, spoken: Iterable[bytes]) -> None:

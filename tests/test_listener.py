@@ -59,12 +59,24 @@ class ListenerTests(SynchronousTestCase):
         self.assertEqual([call[0] for call in self.reactor.tcpServers], [98])
 
     def test_an_address_that_cannot_be_bound_ends_the_start(self) -> None:
-        """With the error itself."""
+        """With a line that names the key."""
+        for error, text in (
+            (CannotListenError("::1", 99, OSError("in use")), "on ::1:99: in use"),
+            (OverflowError("bind(): port must be 0-65535."), "port must be 0-65535"),
+            (FileNotFoundError(2, "No such file or directory"), "No such file"),
+        ):
+            endpoint = _Endpoint()
+            endpoint.answer = fail(error)
+            service = Listener(endpoint, self.factory, "relay.listen")
+            found = self.assertRaises(ConfigError, service.privilegedStartService)
+            self.assertRegex(str(found), f"relay.listen: cannot listen: .*{text}")
+            self.assertNoResult(service.listening)
+
+    def test_a_fault_of_ours_is_none_of_the_configuration(self) -> None:
         endpoint = _Endpoint()
-        endpoint.answer = fail(CannotListenError("", 99, OSError("in use")))
+        endpoint.answer = fail(ZeroDivisionError())
         service = Listener(endpoint, self.factory)
-        self.assertRaises(CannotListenError, service.privilegedStartService)
-        self.assertNoResult(service.listening)
+        self.assertRaises(ZeroDivisionError, service.privilegedStartService)
 
     def test_one_that_cannot_be_bound_later_is_told_and_logged(self) -> None:
         """The service can still be stopped."""

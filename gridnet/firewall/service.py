@@ -128,7 +128,7 @@ class FirewallService(MultiService):
             return
         path = self._site.state_dir / self._config.control
         factory = ControlFactory(self.orders.answerers())
-        service = control_listener(self._site.reactor, path, 0o600, factory)
+        service = control_listener(self._site.reactor, path, 0o600, factory, "firewall.control")
         if service is None:
             self._log.warn("no control socket: {path} is too long for one", path=str(path))
         else:
@@ -160,9 +160,10 @@ class FirewallService(MultiService):
             reactor = ListeningReactor(reactor, bare_ports(pump, self._config))
         for port in self.ports.everything():
             try:
-                service = listener(self._config.listen.format(port=port), self.factory, reactor)
+                endpoint = self._config.listen.format(port=port)
             except (ValueError, KeyError, IndexError) as error:
                 raise ConfigError([Fault("firewall.listen", str(error))]) from None
+            service = listener(endpoint, self.factory, reactor, "firewall.listen")
             service.setServiceParent(self._listeners)
             bound.append(service.listening)
 

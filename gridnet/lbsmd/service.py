@@ -222,7 +222,8 @@ def _make_socket(
     site: Site, name: str, path: Path, mode: str, factory: IProtocolFactory
 ) -> Listener | None:
     """The UNIX stream socket *name*; None: the system takes no path as long as that."""
-    service = control_listener(site.reactor, path, int(mode, 8), factory)
+    key = f"lbsmd.{'control' if name == 'control' else f'{name}_socket'}"
+    service = control_listener(site.reactor, path, int(mode, 8), factory, key)
     if service is None:
         _log.warn("no {name} socket: {path} is too long for one", name=name, path=str(path))
         return None
