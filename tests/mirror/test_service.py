@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -365,11 +366,18 @@ class CommandTests(SiteTestCase):
             running = await self.run_site()
             running.put(1, rate=10)
             command = f"{sys.executable} -m gridnet.cli mirror watch --source {running.address}"
-            out, err, ended = await getProcessOutputAndValue(
+            ending = getProcessOutputAndValue(
                 "/bin/bash",
                 ("-o", "pipefail", "-c", f"{command} | head -n 1"),
                 {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
             )
+            # Whether anybody reads shows with the next change that is printed.
+            for rate in count(11):
+                if ending.called:
+                    break
+                running.put(1, rate=rate)
+                await deferLater(reactor, 0.1)
+            out, err, ended = await ending
             self.assertEqual((len(out.splitlines()), ended), (1, 0), err)
             self.assertNotIn(b"pipe", err)
 
