@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import AddressValueError, IPv4Address
 from typing import Any
 
 from attrs import Attribute, field, frozen
@@ -12,6 +13,15 @@ from gridnet.config import at_least, more_than, parse_port_range
 def _ports(_: object, attribute: Attribute[Any], value: str) -> None:
     if value:
         parse_port_range(value)
+
+
+def _address(_: object, attribute: Attribute[Any], value: str) -> None:
+    if not value:
+        return
+    try:
+        IPv4Address(value)
+    except AddressValueError:
+        raise ValueError(f"expected an IPv4 address, found {value!r}") from None
 
 
 @frozen
@@ -25,8 +35,10 @@ class LauncherConfig:
     indexed_arguments: bool = True
 
     # Programs that wait for one connection.
-    interface: str = "0.0.0.0"  #: IPv4 address that their ports are bound to
-    advertise: str = ""  #: IPv4 address that clients are told; empty: ``site.address``
+    #: IPv4 address that their ports are bound to
+    interface: str = field(default="0.0.0.0", validator=_address)
+    #: IPv4 address that clients are told; empty: ``site.address``
+    advertise: str = field(default="", validator=_address)
     ports: str = field(default="", validator=_ports)  #: ``A-B``; empty: any that is free
     max_waiting: int = field(default=32, validator=at_least(1))  #: ports at once
     connect_seconds: float = field(default=60.0, validator=more_than(0))  #: until a client comes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +14,7 @@ from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from gridnet.errors import ConfigError, Fault, shown
 from gridnet.interfaces import IPenaltyBox, IProgramLauncher
 from gridnet.launcher.config import LauncherConfig
 from gridnet.launcher.office import ProgramLauncher
@@ -21,9 +24,32 @@ _GAUGES = frozenset(["running", "ports_waiting"])
 
 
 def make_launcher(config: LauncherConfig, site: Site) -> IService:
-    """The launcher of *site*."""
+    """
+    The launcher of *site*.
+
+    :raises ConfigError: no program could be started that way on this host.
+    """
+    _check(config)
     service: Service = LauncherService(config, site)
     return IService(service)
+
+
+def _check(config: LauncherConfig) -> None:
+    """See that the host has what programs are to start with: it shows now, not at their clients."""
+    faults = []
+    if not os.path.isdir(config.directory):
+        faults.append(Fault("launcher.directory", f"no directory {shown(config.directory)}"))
+    if config.user:
+        try:
+            number = pwd.getpwnam(config.user).pw_uid
+        except KeyError:
+            faults.append(Fault("launcher.user", f"no user {shown(config.user)}"))
+        else:
+            if os.geteuid() not in (0, number):
+                text = f"{shown(config.user)} is another user; only root may run programs as such"
+                faults.append(Fault("launcher.user", text))
+    if faults:
+        raise ConfigError(faults)
 
 
 class LauncherService(Service):
