@@ -19,7 +19,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gridnet import garbage
-from gridnet.errors import ConfigError, Fault
 from gridnet.interfaces import IJobEvents, IObjectSource
 from gridnet.lbproxy.book import JobBook
 from gridnet.lbproxy.config import LbproxyConfig
@@ -188,12 +187,8 @@ class LbproxyService(Service):
 
     def _listen(self) -> None:
         config = self._config
-        for name, one in self._listeners.items():
-            try:
-                one.startService()
-            except Exception as error:  # whatever it is, the process ends with this
-                fault = Fault(f"lbproxy.{name}_endpoint", f"cannot be listened at: {error}")
-                raise ConfigError([fault]) from None
+        for one in self._listeners.values():
+            one.startService()
         places: tuple[tuple[Side, BoundedFactory, Watch | Loop], ...] = (
             (Side.STORE, self._store_factory, self.book.writer.loop),
             (Side.SERVE, self._serve_factory, self._watch),

@@ -308,8 +308,8 @@ class StartTests(TestCase):
             port = taken.getsockname()[1]
             wrong: tuple[tuple[str, Any, str], ...] = (
                 ("store_endpoint", "garbage", "expected an endpoint, found 'garbage'"),
-                ("store_endpoint", f"tcp:{port}:interface=127.0.0.1", "cannot be listened at"),
-                ("serve_endpoint", "tcp:99999", "cannot be listened at"),
+                ("store_endpoint", f"tcp:{port}:interface=127.0.0.1", "cannot listen"),
+                ("serve_endpoint", "tcp:99999", "cannot listen"),
             )
             for key, endpoint, what in wrong:
                 proxy = RunningProxy(evolve(CONFIG, **{key: endpoint}))
