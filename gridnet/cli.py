@@ -38,14 +38,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = _run(words)
         sys.stdout.flush()
-    except BrokenPipeError as error:
-        if not _is_output_unread():
+    except OSError as error:
+        status = 1
+        if isinstance(error, BrokenPipeError) and _is_output_unread():
+            status = 0
+        else:
             print(f"gridnet {' '.join(words[:1])}: {error}", file=sys.stderr)
-            return 1
-        # Python is not to complain of it once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        _end_output()
     return status
+
+
+def _end_output() -> None:
+    """Write what can be written; Python is not to complain of the rest at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_output_unread() -> bool:

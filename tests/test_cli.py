@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import BinaryIO
 from unittest.mock import patch
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -69,16 +70,28 @@ class CliTests(SynchronousTestCase):
             status = cli.main(["cut"])
         self.assertEqual((status, err.getvalue()), (1, "gridnet cut: [Errno 32] Broken pipe\n"))
 
+    def help_into(self, output: BinaryIO) -> tuple[int, bytes]:
+        """Status and complaints of a process that writes its help to *output*."""
+        done = subprocess.run(
+            [sys.executable, "-m", "gridnet.cli", "--help"],
+            stdout=output,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=False,
+        )
+        return done.returncode, done.stderr
+
     def test_a_reader_that_has_seen_enough_is_no_error(self) -> None:
         """What it has not read may be all: the output is not written before the end."""
         reader, writer = os.pipe()
         os.close(reader)
         with open(writer, "wb") as closed:
-            done = subprocess.run(
-                [sys.executable, "-m", "gridnet.cli", "--help"],
-                stdout=closed,
-                stderr=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                check=False,
-            )
-        self.assertEqual((done.returncode, done.stderr), (0, b""))
+            self.assertEqual(self.help_into(closed), (0, b""))
+
+    def test_an_output_that_takes_nothing_is_a_fault(self) -> None:
+        """Told in a line, as other faults of the system are."""
+        with open("/dev/full", "wb") as full:
+            status, complaint = self.help_into(full)
+        self.assertEqual(status, 1)
+        self.assertEqual(complaint.count(b"\n"), 1, complaint)
+        self.assertIn(b"gridnet --help: [Errno 28]", complaint)
